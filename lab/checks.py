@@ -1,0 +1,122 @@
+"""`lab.check`: does the hooked model compute what the plain model computes, and do the hooks do what they say?"""
+
+import numpy as np
+import pandas as pd
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from lab.interventions import patch
+from lab.models import SITES, facts, plain_twin
+from lab.states import collect_states
+from lab.texts import tokenize
+
+# Three lengths, so that padding matters; the first two have the same number of tokens in no tokenizer by chance alone.
+_TEXTS = ("The city of Paris is in France.", "A coin is heads up. Maya flips the coin.", "Water boils")
+
+
+def check(model: TransformerBridge) -> pd.DataFrame:
+    """Health table of a loaded model: columns check, value, limit, ok; `ok` is `value <= limit` (a site that does not
+    exist has no value and says so).
+
+    Differences are relative: the largest absolute difference over the largest absolute value of the reference. The
+    reference is the same weights in plain Hugging Face with eager attention. Takes a few seconds, and memory for a
+    second copy of the model while it runs. Doing nothing must do nothing, and a patch must do the right thing: all
+    positions of one depth taken from another prompt must give that prompt's logits.
+    """
+    rows: list[tuple[str, float, float]] = []
+    limit = {torch.float32: 1e-5, torch.float64: 1e-12}.get(model.cfg.dtype, 2e-2)
+    n_layers, parallel = model.cfg.n_layers, "resid_mid" not in facts(model)["sites"]
+    tokens = tokenize(model, _TEXTS)
+    device = model.cfg.device
+    batch = {"attention_mask": tokens.mask.long().to(device), "use_cache": False}
+    ids, length = tokens.ids.to(device), tokens.lengths
+    with torch.inference_mode():
+        reference = plain_twin(model)(ids, output_hidden_states=True, **batch)
+        logits, cache = model.run_with_cache(ids, names_filter=_reads(model), **batch)
+        real = tokens.mask.to(device)
+        rows.append(("logits = plain Hugging Face", _difference(logits[real], reference.logits[real]), limit))
+        worst = 0.0
+        for depth in range(n_layers):
+            ours = cache[SITES["resid_pre"].format(layer=depth)]
+            worst = max(worst, _difference(ours[real], reference.hidden_states[depth][real]))
+        last = cache[SITES["resid_post"].format(layer=n_layers - 1)]  # Hugging Face's last one is after the final norm
+        worst = max(worst, _difference(model.ln_final(last)[real], reference.hidden_states[n_layers][real]))
+        rows.append((f"states at depths 0 to {n_layers} = plain Hugging Face", worst, limit))
+        del reference
+
+        for side in ("right", "left"):
+            rows.append((f"batch = one at a time, padding {side}", _padding_difference(model, side), 10 * limit))
+        gap, mid = 0.0, 0.0
+        for layer in range(n_layers):
+            pre, attn, mlp, post = (
+                cache[SITES[site].format(layer=layer)] for site in ("resid_pre", "attn_out", "mlp_out", "resid_post")
+            )
+            gap = max(gap, _difference((pre + attn + mlp)[real], post[real]))
+            if not parallel:
+                mid = max(mid, _difference((pre + attn)[real], cache[SITES["resid_mid"].format(layer=layer)][real]))
+        rows.append(("resid_pre + attn_out + mlp_out = resid_post", gap, limit))
+        if parallel:
+            rows.append(("resid_mid: no such site (attention and MLP run in parallel)", np.nan, np.nan))
+        else:
+            rows.append(("resid_pre + attn_out = resid_mid", mid, limit))
+
+        middle, first, other = n_layers // 2, ids[:1, : length[0]], ids[1:2, : length[0]]
+        if other.shape[1] < first.shape[1] or not tokens.mask[1, : length[0]].all():
+            first, other = ids[:1, : length[1]], ids[1:2, : length[1]]
+        clean, wanted = model(first), model(other)
+        name = SITES["resid_pre"].format(layer=middle)
+        _, own = model.run_with_cache(first, names_filter=[name])
+        _, theirs = model.run_with_cache(other, names_filter=[name])
+        with patch(model, "resid_pre", layer=middle, value=own[name]):
+            rows.append(
+                (f"a state patched with itself (depth {middle}) changes no bit", _difference(model(first), clean), 0.0)
+            )
+        with patch(model, "resid_pre", layer=middle, value=theirs[name]):
+            patched = model(first)
+        rows.append((f"depth {middle} taken from another prompt gives its logits", _difference(patched, wanted), limit))
+        # The partner of "changes nothing": the two prompts must differ, or the line above would say little.
+        changed = _difference(patched, clean)
+        rows.append(
+            ("... and those differ from the clean ones (1 / difference)", 1 / changed if changed else np.inf, 1e3)
+        )
+    rows.append(("hooks left behind", float(hooks_left(model)), 0.0))
+    table = pd.DataFrame(rows, columns=["check", "value", "limit"])
+    table["ok"] = (table.value <= table.limit) | table.limit.isna()
+    return table
+
+
+def hooks_left(model: TransformerBridge) -> int:
+    """Number of forward and backward hooks that are set on a model at this moment."""
+    return sum(len(point.fwd_hooks) + len(point.bwd_hooks) for point in model.hook_dict.values())
+
+
+def _reads(model: TransformerBridge) -> list[str]:
+    sites = [s for s in facts(model)["sites"] if s != "mlp_in"]
+    return [SITES[site].format(layer=layer) for site in sites for layer in range(model.cfg.n_layers)]
+
+
+def _padding_difference(model: TransformerBridge, side: str) -> float:
+    """Largest difference over all depths between the last token's state in a padded batch and in a text alone."""
+    tokens = tokenize(model, _TEXTS, padding_side=side)
+    names = [SITES["resid_post"].format(layer=layer) for layer in range(model.cfg.n_layers)]
+    mask = tokens.mask.long().to(model.cfg.device)
+    # Positions are counted from the first real token, whichever side is padded (Hugging Face leaves it to the caller).
+    position_ids = (mask.cumsum(1) - 1).clamp_min(0)
+    _, cache = model.run_with_cache(
+        tokens.ids.to(model.cfg.device),
+        names_filter=names,
+        attention_mask=mask,
+        position_ids=position_ids,
+        use_cache=False,
+    )
+    worst = 0.0
+    for i, text in enumerate(_TEXTS):
+        alone = collect_states(model, [text], progress=False)["resid"].values[0, 1:]
+        last = int(torch.nonzero(tokens.mask[i])[-1])
+        batched = np.stack([cache[name][i, last].float().cpu().numpy() for name in names])
+        worst = max(worst, float(np.abs(batched - alone).max() / np.abs(alone).max()))
+    return worst
+
+
+def _difference(ours: torch.Tensor, reference: torch.Tensor) -> float:
+    return float((ours - reference).abs().max() / reference.abs().max())

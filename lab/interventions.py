@@ -1,0 +1,154 @@
+"""Change what a model computes: patch, skip, ablate, quantise. Always context managers; nothing outlives the block.
+
+    with patch(model, "resid_pre", layer=4, value=state, position=7):
+        logits = model(ids)
+
+Reading a site and writing it are two claims. In TransformerLens 4.3 a write to `hook_resid_mid` reaches the MLP branch
+only, not the stream, so `resid_mid` is set here by writing `attn_out = wanted - resid_pre` instead.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from transformer_lens.model_bridge import TransformerBridge
+
+from lab.models import SITES, require_site
+
+WRITABLE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+
+
+@contextmanager
+def patch(
+    model: TransformerBridge,
+    site: str,
+    *,
+    layer: int,
+    value: Float[torch.Tensor, "..."],
+    position: int | None = None,
+) -> Iterator[None]:
+    """Replace a site's state by `value` in every forward pass inside the block.
+
+    Args:
+        site: one of `WRITABLE`. Depth d of the residual stream is `resid_pre` of layer d.
+        layer: a block, 0..L-1.
+        value: `[d_model]`, or with a position `[example d_model]`, without one `[example position d_model]`.
+        position: a token position; None replaces all of them.
+
+    Raises:
+        ValueError: a site that cannot be written or that this model does not have, a layer or a width out of range.
+    """
+    _check(model, site, layer)
+    if value.shape[-1] != model.cfg.d_model:
+        raise ValueError(f"value ends in {value.shape[-1]} numbers, and this model's d_model is {model.cfg.d_model}")
+    if value.ndim not in ((1, 3) if position is None else (1, 2)):
+        wanted_shape = "[example position d_model]" if position is None else "[example d_model]"
+        raise ValueError(
+            f"value has shape {tuple(value.shape)}; with position={position} give [d_model] or {wanted_shape}"
+        )
+    stream: dict[str, torch.Tensor] = {}
+
+    def remember(state: torch.Tensor, hook: Any) -> None:
+        stream["pre"] = state
+
+    def write(state: torch.Tensor, hook: Any) -> torch.Tensor:
+        new = state.clone()
+        wanted = value.to(state)
+        if position is None:
+            new[:] = wanted - stream["pre"] if site == "resid_mid" else wanted
+        elif site == "resid_mid":
+            new[:, position] = wanted - stream["pre"][:, position]
+        else:
+            new[:, position] = wanted
+        return new
+
+    hooks: list[tuple[str, Any]] = [(SITES["attn_out" if site == "resid_mid" else site].format(layer=layer), write)]
+    if site == "resid_mid":
+        hooks.insert(0, (SITES["resid_pre"].format(layer=layer), remember))
+    with model.hooks(fwd_hooks=hooks):
+        yield
+
+
+@contextmanager
+def skip(model: TransformerBridge, layer: int) -> Iterator[None]:
+    """Leave a block out: its output is its input (`resid_post = resid_pre`), exactly."""
+    _check(model, "resid_post", layer)
+    stream: dict[str, torch.Tensor] = {}
+
+    def remember(state: torch.Tensor, hook: Any) -> None:
+        stream["pre"] = state
+
+    def replace(state: torch.Tensor, hook: Any) -> torch.Tensor:
+        return stream["pre"]
+
+    names = [SITES["resid_pre"].format(layer=layer), SITES["resid_post"].format(layer=layer)]
+    with model.hooks(fwd_hooks=[(names[0], remember), (names[1], replace)]):
+        yield
+
+
+@contextmanager
+def ablate(
+    model: TransformerBridge, site: str, *, layer: int, mean: Float[torch.Tensor, " d_model"] | None = None
+) -> Iterator[None]:
+    """Replace what attention or the MLP adds (`attn_out`, `mlp_out`) by zero, or by a mean taken on other texts."""
+    if site not in ("attn_out", "mlp_out"):
+        raise ValueError(
+            f"ablate takes attn_out or mlp_out, the two that add to the stream; got {site!r}. See skip, patch"
+        )
+    value = torch.zeros(model.cfg.d_model) if mean is None else mean
+    with patch(model, site, layer=layer, value=value):
+        yield
+
+
+@contextmanager
+def quantized(model: TransformerBridge, bits: int, *, group_size: int = 64) -> Iterator[None]:
+    """Weights of every block's matrices rounded to `bits` bits inside the block of code, and back to the bit after it.
+
+    Round to nearest on an asymmetric grid of 2^bits levels between the least and the greatest weight of each group of
+    `group_size` neighbouring inputs (embeddings, norms and biases stay). The offline SmolLM2 comes from a file in just
+    this format with 4 bits and groups of 32 (Q4_1): with those settings nothing changes; take others.
+
+    Raises:
+        ValueError: bits outside 2..8, a group size that does not divide a matrix's input width.
+    """
+    if bits not in range(2, 9):
+        raise ValueError(f"bits={bits}: give 2 to 8")
+    matrices = [m for m in model.original_model.modules() if _is_matrix(m)]
+    blocks = {id(m) for m in model.blocks.modules()}
+    weights = [(m.weight, isinstance(m, torch.nn.Linear)) for m in matrices if id(m) in blocks]
+    for weight, linear in weights:
+        width = weight.shape[1 if linear else 0]
+        if width % group_size:
+            raise ValueError(f"group_size={group_size} does not divide a matrix's input width {width}; try 16 or 32")
+    before = [weight.detach().clone() for weight, _ in weights]
+    try:
+        with torch.no_grad():
+            for weight, linear in weights:  # GPT-2's Conv1D holds its matrix the other way round: [input output]
+                rounded = _round_to_grid(weight if linear else weight.T, bits, group_size)
+                weight.copy_(rounded if linear else rounded.T)
+        yield
+    finally:
+        with torch.no_grad():
+            for (weight, _), old in zip(weights, before, strict=True):
+                weight.copy_(old)
+
+
+def _round_to_grid(weight: Float[torch.Tensor, "output input"], bits: int, group_size: int) -> torch.Tensor:
+    groups = weight.reshape(weight.shape[0], -1, group_size)
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    step = ((high - low) / (2**bits - 1)).clamp_min(torch.finfo(weight.dtype).tiny)
+    return (((groups - low) / step).round() * step + low).reshape(weight.shape)
+
+
+def _is_matrix(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _check(model: TransformerBridge, site: str, layer: int) -> None:
+    if site not in WRITABLE:
+        raise ValueError(f"site {site!r} cannot be written; sites that can are {', '.join(WRITABLE)}")
+    require_site(model, site)
+    if not 0 <= layer < model.cfg.n_layers:
+        raise ValueError(f"layer {layer} is out of range: this model has layers 0 to {model.cfg.n_layers - 1}")

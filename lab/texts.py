@@ -1,0 +1,90 @@
+"""Texts to tokens, and positions by meaning: the last token of the text, the last token of a phrase in it.
+
+Token ids are `[example position]`. The start token is the model's own rule (`model.cfg.default_prepend_bos`, which
+`lab.load` takes from the model's tokenizer), and it is written here, once: the model only ever gets ids.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from transformer_lens.model_bridge import TransformerBridge
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A batch of texts as token ids. `offsets` are the characters `[start, end)` that each token covers."""
+
+    texts: tuple[str, ...]
+    ids: Int[torch.Tensor, "example position"]
+    mask: Bool[torch.Tensor, "example position"]  # False on padding
+    offsets: Int[np.ndarray, "example position 2"]  # (0, 0) on padding and on the start token
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " example"]:
+        return self.mask.sum(1).numpy()
+
+
+def tokenize(model: TransformerBridge, texts: Sequence[str], *, padding_side: str = "right") -> Tokens:
+    """Texts as ids, padded to the longest.
+
+    Raises:
+        ValueError: no texts, an empty text, or a text longer than the model's context (each named by its index).
+    """
+    if isinstance(texts, str):
+        raise ValueError("tokenize takes a list of texts; got one string. Write [text]")
+    texts = tuple(str(text) for text in texts)
+    if not texts:
+        raise ValueError("no texts: the list is empty")
+    for index, text in enumerate(texts):
+        if not text.strip():
+            raise ValueError(f"text {index} is empty; each text needs at least one word")
+    encoded = model.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+    start = [model.tokenizer.bos_token_id] if model.cfg.default_prepend_bos else []
+    rows = [start + ids for ids in encoded["input_ids"]]
+    spans = [[(0, 0)] * len(start) + list(map(tuple, offsets)) for offsets in encoded["offset_mapping"]]
+    width = max(map(len, rows))
+    if width > model.cfg.n_ctx:
+        index = next(i for i, row in enumerate(rows) if len(row) > model.cfg.n_ctx)
+        raise ValueError(
+            f"text {index} has {len(rows[index])} tokens, and this model's context holds {model.cfg.n_ctx}; shorten it "
+            f"(it begins {texts[index][:40]!r})"
+        )
+    ids = torch.full((len(rows), width), model.tokenizer.pad_token_id, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    offsets = np.zeros((len(rows), width, 2), dtype=np.int64)
+    for i, (row, span) in enumerate(zip(rows, spans, strict=True)):
+        place = slice(0, len(row)) if padding_side == "right" else slice(width - len(row), width)
+        ids[i, place], mask[i, place], offsets[i, place] = torch.tensor(row), True, span
+    return Tokens(texts, ids, mask, offsets)
+
+
+def last_positions(tokens: Tokens) -> Int[np.ndarray, " example"]:
+    """Position of the last token of each text, whichever side is padded."""
+    width = tokens.mask.shape[1]
+    return width - 1 - tokens.mask.flip(1).int().argmax(1).numpy()
+
+
+def phrase_positions(tokens: Tokens, phrases: Sequence[str]) -> Int[np.ndarray, " example"]:
+    """Position of the last token of a phrase, in its last occurrence in each text (a subject, a bridge entity).
+
+    Raises:
+        ValueError: a phrase that is not in its text, or whose end lies inside a token.
+    """
+    if len(phrases) != len(tokens.texts):
+        raise ValueError(f"{len(phrases)} phrases for {len(tokens.texts)} texts; give one for each")
+    positions = []
+    for i, (text, phrase) in enumerate(zip(tokens.texts, phrases, strict=True)):
+        start = text.rfind(phrase) if phrase else -1
+        if start < 0:
+            raise ValueError(f"{phrase!r} does not stand in text {i}: {text!r}")
+        end = start + len(phrase)
+        ends = np.flatnonzero(tokens.offsets[i, :, 1] == end)
+        if not len(ends):
+            covering = (tokens.offsets[i, :, 0] < end) & (tokens.offsets[i, :, 1] > end)
+            token = text[slice(*tokens.offsets[i, np.flatnonzero(covering)[0]])] if covering.any() else "?"
+            raise ValueError(f"the end of {phrase!r} lies inside the token {token!r} of text {i}: no token ends there")
+        positions.append(int(ends[-1]))
+    return np.array(positions)
