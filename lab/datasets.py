@@ -1,0 +1,628 @@
+"""Concept data: labelled statements from `data/`, from the authors of published sets, or from a user's own CSV.
+
+    lab.datasets.names()                          # what there is
+    lab.datasets.load("cities")                   # ships with the kit
+    lab.datasets.load("published/cities")         # downloaded once from its authors
+    lab.datasets.load("published/cities", source="~/Downloads/CD/dataset")   # or read from a folder
+    lab.datasets.read("mine.csv", text="sentence", label="is_true", group="topic")
+
+Every function returns a DataFrame of one statement a row, with the columns of `COLUMNS` first:
+
+- `example` (str): unique, e.g. "cities-0001".
+- `text` (str): the bare statement or question, without instruction.
+- `label` (int): 1 = true, positive, yes; 0 = the other class.
+- `group` (str): statements that share a subject; a split never separates them.
+- `template` (str): which wording.
+- `difficulty` (int): 1, 2, ...; the card says what it means.
+
+`frame.attrs["card"]` is a dict: the card's front matter (name, domain, title, n, positive, groups, classes,
+instruction, instruction_place, licence, source, sha256) and its prose under "text".
+"""
+
+import errno
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import platformdirs
+import pooch
+import requests
+
+COLUMNS = ("example", "text", "label", "group", "template", "difficulty")
+
+
+def names() -> list[str]:
+    """Names that `load` knows: the sets in the data folder, then the published ones."""
+    return sorted(path.stem for path in _data_folder().glob("*.csv")) + sorted(PUBLISHED)
+
+
+def load(name: str, *, source: str | Path | None = None) -> pd.DataFrame:
+    """Statements of one concept, with their labels, groups and card.
+
+    Args:
+        name: one of `names()`. "published/..." is downloaded from its authors on first use and kept in the user's cache
+            (the environment variable LAB_CACHE moves it); nothing of it ships with the kit.
+        source: for published sets only, instead of a download: a folder that holds the authors' file under its own
+            name. Its checksum is verified in the same way.
+
+    Returns:
+        DataFrame with the columns in `COLUMNS`, then columns of its own; `.attrs["card"]` is its card.
+
+    Raises:
+        ValueError: unknown name; a file whose checksum, columns, classes or counts are not those of its card.
+        ConnectionError: a download that could not be had. OSError: no room for it.
+    """
+    if name in PUBLISHED:
+        return load_published(PUBLISHED[name], source=source)
+    if name not in names():
+        raise ValueError(
+            f"no data set {name!r}. There are: {', '.join(names())}. For a CSV of your own: lab.datasets.read(path)"
+        )
+    if source is not None:
+        raise ValueError(f"source= is for published sets; {name!r} ships with the kit: call load({name!r}) without it")
+    path = _data_folder() / f"{name}.csv"
+    card = _read_card(path.with_suffix(".md"))
+    found = _sha256(path)
+    if found != card["sha256"]:
+        raise ValueError(
+            f"{path.name} has SHA-256 {found}, its card says {card['sha256']}: the file was changed. "
+            f"Restore it, or build it again (data/build), or read your own version with lab.datasets.read(path)"
+        )
+    frame = pd.read_csv(path, dtype={"example": str, "text": str, "group": str, "template": str}, keep_default_na=False)
+    _check_columns(frame, COLUMNS, name=name)
+    return _finish(frame, card)
+
+
+def published_curves() -> pd.DataFrame:
+    """Accuracy by layer that Jin et al. (arXiv 2404.07066) plotted, where the values could be recovered: 18 curves.
+
+    Columns model, dataset, layer (1..d), relative_depth (layer / d), accuracy. `.attrs["source"]` names the source.
+    """
+    values = _published_values()
+    frames = []
+    for pair, curve in values["accuracy"].items():
+        model, dataset = pair.split("|")
+        layers = range(1, len(curve) + 1)
+        frames.append(pd.DataFrame({"model": model, "dataset": dataset, "layer": layers, "accuracy": curve}))
+        frames[-1]["relative_depth"] = frames[-1].layer / len(curve)
+    table = pd.concat(frames, ignore_index=True)
+    table.attrs["source"] = values["source"]
+    return table
+
+
+def published_points() -> pd.DataFrame:
+    """Converging point (a layer, and a fraction of depth) and peak accuracy of 54 published (model, data set) pairs."""
+    values = _published_values()
+    rows = [(*pair.split("|"), *row.values()) for pair, row in values["pairs"].items()]
+    table = pd.DataFrame(rows, columns=["model", "dataset", "converge_layer", "layers", "peak"])
+    table["converging_point"] = table.converge_layer / table.layers
+    table.attrs["source"] = values["source"]
+    return table
+
+
+def _published_values() -> dict:
+    return json.loads((_data_folder() / "published_concept_depth.json").read_text(encoding="utf-8"))
+
+
+def read(
+    path: str | Path, *, text: str = "text", label: str = "label", group: str | None = None, template: str | None = None
+) -> pd.DataFrame:
+    """A user's own CSV (UTF-8, with a header), checked like the kit's sets and brought to the same columns.
+
+    Args:
+        path: the CSV file.
+        text, label: names of its columns with the statements and their labels (0 or 1).
+        group: column of what statements share and a split must not separate; None: each text is its own group.
+        template: column that names the wording; None: all "own".
+
+    Returns:
+        DataFrame as from `load`; columns not named here are kept behind the fixed ones.
+
+    Raises:
+        ValueError: no such file or column, or what `check_concept_data` refuses.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ValueError(f"no file {path}: pass the path of a CSV with the columns {text!r} and {label!r}")
+    frame = pd.read_csv(path, keep_default_na=False)
+    _check_columns(frame, [column for column in (text, label, group, template) if column is not None], name=path.name)
+    fixed = pd.DataFrame(
+        {
+            "example": frame["example"].astype(str) if "example" in frame else _number(path.stem, len(frame)),
+            "text": frame[text].astype(str),
+            "label": frame[label].map(lambda value: int(value) if str(value) in ("0", "1") else value),
+            "group": frame[text if group is None else group].astype(str),
+            "template": "own" if template is None else frame[template].astype(str),
+            "difficulty": frame.get("difficulty", 1),
+        }
+    )
+    rest = [column for column in frame.columns if column not in {*COLUMNS, text, label, group, template}]
+    frame = pd.concat([fixed, frame[rest]], axis=1)
+    check_concept_data(frame, name=path.name)
+    frame["label"] = frame["label"].astype(int)
+    card = {
+        "name": path.stem,
+        "domain": "own",
+        "title": path.stem,
+        "n": len(frame),
+        "positive": int(frame["label"].sum()),
+        "groups": frame["group"].nunique(),
+        "classes": "0, 1",
+        "instruction": "",
+        "instruction_place": "before",
+        "licence": "not stated",
+        "source": path.name,
+        "sha256": _sha256(path),
+        "text": "",
+    }
+    return _finish(frame, card)
+
+
+def check_concept_data(frame: pd.DataFrame, *, name: str) -> None:
+    """Refuse a table that no probe can be trained and tested on.
+
+    Args:
+        frame: statements, with at least the columns in `COLUMNS`.
+        name: what to call it in messages.
+
+    Raises:
+        ValueError: a missing column, no rows, an empty text, a label other than 0 or 1, an example named twice, one
+            class only, or groups that can't be split so that both sides have both classes.
+    """
+    _check_columns(frame, COLUMNS, name=name)
+    if frame.empty:
+        raise ValueError(f"{name} has no rows: at least two statements of each class are needed")
+    empty = frame["text"].isna() | (frame["text"].astype(str).str.strip() == "")
+    if empty.any():
+        row = int(empty.to_numpy().argmax())
+        raise ValueError(
+            f"{name}: the text in row {row} (example {frame['example'].iloc[row]!r}) is empty: fill it or drop the row"
+        )
+    strange = ~frame["label"].isin([0, 1])
+    if strange.any():
+        row = int(strange.to_numpy().argmax())
+        raise ValueError(
+            f"{name}: label {frame['label'].iloc[row]!r} in row {row} (example {frame['example'].iloc[row]!r}): "
+            f"labels are 0 or 1 (1 = true, positive, yes)"
+        )
+    twice = frame["example"].duplicated()
+    if twice.any():
+        raise ValueError(
+            f"{name}: example {frame['example'][twice].iloc[0]!r} occurs twice: every row needs a name of its own"
+        )
+    if frame["label"].nunique() == 1:
+        raise ValueError(
+            f"{name} has one class only: all {len(frame)} labels are {int(frame['label'].iloc[0])}; a probe needs both"
+        )
+    if frame["group"].nunique() == 1:
+        raise ValueError(
+            f"{name}: the group {frame['group'].iloc[0]!r} spans all {len(frame)} rows, so nothing is left to test on: "
+            f"give statements about different subjects different groups"
+        )
+    # Two groups with each class are enough, and needed: then some split has both classes on both sides.
+    for label, holders in frame.groupby("label")["group"].nunique().items():
+        if holders < 2:
+            raise ValueError(
+                f"{name}: all statements of label {label} are in one group, so no split by group has both classes on "
+                "both sides: at least two groups with each class are needed"
+            )
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: LAB_CACHE, or the user's cache folder for the kit; "datasets" in it."""
+    root = os.environ.get("LAB_CACHE")
+    return (Path(root).expanduser() if root else platformdirs.user_cache_path("depth-lab")) / "datasets"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Published sets: Jin et al., "Exploring Concept Depth" (arXiv 2404.07066), code and data at github.com/Luckfort/CD.
+
+AUTHORS = "https://raw.githubusercontent.com/Luckfort/CD/4902d58365f7cdc603cfe71c0b627dfbcd1a1125/dataset/"
+INSTRUCTION_RUN = "According to the sentence, judge the emotion is Positive or Negative."
+NOTE = f"""Rows, order and wording follow `dataset.py` of the authors' repository (Luckfort/CD at 4902d58).
+
+- `label` is 1 for true, positive, yes, as everywhere in this kit. `published_label` is the class number of the
+  authors' `main.py`, which numbers classes by the order in which they are read. Their F1 counts `published_label` 1
+  as positive.
+- Rows stand in the authors' order (first all of `published_label` 0): their one split, `train_test_split(test_size=0.4,
+  random_state=42)`, depends on it.
+- `main.py` overwrites every set's instruction with "{INSTRUCTION_RUN}" (`instruction_run` in this card);
+  `instruction` is the one that `dataset.py` wrote for the set, `instruction_place` holds for both.
+- The file carries no licence: it is fetched from its authors or read from your copy, and is not part of the kit.
+"""
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published set: where its file is, how it is verified, which rows of it were used."""
+
+    name: str
+    domain: str
+    title: str
+    url: str
+    checksum: str  # "sha256:<hex>", or "git:<hex>": the id git gives the file (SHA-1 of its length and bytes)
+    rows: Callable[[Path], pd.DataFrame]  # file -> text, label, published_label, and group or columns of its own
+    n: int
+    positive: int
+    classes: str  # name of label 0, name of label 1
+    instruction: str
+    instruction_place: str
+    reasoning_cue: str = ""  # follows at the very end
+    note: str = ""
+
+
+def load_published(published: Published, *, source: str | Path | None = None) -> pd.DataFrame:
+    """Rows of a published set, from a folder or from its authors; checksum, rows and class counts are verified."""
+    file_name = published.url.rsplit("/", 1)[1]
+    if source is None:
+        path = _fetch(published.url, file_name, published.checksum)
+    else:
+        path = Path(source).expanduser() / file_name
+        if not path.is_file():
+            raise ValueError(
+                f"no file {file_name} in {path.parent}: source= is the folder that holds the file of {published.url}"
+            )
+        if (found := _checksum(path, published.checksum)) != published.checksum:
+            raise ValueError(f"{path} is not the published file: its checksum is {found}, not {published.checksum}")
+    rows = published.rows(path).reset_index(drop=True)
+    counted = (len(rows), int(rows["label"].sum()))
+    if counted != (published.n, published.positive):
+        raise ValueError(
+            f"{published.name}: {counted[0]} rows, {counted[1]} of label 1, where {published.n} and "
+            f"{published.positive} are expected: please report this with the versions of pandas and of this kit"
+        )
+    fixed = pd.DataFrame(
+        {
+            "example": _number(published.name.removeprefix("published/"), len(rows)),
+            "text": rows["text"],
+            "label": rows["label"].astype(int),
+            "group": rows["group"] if "group" in rows else rows["text"],
+            "template": "published",
+            "difficulty": 1,
+        }
+    )
+    frame = pd.concat([fixed, rows[[column for column in rows.columns if column not in COLUMNS]]], axis=1)
+    card = {
+        "name": published.name,
+        "domain": published.domain,
+        "title": published.title,
+        "n": published.n,
+        "positive": published.positive,
+        "groups": frame["group"].nunique(),
+        "classes": published.classes,
+        "instruction": published.instruction,
+        "instruction_place": published.instruction_place,
+        "instruction_run": INSTRUCTION_RUN,
+        "reasoning_cue": published.reasoning_cue,
+        "licence": "none stated; fetched from its authors, not part of this kit",
+        "source": published.url,
+        "sha256": _sha256(path),
+        "text": NOTE + (f"- {published.note}\n" if published.note else ""),
+    }
+    return _finish(frame, card)
+
+
+def _fetch(url: str, file_name: str, checksum: str) -> Path:
+    """The verified file in the cache, downloaded if it isn't there. A file that fails the check is deleted."""
+    folder = cache_folder()
+    by_hand = f"download it elsewhere, put it in a folder under the name {file_name} and pass source=<that folder>"
+    corrupt = (
+        f"{url} arrived corrupt or was changed: it doesn't have {checksum}. Nothing was kept; try again, or {by_hand}"
+    )
+    # pooch writes aside and renames. It knows no git ids: those are verified below.
+    known = checksum if checksum.startswith("sha256:") else None
+    try:
+        path = Path(pooch.retrieve(url, known, fname=file_name, path=folder, progressbar=True))
+    except requests.exceptions.HTTPError as error:
+        raise ConnectionError(f"{url} could not be had ({error}). Try again, or {by_hand}") from error
+    except requests.exceptions.RequestException as error:
+        raise ConnectionError(
+            f"{url} could not be reached ({type(error).__name__}): are you offline? Try again, or {by_hand}"
+        ) from error
+    except ValueError as error:  # pooch: the checksum is wrong, its partial file is removed
+        raise ValueError(corrupt) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(
+            error.errno,
+            f"no room in {folder} for {file_name}: free some, or set LAB_CACHE to a folder elsewhere. Nothing was kept",
+        ) from error
+    if _checksum(path, checksum) != checksum:
+        path.unlink()
+        raise ValueError(corrupt)
+    return path
+
+
+def _two_lists(zero: pd.DataFrame, one: pd.DataFrame, *, label_of_zero: int) -> pd.DataFrame:
+    """The authors' two lists, one after the other: `published_label` 0 and 1."""
+    return pd.concat(
+        [zero.assign(label=label_of_zero, published_label=0), one.assign(label=1 - label_of_zero, published_label=1)],
+        ignore_index=True,
+    )
+
+
+def _cities(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path)
+    rows = table.rename(columns={"statement": "text"}).assign(group=table["city"])
+    return _two_lists(rows[rows["label"] == 1], rows[rows["label"] == 0], label_of_zero=1)
+
+
+def _common_claim(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path)
+    rows = table[["examples", "agreement"]].rename(columns={"examples": "text"})
+    return _two_lists(rows[table["label"] == "True"][:3000], rows[table["label"] == "False"][:3000], label_of_zero=1)
+
+
+def _counterfact(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path)
+    rows = table.rename(columns={"statement": "text"}).assign(group=table["subject"])
+    return _two_lists(rows[rows["label"] == 1][:2000], rows[rows["label"] == 0][:2000], label_of_zero=1)
+
+
+def _stsa(path: Path) -> pd.DataFrame:
+    with path.open(encoding="utf-8") as file:
+        lines = [line.strip().split(" ", 1) for line in file]
+    rows = pd.DataFrame({"text": [text for _, text in lines]})
+    positive = pd.Series([digit != "0" for digit, _ in lines])
+    return _two_lists(rows[~positive], rows[positive], label_of_zero=0)
+
+
+def _hateeval(path: Path) -> pd.DataFrame:
+    table = pd.read_csv(path, sep="\t")
+    rows = table[["text"]]
+    return _two_lists(rows[table["HS"] == 1][:3000], rows[table["HS"] != 1][:3000], label_of_zero=1)
+
+
+def _sarcasm(path: Path) -> pd.DataFrame:
+    with path.open(encoding="utf-8") as file:
+        entries = [json.loads(line) for line in file]
+    rows = pd.DataFrame({"text": [entry["headline"] for entry in entries]})
+    sarcastic = pd.Series([entry["is_sarcastic"] == 1 for entry in entries])
+    return _two_lists(rows[sarcastic][:3000], rows[~sarcastic][:3000], label_of_zero=1)
+
+
+def _strategyqa(path: Path) -> pd.DataFrame:
+    examples = json.loads(path.read_text(encoding="utf-8"))["examples"]
+    targets = [example["target"] for example in examples]
+    rationales = [
+        t[4:].strip() if t.startswith("Yes.") else t[3:].strip() if t.startswith("No.") else t for t in targets
+    ]
+    rows = pd.DataFrame({"text": [example["input"] for example in examples], "rationale": rationales})
+    yes = pd.Series([example["target_scores"]["Yes"] == 1 for example in examples])
+    return _two_lists(rows[yes], rows[~yes], label_of_zero=1)
+
+
+def _coinflip(path: Path) -> pd.DataFrame:
+    examples = json.loads(path.read_text(encoding="utf-8"))["examples"]
+    rows = pd.DataFrame({"text": [example["question"] for example in examples]})
+    yes = pd.Series([example["answer"] == "yes" for example in examples])
+    return _two_lists(rows[yes], rows[~yes], label_of_zero=1)
+
+
+def _imdb(path: Path) -> pd.DataFrame:
+    """First 1,000 negative and positive reviews of the test half, in the order of the archive."""
+    reviews: dict[str, list[str]] = {"neg": [], "pos": []}
+    with tarfile.open(path, "r:gz") as archive:
+        for member in archive:
+            parts = member.name.split("/")
+            if parts[:2] != ["aclImdb", "test"] or len(parts) != 4 or len(reviews.get(parts[2], range(1000))) >= 1000:
+                continue
+            file = archive.extractfile(member)
+            assert file is not None, f"{member.name} is a regular file in this archive"
+            reviews[parts[2]].append(file.read().decode("utf-8"))
+            if all(len(texts) == 1000 for texts in reviews.values()):
+                break
+    return _two_lists(pd.DataFrame({"text": reviews["neg"]}), pd.DataFrame({"text": reviews["pos"]}), label_of_zero=0)
+
+
+_TRUE_FALSE = {"domain": "factual", "classes": "false, true", "instruction_place": "before"}
+_SENTIMENT = {"domain": "emotional", "classes": "negative, positive", "instruction_place": "after"}
+PUBLISHED = {
+    published.name: published
+    for published in (
+        Published(
+            name="published/cities",
+            title="Cities (Marks & Tegmark, as used by Jin et al.)",
+            url=AUTHORS + "cities.csv",
+            checksum="sha256:f2560a0c1758c69935b50125111b574b71896bb75930dd87b1d8c973c1fa086e",
+            rows=_cities,
+            n=1496,
+            positive=748,
+            instruction="Judge the statement is True or False.",
+            **_TRUE_FALSE,
+        ),
+        Published(
+            name="published/common_claim",
+            title="CommonClaim",
+            url=AUTHORS + "common_claim.csv",
+            checksum="sha256:acc78556774ed0b5c3501bb4c254adebc692bab52cb5c6f39d91aad09cdf554f",
+            rows=_common_claim,
+            n=6000,
+            positive=3000,
+            instruction="Judge the statement is True or False.",
+            note="The code takes the first 3,000 true and 3,000 false claims. Eight of the nine published curves are "
+            "on all 16,384 claims instead (12,063 true), so 74 % is the majority rate there. Claims labelled Neither "
+            "are left out by both.",
+            **_TRUE_FALSE,
+        ),
+        Published(
+            name="published/counterfact",
+            title="CounterFact",
+            url=AUTHORS + "counterfact.csv",
+            checksum="sha256:5af51456d6dbd3a53d8e2ee6e4aadaca7eb02ff9136ad825866458e7283b5273",
+            rows=_counterfact,
+            n=4000,
+            positive=2000,
+            instruction="Judge the statement is true or false.",
+            note="The true and the false statement about a subject differ in their last words only; a random split "
+            "puts them on different sides. The group here is the subject.",
+            **_TRUE_FALSE,
+        ),
+        Published(
+            name="published/stsa",
+            title="STSA movie reviews (SST-2 style)",
+            url=AUTHORS + "stsa.binary.train",
+            checksum="sha256:71c04bcc41291fa47454dd670df701b14ee9249156babeaac404cfe2c8d74338",
+            rows=_stsa,
+            n=6920,
+            positive=3610,
+            instruction="The sentence above is a movie review and reflects the writer's overall intention for this "
+            "review. According to the sentence, judge whether the emotion is Positive or Negative.",
+            **_SENTIMENT,
+        ),
+        Published(
+            name="published/imdb",
+            title="IMDb movie reviews (Maas et al.)",
+            url="https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",
+            checksum="sha256:c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe",
+            rows=_imdb,
+            n=2000,
+            positive=1000,
+            instruction="According to the movie review, judge whether it is Positive or Negative.",
+            note="NOT VERIFIED: the code loads `imdb` from the Hugging Face hub, which lists the archive in its own "
+            "order; this loader reads the archive of the set's authors in that order, without having been compared "
+            "with the hub's rows.",
+            **_SENTIMENT,
+        ),
+        Published(
+            name="published/sarcasm",
+            domain="emotional",
+            title="Sarcasm headlines (Misra)",
+            url=AUTHORS + "sarcasm.json",
+            checksum="git:319c60f2f9349262bdd10b9fece92dffad1abe83",
+            rows=_sarcasm,
+            n=6000,
+            positive=3000,
+            classes="not sarcastic, sarcastic",
+            instruction="Task: Detect sarcasm, help me identify whether this sentence is sarcastic.",
+            instruction_place="before",
+            reasoning_cue="Think carefully according to the sentence. Is there any sarcasm in this sentence? Please "
+            "answer Yes or No.",
+            note="The instruction goes on to explain what sarcasm is (left out here; `main.py` overwrites it "
+            "anyway). It stands before the headline, without a space between them, and the reasoning cue after it. "
+            "SHA-256 NOT PINNED: the file is pinned by its git id in the authors' repository, and its content had "
+            "not been seen when this loader was written.",
+        ),
+        Published(
+            name="published/hateeval",
+            domain="emotional",
+            title="HateEval tweets",
+            url=AUTHORS + "hateeval.tsv",
+            checksum="sha256:fdd34bf56f0afa744ee7484774d259d83a756033cd8049ded81bd55d2fcb1272",
+            rows=_hateeval,
+            n=6000,
+            positive=3000,
+            classes="not hate, hate",
+            instruction="According to the comment, tell whether they present hate speech or not.",
+            instruction_place="after",
+            note="The texts are abusive tweets.",
+        ),
+        Published(
+            name="published/strategyqa",
+            domain="inferential",
+            title="StrategyQA",
+            url=AUTHORS + "StrategyQA_task.json",
+            checksum="sha256:60af9081fed20102fd8bb1e02dc7d9f12238efcba33e4c1a56b4d61cb6409803",
+            rows=_strategyqa,
+            n=2290,
+            positive=1071,
+            classes="no, yes",
+            instruction="Judge the question is true or false?",
+            instruction_place="before",
+            reasoning_cue="Let us think step by step...",
+            note="The authors feed question, space, `rationale`: the gold reasoning that leads to the answer. `text` "
+            "is the bare question. Their instruction goes on with a worked example (left out here; `main.py` "
+            "overwrites it anyway); it stands before the question, without a space between them, and the reasoning "
+            "cue after the rationale.",
+        ),
+        Published(
+            name="published/coinflip",
+            domain="inferential",
+            title="Coin flips of four people",
+            url=AUTHORS + "coin_flip.json",
+            checksum="sha256:68cf201737a1463ef6bed5419622805a8934d92bff6a28a9dfbf83be3135ba5a",
+            rows=_coinflip,
+            n=500,
+            positive=253,
+            classes="no, yes",
+            instruction="According to the flipping process above, determine if a coin remains heads up after it is "
+            "either flipped or left unflipped by individuals. Therefore, the answer (Yes or No) is?",
+            instruction_place="after",
+            note="200 test items: one item is half a percent, so a published converging point moves with chance.",
+        ),
+    )
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _data_folder() -> Path:
+    """`data/` beside the package in a checkout, else `_data/` inside the installed package."""
+    package = Path(__file__).resolve().parent
+    folders = [folder for folder in (package.parent / "data", package / "_data") if (folder / "cities.csv").is_file()]
+    if not folders:
+        raise ValueError(f"no data folder beside {package} or in it: install the kit again")
+    return folders[0]
+
+
+def _read_card(path: Path) -> dict[str, str | int]:
+    """Front matter of `key: value` lines between two lines of ---, then prose, which goes under "text"."""
+    if not path.is_file():
+        raise ValueError(f"{path.name} is missing: every data set has a card beside it")
+    _, front, prose = path.read_text(encoding="utf-8").split("---\n", 2)
+    card: dict[str, str | int] = {}
+    for line in front.splitlines():
+        key, _, value = line.partition(":")
+        card[key.strip()] = value.strip().strip('"')
+    for key in ("n", "positive", "groups"):
+        card[key] = int(card[key])
+    return {**card, "text": prose.strip()}
+
+
+def _finish(frame: pd.DataFrame, card: dict[str, str | int]) -> pd.DataFrame:
+    """Check the table, by itself and against its card, and attach the card."""
+    check_concept_data(frame, name=str(card["name"]))
+    for key, found in (
+        ("n", len(frame)),
+        ("positive", int(frame["label"].sum())),
+        ("groups", frame["group"].nunique()),
+    ):
+        if card[key] != found:
+            raise ValueError(
+                f"{card['name']}: the card says {key} = {card[key]}, the file has {found}: build the set again"
+            )
+    frame.attrs["card"] = card
+    return frame
+
+
+def _check_columns(frame: pd.DataFrame, needed: tuple[str, ...] | list[str], *, name: str) -> None:
+    missing = [column for column in needed if column not in frame]
+    if missing:
+        raise ValueError(
+            f"{name} has no column {', '.join(map(repr, missing))}; it has {', '.join(map(str, frame.columns))}"
+        )
+
+
+def _number(name: str, n: int) -> list[str]:
+    return [f"{name}-{i:04d}" for i in range(1, n + 1)]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checksum(path: Path, like: str) -> str:
+    """The file's checksum of the same kind as `like`."""
+    if like.startswith("git:"):
+        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+        digest.update(path.read_bytes())
+        return f"git:{digest.hexdigest()}"
+    return f"sha256:{_sha256(path)}"
