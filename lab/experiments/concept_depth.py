@@ -1,0 +1,385 @@
+"""At which depth can a linear probe read a concept from a model's states?
+
+After Jin et al., "Exploring Concept Depth" (arXiv 2404.07066), with what that work lacks: group-aware repeated splits,
+a majority, a bag of words, a shuffled-label control, a random-weight null, and intervals. What it does not show: that the
+model uses what the probe reads, or that the probe reads the concept and not something that goes with it.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager, nullcontext
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from transformer_lens.model_bridge import TransformerBridge
+
+from lab import datasets, metrics, models, probes
+from lab.interventions import quantized
+from lab.models import cache_folder
+from lab.results import Result, fingerprint, run_shards, versions
+from lab.states import collect_states
+from lab.texts import tokenize
+
+SITES = ("resid", "mlp_in")  # our reading, and the paper's: norm(resid_mid), what the MLP reads
+METRICS = ("accuracy", "f1", "auc")
+
+
+def run(
+    model: TransformerBridge,
+    data: str | pd.DataFrame,
+    *,
+    seed: int = 0,
+    sites: Sequence[str] = SITES,
+    depths: Sequence[int] | None = None,
+    repeats: int = 10,
+    test_fraction: float = 0.4,
+    noise: bool = False,
+    bits: int | None = None,
+    group_size: int = 64,
+    instruction: bool = False,
+    null: bool = True,
+    control: bool = True,
+    solver: str = "batched",
+    limit: int | None = None,
+    resume: bool = True,
+    executor: Executor | None = None,
+    progress: bool = True,
+) -> Result:
+    """Accuracy, F1 and AUC of a linear probe at every depth, with baselines, control and null.
+
+    The state is that of the last token. Probes are L2-regularised logistic regressions (C = 1, features not scaled, as
+    published), fitted on `1 - test_fraction` of the groups and tested on the others, `repeats` times.
+
+    Args:
+        model: from `lab.load`.
+        data: a data set's name (`lab.datasets.names()`), or a table with columns example, text, label (0/1) and group.
+        seed: of splits, shuffled labels, noise, random weights and bootstraps.
+        sites: `resid` is the stream at depths 0..L; `mlp_in` (one value a layer) is the paper's reading.
+        depths: depths of the stream to probe; None is all. With a choice, the jump and converging point, which need the
+            whole curve, are not computed, and only `resid` is read.
+        repeats, test_fraction: number of splits, and the share of examples tested in each.
+        noise: glue the letters "aaa" or "bbb" (probability 1/2 each) in front of each text without a space, as published.
+        bits, group_size: round the blocks' weights to 2..8 bits (`lab.interventions.quantized`); None leaves them.
+        instruction: put the data set's instruction before or after each text, as its card says; off: the bare text.
+        null: also run the same model with random weights.
+        control: also fit labels shuffled over the texts (Hewitt and Liang, arXiv 1909.03368).
+        solver: "batched" (converged) or "sklearn" (one at a time, stopped after 100 iterations, as published).
+        limit: use only so many examples: whole groups, drawn with `seed`. For a first look.
+        resume: keep finished parts and states under the cache folder, and go on from them after an interruption.
+        executor: runs the two parts (trained, random weights) elsewhere; anything with `concurrent.futures`' interface.
+        progress: print an estimate and show progress bars.
+
+    Returns:
+        Result with
+        `.table`: model, dataset, weights (trained, random), site, depth, relative_depth, labels (task, shuffled), probe
+            (linear, bag_of_words, majority), metric, split, value, seed. For `mlp_in`, depth is layer + 1: the layers
+            1..L of the published plots.
+        `.summary`: mean over splits with a corrected resampled t interval (`lab.metrics.corrected_interval`).
+        `.tables["points"]`: jump, converging and readable point as fractions of depth with bootstrap intervals over
+            groups, and the peak, chosen and reported on different groups.
+        `.tables["examples"]`: for each statement and depth, the mean decision value (log-odds of label 1) over the splits
+            that tested it, and the share of them that were right. `.tables["statements"]`: the statements themselves.
+
+    Raises:
+        ValueError: unknown data set, missing column, one class, empty or too long text, a group that spans everything, a
+            depth out of range, an absent site: all before the model runs.
+    """
+    frame, name = _frame(data)
+    if depths is not None:
+        sites = ("resid",)
+    for site in sites:
+        models.require_site(model, site)
+    _check_depths(model, depths)
+    if solver not in probes.SOLVERS:
+        raise ValueError(f"solver={solver!r}: choose one of {', '.join(probes.SOLVERS)}")
+    if bits is not None and bits not in range(2, 9):
+        raise ValueError(f"bits={bits}: give 2 to 8, or None for the weights as they are")
+    if limit is not None:
+        frame = _limited(frame, limit, seed)
+    datasets.check_concept_data(frame, name=name)
+    labels, groups = frame.label.to_numpy(), frame.group.to_numpy(str)
+    probes.group_splits(labels, groups, repeats=repeats, test_fraction=test_fraction, seed=seed)  # raises if none exists
+    texts = _texts(frame, noise=noise, instruction=instruction, seed=seed)
+    tokens = int(tokenize(model, texts).lengths.sum())
+    parameters = {
+        **models.facts(model), "dataset": name, "data_checksum": _checksum(frame, texts), "n_examples": len(frame),
+        "n_groups": len(set(groups)), "seed": seed, "sites": list(sites), "depths": None if depths is None else list(depths),
+        "repeats": repeats, "test_fraction": test_fraction, "noise": noise, "bits": bits,
+        "group_size": group_size if bits else None, "instruction": instruction, "control": control, "solver": solver,
+        "versions": versions(),
+    }  # fmt: skip
+    weights = ("trained", "random") if null else ("trained",)
+    if progress:
+        _print_estimate(model, texts, tokens, len(frame), repeats * (1 + control), len(weights), sites, depths)
+    folder = cache_folder() / "runs" if resume else None
+    shards = [
+        {
+            "model": model if executor is None else model.lab_source,
+            "frame": frame,
+            "texts": texts,
+            "weights": kind,
+            "parameters": parameters,
+            "key": fingerprint({**parameters, "weights": kind}),
+            "folder": folder,
+            "progress": progress and executor is None,
+        }
+        for kind in weights
+    ]
+    parts = run_shards(_shard, shards, folder=folder, executor=executor, describe="parts", progress=progress)
+    tables = {key: pd.concat([part.tables[key] for part in parts], ignore_index=True) for key in ("points", "examples")}
+    tables["statements"] = frame[["example", "text", "label", "group", "template", "difficulty"]].reset_index(drop=True)
+    baselines = _baselines(frame, texts, parameters)
+    table = pd.concat([*(part.table for part in parts), baselines], ignore_index=True)
+    summary = _summarise(table, parameters)
+    return Result("concept_depth", table, summary, parameters, tables)
+
+
+def compare(a: Result, b: Result, *, site: str = "resid", seed: int = 0) -> pd.DataFrame:
+    """Accuracy of run a minus run b at equal fractions of depth, on the same statements, with a paired interval.
+
+    Two models on one data set, or one model under two conditions. See `lab.metrics.paired_difference`.
+
+    Raises:
+        ValueError: the two runs did not test the same statements.
+    """
+    tables = [_wide(result, site) for result in (a, b)]
+    if not tables[0].index.equals(tables[1].index):
+        raise ValueError(
+            f"the runs tested different statements ({len(tables[0])} of {a.parameters['dataset']}, {len(tables[1])} of "
+            f"{b.parameters['dataset']}); run both on one data set with one seed, limit and number of repeats"
+        )
+    groups = a.tables["examples"].drop_duplicates("example").set_index("example").group.reindex(tables[0].index)
+    first = 0 if site == "resid" else 1
+    return metrics.paired_difference(
+        tables[0].to_numpy(), tables[1].to_numpy(), groups.to_numpy(str), first_depth=first, seed=seed
+    )
+
+
+# --- one shard: one model (trained or random) on one data set under one condition -----------------------------------
+
+
+def _shard(
+    *,
+    model: TransformerBridge | dict[str, Any],
+    frame: pd.DataFrame,
+    texts: list[str],
+    weights: str,
+    parameters: dict[str, Any],
+    key: str,
+    folder: Path | None,
+    progress: bool,
+) -> Result:
+    seed, labels, groups = parameters["seed"], frame.label.to_numpy(), frame.group.to_numpy(str)
+    if isinstance(model, dict):  # in a worker: the model is loaded there, not sent
+        model = models.from_source(model, device=parameters["device"], dtype=parameters["dtype"])
+    if weights == "random":
+        model = models.random_twin(model, seed=seed)
+    condition = quantized(model, parameters["bits"], group_size=parameters["group_size"]) if parameters["bits"] else nullcontext()
+    splits = probes.group_splits(
+        labels, groups, repeats=parameters["repeats"], test_fraction=parameters["test_fraction"], seed=seed
+    )
+    rows, points, examples = [], [], []
+    with _scratch(folder, key) as scratch:
+        with condition:
+            states = collect_states(
+                model, texts, sites=parameters["sites"], index=parameters["depths"], folder=scratch, progress=progress
+            )
+        for site, collected in states.items():
+            scores = probes.probe_depths(
+                collected.values, labels, groups, texts=np.array(texts, object), splits=splits,
+                solver=parameters["solver"], control=parameters["control"], seed=seed, progress=progress,
+            )  # fmt: skip
+            depths = np.array(collected.index) + (site != "resid")  # layer l ends at depth l + 1
+            place = {"weights": weights, "site": site}
+            rows.append(_scores_table(scores, depths, parameters["n_layers"]).assign(**place))
+            correct, tested = scores.correct()
+            if parameters["depths"] is None:
+                points.append(_points(correct, groups[tested], first_depth=int(depths[0]), seed=seed).assign(**place))
+            if weights == "trained":
+                examples.append(_examples_table(scores, correct, tested, frame, depths).assign(**place))
+    about = {"model": parameters["model"], "dataset": parameters["dataset"]}
+    table = pd.concat(rows, ignore_index=True).assign(**about, seed=seed)
+    tables = {
+        "points": pd.concat(points, ignore_index=True) if points else pd.DataFrame(columns=[*_POINTS, "weights", "site"]),
+        "examples": pd.concat(examples, ignore_index=True) if examples else pd.DataFrame(columns=[*_EXAMPLES, "weights", "site"]),
+    }
+    return Result("concept_depth", table, pd.DataFrame(), {**parameters, "weights": weights}, tables)
+
+
+_POINTS = ["point", "estimate", "low", "high", "n_groups", "undefined"]
+_EXAMPLES = ["example", "group", "depth", "label", "decision", "share_right", "times_tested"]
+
+
+def _scores_table(scores: probes.ProbeScores, depths: np.ndarray, n_layers: int) -> pd.DataFrame:
+    frames = []
+    kinds = [("task", scores)] + ([("shuffled", scores.control)] if scores.control is not None else [])
+    for labels, kind in kinds:
+        values = {"accuracy": kind.accuracy(), "f1": kind.f1(), "auc": kind.auc()}
+        if labels == "shuffled":
+            values["train_accuracy"] = kind.accuracy(train=True)
+        for metric, value in values.items():
+            split, column = np.indices(value.shape)
+            frames.append(
+                pd.DataFrame({"depth": depths[column.ravel()], "labels": labels, "probe": "linear", "metric": metric,
+                              "split": split.ravel(), "value": value.ravel()})
+            )  # fmt: skip
+    table = pd.concat(frames, ignore_index=True)
+    table["relative_depth"] = table.depth / n_layers
+    return table
+
+
+def _points(correct: np.ndarray, groups: np.ndarray, *, first_depth: int, seed: int) -> pd.DataFrame:
+    table = metrics.depth_points(correct, groups, first_depth=first_depth, seed=seed).reset_index()
+    peak = metrics.crossfit_peak(correct, groups, seed=seed)
+    n_groups = len(set(groups))
+    extra = [("peak_crossfit", peak.crossfit), ("peak_naive", peak.naive)]
+    rows = [{"point": name, "estimate": value, "low": np.nan, "high": np.nan, "n_groups": n_groups, "undefined": 0.0}
+            for name, value in extra]  # fmt: skip
+    return pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
+
+
+def _examples_table(
+    scores: probes.ProbeScores, correct: np.ndarray, tested: np.ndarray, frame: pd.DataFrame, depths: np.ndarray
+) -> pd.DataFrame:
+    times = scores.test.sum(0)[tested]
+    decision = np.where(scores.test[:, :, None], scores.decisions, 0).sum(0)[tested] / times[:, None]
+    kept = frame[tested]
+    row, column = np.indices(decision.shape)
+    row, column = row.ravel(), column.ravel()
+    return pd.DataFrame({
+        "example": kept.example.to_numpy()[row], "group": kept.group.to_numpy()[row], "depth": depths[column],
+        "label": kept.label.to_numpy()[row], "decision": decision.ravel().round(4), "share_right": correct.ravel().round(4),
+        "times_tested": times[row],
+    })  # fmt: skip
+
+
+def _baselines(frame: pd.DataFrame, texts: list[str], parameters: dict[str, Any]) -> pd.DataFrame:
+    labels, groups = frame.label.to_numpy(), frame.group.to_numpy(str)
+    splits = probes.group_splits(
+        labels, groups, repeats=parameters["repeats"], test_fraction=parameters["test_fraction"], seed=parameters["seed"]
+    )
+    scores = {
+        "bag_of_words": probes.bag_of_words(np.array(texts, object), labels, splits),
+        "majority": probes.majority(labels, splits),
+    }
+    table = pd.DataFrame([(probe, split, value) for probe, values in scores.items() for split, value in enumerate(values)],
+                         columns=["probe", "split", "value"])  # fmt: skip
+    return table.assign(
+        weights="none", site="text", depth=np.nan, relative_depth=np.nan, labels="task", metric="accuracy",
+        model=parameters["model"], dataset=parameters["dataset"], seed=parameters["seed"],
+    )  # fmt: skip
+
+
+def _summarise(table: pd.DataFrame, parameters: dict[str, Any]) -> pd.DataFrame:
+    keys = ["weights", "site", "depth", "relative_depth", "labels", "probe", "metric"]
+    rows = []
+    for key, part in table.groupby(keys, dropna=False, sort=False):
+        mean, low, high = metrics.corrected_interval(part["value"].to_numpy(), parameters["test_fraction"])
+        rows.append((*key, float(mean), float(low), float(high), len(part)))
+    summary = pd.DataFrame(rows, columns=[*keys, "mean", "low", "high", "n_splits"])
+    return summary.assign(n_examples=parameters["n_examples"], n_groups=parameters["n_groups"])
+
+
+def _wide(result: Result, site: str) -> pd.DataFrame:
+    rows = result.tables["examples"]
+    rows = rows[rows.site == site]
+    if rows.empty:
+        raise ValueError(f"this result has no site {site!r}; it has {', '.join(result.parameters['sites'])}")
+    return rows.pivot(index="example", columns="depth", values="share_right")
+
+
+# --- input ----------------------------------------------------------------------------------------------------------
+
+
+def _frame(data: str | pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    if isinstance(data, str):
+        return datasets.load(data), data
+    if not isinstance(data, pd.DataFrame):
+        raise ValueError(f"data is a {type(data).__name__}; give a data set's name or a table (see lab.datasets.read)")
+    name = data.attrs.get("card", {}).get("name", "your data")
+    datasets.check_concept_data(data, name=name)
+    return data, name
+
+
+def _check_depths(model: TransformerBridge, depths: Sequence[int] | None) -> None:
+    for depth in depths or ():
+        if not 0 <= depth <= model.cfg.n_layers:
+            raise ValueError(f"depth {depth} is out of range: this model has depths 0 to {model.cfg.n_layers}")
+    if depths is not None and not len(depths):
+        raise ValueError("depths is empty; None probes all of them")
+
+
+def _limited(frame: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
+    """Whole groups in random order until there are at least `limit` examples; rows keep their order."""
+    if limit >= len(frame):
+        return frame
+    order = np.random.default_rng(seed).permutation(frame.group.unique().astype(str))
+    sizes = frame.group.value_counts().reindex(order).cumsum()
+    chosen = sizes.index[: int((sizes < limit).sum()) + 1]
+    return frame[frame.group.isin(set(chosen))].reset_index(drop=True)
+
+
+def _texts(frame: pd.DataFrame, *, noise: bool, instruction: bool, seed: int) -> list[str]:
+    texts = frame.text.astype(str).to_numpy(object)
+    if noise:
+        texts = np.random.default_rng(seed).choice(np.array(["aaa", "bbb"], object), len(texts)) + texts
+    if instruction:
+        card = frame.attrs.get("card", {})
+        if "instruction" not in card:
+            raise ValueError("this data has no card with an instruction; use instruction=False")
+        before = card["instruction_place"] == "before"
+        texts = np.array([f"{card['instruction']} {t}" if before else f"{t} {card['instruction']}" for t in texts], object)
+    return [str(text) for text in texts]
+
+
+def _checksum(frame: pd.DataFrame, texts: list[str]) -> str:
+    rows = zip(frame.example.astype(str), texts, frame.label.astype(int), frame.group.astype(str), strict=True)
+    return hashlib.sha256("\n".join(f"{e}\t{t}\t{y}\t{g}" for e, t, y, g in rows).encode()).hexdigest()
+
+
+@contextmanager
+def _scratch(folder: Path | None, key: str) -> Iterator[Path | None]:
+    """A folder for states that outlives an interruption and goes when the shard is finished."""
+    if folder is None:
+        yield None
+        return
+    scratch = folder / f"{key}.states"
+    yield scratch  # after an exception or an interruption it stays, so that the next call goes on from it
+    for path in scratch.glob("*"):
+        path.unlink()
+    scratch.rmdir()
+
+
+def _print_estimate(
+    model: TransformerBridge,
+    texts: list[str],
+    tokens: int,
+    n: int,
+    problems: int,
+    parts: int,
+    sites: Sequence[str],
+    depths: Sequence[int] | None,
+) -> None:
+    """Time a few texts and one matrix product here, and scale up. Right to a factor of two."""
+    few = texts[:: max(1, len(texts) // 24)][:24]
+    start = time.perf_counter()
+    collect_states(model, few, sites=sites, index=depths, progress=False)
+    per_token = (time.perf_counter() - start) / tokenize(model, few).lengths.sum()
+    a = np.ones((n, model.cfg.d_model), np.float32)
+    b = np.ones((model.cfg.d_model, problems), np.float32)
+    start = time.perf_counter()
+    for _ in range(4):
+        a @ b
+    per_product = (time.perf_counter() - start) / 4
+    columns = len(depths) if depths else model.cfg.n_layers * len(sites) + 1
+    megabytes = n * columns * model.cfg.d_model * 4 / 1e6
+    states, fits = parts * tokens * per_token, parts * columns * 150 * per_product
+    print(
+        f"About {states:.0f} s for the states of {n} texts ({tokens} tokens) and {fits:.0f} s for {columns * problems} probes, "
+        f"{'with trained and random weights' if parts == 2 else 'trained weights only'}; {megabytes:.0f} MB of states."
+    )

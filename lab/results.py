@@ -1,0 +1,140 @@
+"""What an experiment returns: tidy tables with their parameters, saved and loaded without a model; and finished shards."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, as_completed
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from tqdm.auto import tqdm
+
+from lab import plots
+
+
+@dataclass(frozen=True)
+class Result:
+    """Tables of one experiment.
+
+    table: tidy, one observation a row. summary: aggregates with n and interval. parameters: model, checksum, precision,
+    versions, seed, data checksum. tables: what else the experiment made (named in its docstring). kind: the experiment,
+    which is also the name of its plot in `lab.plots`.
+    """
+
+    kind: str
+    table: pd.DataFrame
+    summary: pd.DataFrame
+    parameters: dict[str, Any]
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    def plot(self, **options: Any) -> Figure:
+        """The experiment's figure (`lab.plots.<kind>`), drawn from the tables alone."""
+        return getattr(plots, self.kind)(self, **options)
+
+    def save(self, folder: str | os.PathLike) -> Path:
+        """Write all tables (csv.gz) and the parameters (json) into a folder, whole or not at all.
+
+        Raises:
+            ValueError: the folder exists and holds something else than a saved result.
+        """
+        folder = Path(folder)
+        if folder.exists() and not (folder / "result.json").exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} holds other files; give a new folder, or that of an earlier result")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
+        try:
+            frames = {"table": self.table, "summary": self.summary, **self.tables}
+            for name, frame in frames.items():
+                frame.to_csv(aside / f"{name}.csv.gz", index=False, compression={"method": "gzip", "mtime": 0})
+            types = {name: {column: str(kind) for column, kind in frame.dtypes.items()} for name, frame in frames.items()}
+            about = {"kind": self.kind, "parameters": self.parameters, "columns": types}
+            (aside / "result.json").write_text(json.dumps(about, indent=1))
+            if folder.exists():
+                old = aside.with_name(aside.name + "-old")
+                folder.rename(old)
+                aside.rename(folder)
+                shutil.rmtree(old)
+            else:
+                aside.rename(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "Result":
+        """Read what `save` wrote."""
+        folder = Path(folder)
+        if not (folder / "result.json").exists():
+            raise ValueError(f"{folder} holds no saved result (no result.json)")
+        about = json.loads((folder / "result.json").read_text())
+        frames = {}
+        for name, types in about["columns"].items():
+            frames[name] = pd.read_csv(
+                folder / f"{name}.csv.gz", dtype=types, float_precision="round_trip", keep_default_na=False, na_values=[""]
+            )
+        return cls(about["kind"], frames.pop("table"), frames.pop("summary"), about["parameters"], frames)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes: they go into every result's parameters."""
+    packages = ("depth-lab", "torch", "transformers", "transformer-lens", "scikit-learn", "numpy")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+
+
+def fingerprint(parameters: Mapping[str, Any]) -> str:
+    """Hash of parameters, package versions and this package's own source: the name under which a finished shard is kept."""
+    digest = hashlib.sha256(json.dumps([versions(), parameters], sort_keys=True, default=str).encode())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+def run_shards(
+    work: Callable[..., Result],
+    shards: Sequence[Mapping[str, Any]],
+    *,
+    folder: Path | None,
+    executor: Executor | None = None,
+    describe: str = "shards",
+    progress: bool = True,
+) -> list[Result]:
+    """Results of independent shards, in their order; those that were finished earlier are read, not computed.
+
+    Args:
+        work: called as `work(**shard)`; with an executor it and the shard must be picklable.
+        shards: keyword arguments; each holds `key`, the shard's fingerprint.
+        folder: where finished shards are kept, one folder each; None keeps nothing.
+        executor: anything with the interface of `concurrent.futures` (a process pool, a Dask client); None runs here.
+    """
+    results: dict[int, Result] = {}
+    for i, shard in enumerate(shards):
+        if folder is not None and (folder / shard["key"] / "result.json").exists():
+            results[i] = Result.load(folder / shard["key"])
+    if results and progress:
+        print(f"{len(results)} of {len(shards)} {describe} read from {folder}; resume=False computes them again.")
+    missing = [i for i in range(len(shards)) if i not in results]
+
+    def finish(i: int, result: Result) -> None:
+        results[i] = result
+        if folder is not None:
+            result.save(folder / shards[i]["key"])
+
+    with tqdm(total=len(missing), desc=describe, disable=not progress or len(missing) < 2) as bar:
+        if executor is None:
+            for i in missing:
+                finish(i, work(**shards[i]))
+                bar.update()
+        else:
+            running = {executor.submit(work, **shards[i]): i for i in missing}
+            for future in as_completed(running):
+                finish(running[future], future.result())
+                bar.update()
+    return [results[i] for i in range(len(shards))]

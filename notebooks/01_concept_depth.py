@@ -1,0 +1,472 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Concept depth: at which layer does a fact, a feeling, an inference become readable?
+#
+# **Paper.** Jin et al., "Exploring Concept Depth: How Large Language Models Acquire Knowledge and Concept at Different
+# Layers?", COLING 2025, [arXiv 2404.07066](https://arxiv.org/abs/2404.07066). We repeat its experiment on a model that
+# runs on a laptop, put the published numbers beside ours, and add what the paper lacks: controls, nulls and intervals.
+#
+# **You need** notebook `00_start_here` (residual stream, depth) and the idea of a train/test split.
+#
+# **It takes** about @@TIME01@@ minutes from top to bottom on two processor cores (`quick = True`: about @@QUICK01@@), 3 GB
+# of memory, and no network once the default model is on this machine.
+#
+# **In class**: sections 1 to 4 make a lesson of 45 minutes; 5 to 8 a second one.
+
+# %% tags=["parameters"]
+model_name = "smollm2-135m"
+second_model = None  # for example "gemma3-270m": compared with the first in section 7
+accept_license = False  # Gemma has terms of its own: see the README
+seed = 0
+n = 600  # statements of each data set in sections 4 to 7
+quick = False  # True: fewer statements and data sets, for a first look or a test
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+import lab
+from lab.experiments import concept_depth
+
+n = 160 if quick else n
+model = lab.load(model_name, accept_license=accept_license)
+health = lab.check(model)
+assert health.ok.all(), health
+print(f"{model_name}: all {len(health)} checks passed")
+
+# %% [markdown]
+# ## 1. One fact
+#
+# Statements such as "The city of Lyon is in France." (true) and "The city of Lyon is in Peru." (false). After every
+# block, a **linear probe** (logistic regression) tries to tell them apart from the state of the last token. It learns on
+# 60 % of the cities and is tested on the other 40 %, ten times over.
+#
+# **What do you expect?** The model has 30 blocks (if you kept the default). Where does the curve leave one half?
+#
+# - (a) At once, in the first three blocks: "France" is right there, one token back.
+# - (b) About a third of the way.
+# - (c) In the last blocks, where the next word is chosen.
+
+# %%
+cities = concept_depth.run(model, "cities", limit=n if quick else None, seed=seed)
+cities.plot();
+
+# %% [markdown]
+# **Things to notice**
+#
+# - (b) is what happens. (a) is tempting because the words are near; but the probe must know whether *this* country goes
+#   with *that* city, and that takes a look-up. (c) is tempting because we are used to thinking of layers as a queue that
+#   ends in an answer. Reading is not saying.
+# - *What the probe must beat.* The **majority** (always say the more frequent label) and a **bag of words** (the same
+#   classifier on word counts) are flat lines. They are at one half by construction: in this data set each city and each
+#   country occurs as often in a true as in a false statement.
+# - *Two nulls.* With **shuffled labels** the probe finds nothing on new cities. With **random weights** the same
+#   architecture carries nothing either: what is read was learnt in training, and is not a gift of high dimension.
+# - *Bands* are 95 % intervals over splits, with the correction for splits that share data (Nadeau and Bengio 2003).
+# - The three markers at the bottom are the subject of the next section.
+
+# %% [markdown]
+# ## 2. From a curve to a number
+#
+# The paper sums a curve up in two numbers. With accuracy $a_i$ at layer $i$ of $d$:
+#
+# - **jump point**: the first $i/d$ with $a_i / a_{i-1} \ge 1.1$;
+# - **converging point**: the first $i/d$ after the last change by 3 % or more.
+#
+# Toy numbers first, which you can check by hand:
+
+# %%
+toy = np.array([0.50, 0.51, 0.60, 0.80, 0.90, 0.91, 0.90, 0.91])
+print("jump point      ", lab.metrics.jump_point(toy), "= layer 3 of 8: 0.60 / 0.51 is the first ratio of 1.1 or more")
+print("converging point", lab.metrics.converging_point(toy), "= layer 6 of 8: the last big change is into layer 5")
+
+# %% [markdown]
+# **Exercise 1.** Change one value of the toy curve by 0.03 (no other value, and no more) so that the converging point
+# becomes 1.0. Give the position in the array (0 to 7) and the new value.
+
+# %% tags=["exercise"]
+your_change = None  # for example (2, 0.63)
+
+
+# %% tags=["check"]
+def check_change(change):
+    if change is None:
+        return print("No answer yet: put (position, value) into your_change.")
+    position, value = change
+    if abs(value - toy[position]) > 0.0300001:
+        return print(f"That moves the curve by {abs(value - toy[position]):.3f}; at most 0.03 is allowed.")
+    changed = toy.copy()
+    changed[position] = value
+    point = lab.metrics.converging_point(changed)
+    if point < 1:
+        return print(f"The converging point is {point}. It looks for the LAST change by 3 %: where must that be?")
+    print("Yes: a change that no eye would notice, in the last layer, moves the number to the end of the model.")
+    return True
+
+
+check_change(your_change)
+
+# %% tags=["solution"] jupyter={"source_hidden": true}
+assert check_change((7, 0.93))
+
+# %% [markdown]
+# So we put a third number beside the two, the **readable depth**: the first depth whose accuracy is within one standard
+# error of the peak. And every number gets an interval: the cities are drawn again and again with replacement (whole
+# groups of statements, because statements about one city are not independent), and the number is computed anew.
+
+# %%
+points = cities.tables["points"].query("site == 'resid' and weights == 'trained'").set_index("point")
+points.loc[["jump_point", "converging_point", "readable_depth"], ["estimate", "low", "high", "n_groups"]].round(2)
+
+# %% [markdown]
+# Read the widths. Which of the three would you quote in a talk? And the height of the curve: the maximum over depths is
+# too high, because chance helps to choose it. Chosen on one half of the cities and read on the other, it is a little lower:
+
+# %%
+points.loc[["peak_naive", "peak_crossfit"], ["estimate"]].rename(columns={"estimate": "accuracy"}).round(3)
+
+# %% [markdown]
+# ## 3. Which statements? Easy and hard cities
+#
+# The data set's difficulty levels are sizes of city. **What do you expect**: does a city that is seldom written about
+# become readable *later*, or just *less*?
+
+# %%
+per_statement = cities.tables["examples"].query("site == 'resid'").merge(
+    cities.tables["statements"][["example", "difficulty", "template"]], on="example"
+)
+names = {1: "over a million", 2: "300,000 to a million", 3: "100,000 to 300,000"}
+with lab.plots.classroom():
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True, layout="constrained")
+    looks = [(lab.plots.BLUE, "-"), (lab.plots.ORANGE, "--"), (lab.plots.GREEN, "-."), (lab.plots.RED, ":")]
+    for ax, by in zip(axes, ("difficulty", "template")):
+        for (level, rows), (color, dash) in zip(per_statement.groupby(by), looks):
+            ax.plot(rows.groupby("depth").share_right.mean(), color=color, ls=dash, label=names.get(level, level))
+        ax.axhline(0.5, color=lab.plots.BLACK, lw=1, ls=":")
+        ax.set(xlabel="depth", title={"difficulty": "inhabitants of the city", "template": "wording"}[by])
+        ax.legend(loc="upper left")
+        ax.grid(alpha=0.25)
+    axes[0].set_ylabel("accuracy on unseen cities")
+
+# %% [markdown]
+# **Things to notice.** The curves rise in the same blocks and to different heights: the look-up happens at one place in
+# depth, and what it finds depends on what was learnt. On the right: one probe has to serve several wordings, and does not
+# serve them equally. A curve on one wording, as in the published work, hides this.
+
+# %% [markdown]
+# ## 4. Facts, feelings, inferences
+#
+# The paper's main claim is an order: simple concepts become readable in shallow layers, complex ones deeper. Ten data
+# sets come with this kit, at three levels:
+
+# %%
+chosen = ["cities", "reviews", "coin_flips"] if quick else [name for name in lab.datasets.names() if "/" not in name]
+cards = [lab.datasets.load(name).attrs["card"] for name in chosen]
+pd.DataFrame(cards)[["domain", "name", "n", "groups", "classes", "licence"]].sort_values(["domain", "name"])
+
+# %%
+for name in chosen:
+    frame = lab.datasets.load(name)
+    pair = frame[frame.group == frame.group.iloc[0]].groupby("label").text.first()
+    print(f"{name:16} 1: {pair.get(1, '(in another group)')}\n{'':16} 0: {pair.get(0, '(in another group)')}")
+
+# %% [markdown]
+# **What do you expect?** Write down an order before you run the next cell (it takes the longest in this notebook): which
+# becomes readable first, which last, which not at all in a model of this size?
+
+# %%
+results = {name: concept_depth.run(model, name, limit=n, sites=("resid",), null=False, seed=seed) for name in chosen}
+lab.plots.concept_curves(list(results.values()));
+
+
+# %%
+def overview(result):
+    points = result.tables["points"].query("site == 'resid' and weights == 'trained'").set_index("point")
+    baseline = result.summary.query("probe == 'bag_of_words'")["mean"].item()
+    readable = points.loc["readable_depth"]
+    return {
+        "data set": result.parameters["dataset"],
+        "statements": result.parameters["n_examples"],
+        "bag of words": round(baseline, 2),
+        "peak (other groups)": round(points.loc["peak_crossfit", "estimate"], 2),
+        "readable depth": round(readable.estimate, 2),
+        "95 % interval": f"{readable.low:.2f} to {readable.high:.2f}",
+        "jump point": round(points.loc["jump_point", "estimate"], 2),
+        "converging point": round(points.loc["converging_point", "estimate"], 2),
+    }
+
+
+pd.DataFrame([overview(result) for result in results.values()]).sort_values("readable depth")
+
+# %% [markdown]
+# **Things to notice**
+#
+# - Look at the peak before the depth. A data set whose peak is near its bag of words and near one half has no readable
+#   depth, whatever the column says: the number then only tells where chance was highest.
+# - *Sentiment words* is the easy set: one word decides. It is readable almost at once, and a bag of words on unseen words
+#   fails by construction, so what is read is more than the words of the training set.
+# - *Reviews* are pairs of nearly the same words with opposite verdicts. It asks for more than *sentiment words* does. Do
+#   the two differ in depth, in height, or in both?
+# - *Coin flips*, *comparisons*, *syllogisms*: does anything rise above the bands around one half?
+# - So is the paper's order there? Compare the intervals, not the points. An order of depths among sets that reach different
+#   heights is not yet an order of complexity.
+
+# %% [markdown]
+# **Exercise 2.** *Selectivity* is accuracy on the task minus accuracy on shuffled labels (Hewitt and Liang 2019). Give the
+# selectivity of `cities` at the middle depth of this model, to two digits, from `cities.summary`.
+
+# %% tags=["exercise"]
+your_selectivity = None
+
+
+# %% tags=["check"]
+def check_selectivity(answer):
+    rows = cities.summary.query("site == 'resid' and weights == 'trained' and metric == 'accuracy'")
+    middle = rows[rows.depth == model.cfg.n_layers // 2].set_index("labels")["mean"]
+    right = lab.metrics.selectivity(np.array([middle["task"]]), np.array([middle["shuffled"]])).item()
+    if answer is None:
+        return print("No answer yet. The columns you need are site, weights, metric, depth, labels and mean.")
+    if abs(answer - middle["task"]) < 0.006:
+        return print("That is the accuracy itself. What does the probe reach when there is nothing to find? Subtract that.")
+    if abs(answer - (middle["task"] - 0.5)) < 0.002 and abs(right - answer) > 0.006:
+        return print("You subtracted one half. The control is measured, too: take its value at this depth.")
+    if abs(answer - right) > 0.006:
+        return print("Not yet. Take metric == 'accuracy' at depth n_layers // 2, weights == 'trained', site == 'resid'.")
+    print(f"Yes: {middle['task']:.3f} - {middle['shuffled']:.3f} = {right:.3f}.")
+    return True
+
+
+check_selectivity(your_selectivity)
+
+# %% tags=["solution"] jupyter={"source_hidden": true}
+rows = cities.summary.query("site == 'resid' and weights == 'trained' and metric == 'accuracy'")
+task, shuffled = (rows.query(f"depth == {model.cfg.n_layers // 2} and labels == '{kind}'")["mean"].item() for kind in ("task", "shuffled"))
+assert check_selectivity(task - shuffled)
+
+# %% [markdown]
+# ## 5. Noise, and weights with fewer bits
+#
+# The paper glues the letters "aaa" or "bbb" in front of each text, and loads the models with 8-bit weights. Both are
+# arguments here. Bits are rounded to nearest, in groups of 64 weights. (The offline SmolLM2 comes from a 4-bit file with
+# groups of 32: with just those settings nothing would change.)
+#
+# **What do you expect**: at how many bits does the curve break? Does noise move it deeper, or only lower?
+
+# %%
+conditions = [{"bits": None}, {"bits": 4}, {"bits": 2}] if quick else [{"bits": b} for b in (None, 8, 4, 3, 2)]
+quantised = [concept_depth.run(model, "cities", limit=n, sites=("resid",), null=False, seed=seed, **c) for c in conditions]
+lab.plots.concept_curves(quantised, by="bits");
+
+# %%
+noisy = concept_depth.run(model, "cities", limit=n, sites=("resid",), null=False, seed=seed, noise=True)
+lab.plots.concept_curves([quantised[0], noisy], by="noise");
+
+# %% [markdown]
+# Two curves with overlapping bands may still differ: they are about the same statements, so the difference can be
+# *paired*. Each city is its own control.
+
+# %%
+change = concept_depth.compare(noisy, quantised[0], seed=seed)
+lab.plots.difference(change, a="with noise", b="without");
+
+# %% [markdown]
+# **Things to notice.** The paired interval is narrower than the two bands suggest. Where it leaves zero, noise costs (or
+# gains) something at that depth. It holds for each depth by itself: with this many depths, one or two may leave zero by
+# chance.
+
+# %% [markdown]
+# ## 6. Published numbers beside ours
+#
+# Curves recovered from the paper's figures, for models of 7 billion parameters:
+
+# %%
+published = lab.datasets.published_curves()
+lab.plots.published_curves(published);
+
+# %%
+theirs = lab.datasets.published_points()
+resid, paper = (cities.tables["points"].query(f"site == '{site}' and weights == 'trained'").set_index("point")["estimate"] for site in ("resid", "mlp_in"))
+rows = [
+    {"model": row.model, "data": "published Cities", "peak": row.peak, "converging point": row.converging_point}
+    for row in theirs.query("dataset == 'Cities'").itertuples()
+]
+rows += [
+    {"model": f"{model_name}, the paper's reading", "data": "our cities", "peak": paper["peak_naive"], "converging point": paper["converging_point"]},
+    {"model": f"{model_name}, residual stream", "data": "our cities", "peak": resid["peak_naive"], "converging point": resid["converging_point"]},
+]
+comparison = pd.DataFrame(rows)
+median = comparison["converging point"][: len(rows) - 2].median()
+comparison["difference to the published median"] = comparison["converging point"] - median
+comparison.round(2)
+
+# %% [markdown]
+# | question | published (Jin et al.) | verdict |
+# |---|---|---|
+# | Is there a depth at which truth of a fact becomes readable? | yes, in all models (figure of Cities) | **agrees**: also at 135 million parameters |
+# | Peak accuracy on Cities | 0.94 to 1.00 | **not comparable**: other size of model; our cities are rarer, in several wordings, and their names say nothing |
+# | Converging point on Cities | table above | **not comparable** as a number: look at our interval for it in section 2 |
+# | Facts before inferences | yes (their summary) | see section 4: **differs** where the inference is not readable at all |
+# | Noise and 8 bits delay the curve | yes | see section 5 and its interval |
+#
+# With the published Cities file (it has no licence, so it does not come with the kit; `lab.datasets.load("published/cities")`
+# fetches it from the authors) the same code gives a higher curve. Try it: it is one line, `concept_depth.run(model, "published/cities")`.
+
+# %% [markdown]
+# ## 7. Two models on one axis
+#
+# Depth as a fraction makes models of different size comparable, statement by statement. With `second_model = None` the
+# second "model" is the first one with 3-bit weights.
+
+# %%
+if second_model:
+    other = concept_depth.run(lab.load(second_model, accept_license=accept_license), "cities", limit=n, sites=("resid",), null=False, seed=seed)
+    label, by = second_model, "model"
+else:
+    other = concept_depth.run(model, "cities", limit=n, sites=("resid",), null=False, seed=seed, bits=3)
+    label, by = f"{model_name}, 3 bits", "bits"
+lab.plots.concept_curves([quantised[0], other], by=by)
+lab.plots.difference(concept_depth.compare(other, quantised[0], seed=seed), a=label, b=model_name);
+
+# %% [markdown]
+# ## 8. What the published code really does
+#
+# Reading code is part of reading a paper. All of this was found in the authors' repository or in their plotted values, and
+# none of it takes away that they were first to ask the question this way.
+#
+# **8.1 A majority rate that looks like understanding.** Most published curves on CommonClaim were tested on items of which
+# 74.3 % have one label. A classifier that always says that label is right 74.3 % of the time at every layer:
+
+# %%
+common = theirs.query("dataset == 'Common'")[["model", "peak", "converge_layer", "layers"]]
+common.assign(**{"peak minus majority rate": common.peak - 0.743}).round(3)
+
+# %% [markdown]
+# "Converges in the third layer" then means: never rose above the majority, so never changed either.
+#
+# **8.2 One late wiggle.** This published curve is flat from layer 5 on. Its converging point:
+
+# %%
+flat = published.query("model == 'LLaMA-7B' and dataset == 'HateEval'").accuracy.to_numpy()
+print("published curve:                 ", lab.metrics.converging_point(flat))
+print("without its very last layer:     ", round(lab.metrics.converging_point(flat[:-1]), 2))
+print("largest change after layer 5:    ", round(np.abs(flat[5:] / flat[4:-1] - 1).max(), 3), "(the rule's threshold is 0.03)")
+
+# %% [markdown]
+# **8.3 Few test items.** Every plotted accuracy is a whole number of right answers over the number of items, so the number
+# of items can be read off. For Gemma-7B on Cities all values are whole hundredths:
+
+# %%
+gemma = published.query("model == 'Gemma-7B' and dataset == 'Cities'").accuracy
+llama = published.query("model == 'LLaMA-7B' and dataset == 'Cities'").accuracy
+for name, curve in (("Gemma-7B", gemma), ("LLaMA-7B", llama)):
+    counts = [m for m in (100, 599) if np.allclose(curve * m, np.round(curve * m), atol=m * 6e-6)]
+    print(f"{name}: consistent with {counts} tested statements; half width of a 95 % interval at 0.95: "
+          f"{1.96 * np.sqrt(0.95 * 0.05 / counts[0]):.3f}")
+
+# %% [markdown]
+# **8.4 Twins on both sides.** The published split is random over statements. Each city stands in a true and in a false
+# one, and mostly one of them is for training and the other for testing.
+#
+# **What do you expect** at depths where nothing about truth can be read yet: accuracy above one half, at, or *below*?
+
+# %%
+single = lab.datasets.load("cities").assign(group=lambda frame: frame.example)  # each statement its own group
+single.attrs["card"] = {**lab.datasets.load("cities").attrs["card"], "name": "cities, twins split"}
+pairs = cities.tables["statements"].example
+single = single[single.example.isin(set(pairs))].reset_index(drop=True)
+split_twins = concept_depth.run(model, single, sites=("resid",), null=False, seed=seed)
+lab.plots.concept_curves([cities, split_twins]);
+
+# %% [markdown]
+# **Things to notice.** Where the states say *which* city and country but not whether they belong together, the probe learns
+# "this city: true" from the twin in the training set, and is wrong about the other. That is why some published curves
+# start well below one half (0.39 in one of them). Accuracy below chance is always a message about the split.
+#
+# **8.5 More.** The published `main.py` overwrites every data set's instruction by the one for sentiment. The input for
+# StrategyQA contains the reasons for the right answer. Class numbers follow the order of reading, so F1 is often that of
+# *false*. There is no baseline, control or interval. The numbers may well be right in substance; they could not show it.
+
+# %% [markdown]
+# **Exercise 3.** In 8.4 both curves use the same states. Someone says: "without groups the probe has more data about each
+# city, so it must be better everywhere." Give the depth (0 to L) at which the *difference* split twins minus grouped is most
+# negative, using both summaries.
+
+# %% tags=["exercise"]
+your_depth = None
+
+
+# %% tags=["check"]
+def mean_by_depth(result):
+    rows = result.summary.query("site == 'resid' and weights == 'trained' and metric == 'accuracy' and labels == 'task'")
+    return rows.set_index("depth")["mean"].sort_index()
+
+
+def check_depth(answer):
+    if answer is None:
+        return print("No answer yet. Build the two curves (mean by depth), subtract, look for the minimum.")
+    gap = mean_by_depth(split_twins) - mean_by_depth(cities)
+    if not 0 <= answer <= model.cfg.n_layers:
+        return print(f"Depths of this model run from 0 to {model.cfg.n_layers}.")
+    if gap[answer] > gap.min() + 1e-9:
+        return print(f"There the difference is {gap[answer]:+.3f}. Somewhere it is lower.")
+    print(f"Yes: {gap[answer]:+.3f} at depth {answer}. Before the jump a twin misleads; after it, it hardly matters.")
+    return True
+
+
+check_depth(your_depth)
+
+# %% tags=["solution"] jupyter={"source_hidden": true}
+assert check_depth(int((mean_by_depth(split_twins) - mean_by_depth(cities)).idxmin()))
+
+# %% [markdown]
+# ## 9. Explore
+#
+# Choose a data set, a metric, noise and bits; move along the depth, and read which statements the probe is most and least
+# certain of. What is not computed yet is computed on a button.
+
+# %%
+from lab.widgets import concept_explorer
+
+
+def compute(data_set, name, noise, bits):
+    chosen_model = model if name == model_name else lab.load(name, accept_license=accept_license)
+    return concept_depth.run(chosen_model, data_set, limit=n, sites=("resid",), null=False, noise=noise, bits=bits, seed=seed)
+
+
+concept_explorer(
+    [*results.values(), *quantised[1:], noisy],
+    data_sets=[name for name in lab.datasets.names() if "/" not in name],
+    models=[model_name] + ([second_model] if second_model else []),
+    compute=compute,
+)
+
+# %% [markdown]
+# The same as a fixed picture, for paper and for pages without widgets:
+
+# %%
+results[chosen[-1]].plot();
+
+# %% [markdown]
+# ## What this does and does not show
+#
+# - A probe shows that something *can be read* from a state by a straight cut. It does not show that the model reads it.
+#   For that one has to change the state and look at what happens (notebook 02 will).
+# - What is read goes with the label in *this* data. Shuffled labels, a bag of words and random weights rule out three
+#   cheap explanations, not all.
+# - A readable depth belongs to a model, a data set, a position (here: the last token) and a probe. Change one and it moves.
+# - The offline models come from 4-bit files that were read back to float32. For full-precision weights, give a hub name.
+#
+# **Save what you made**: `cities.save("my_folder")` writes the tables and all parameters; `lab.Result.load("my_folder")`
+# reads them, and draws every figure again without a model.
