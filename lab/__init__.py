@@ -1,11 +1,40 @@
 """How language models use their depth: a thin layer over TransformerLens hooks, for teaching and research."""
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from lab import datasets, experiments, metrics, models, plots, texts
-from lab.checks import check
-from lab.models import load
-from lab.results import Result
+if TYPE_CHECKING:
+    from lab import checks, datasets, experiments, interventions, metrics, models, plots, probes, states, texts, widgets
+    from lab.checks import check
+    from lab.models import load
+    from lab.results import Result
 
 __version__ = version("depth-lab")
-__all__ = ["Result", "check", "datasets", "experiments", "load", "metrics", "models", "plots", "texts"]
+__all__ = [
+    "Result",
+    "check",
+    "checks",
+    "datasets",
+    "experiments",
+    "interventions",
+    "load",
+    "metrics",
+    "models",
+    "plots",
+    "probes",
+    "states",
+    "texts",
+    "widgets",
+]
+
+# Found at first use, because importing torch takes seconds and `python -m lab --help` needs none of it.
+_FUNCTIONS = {"Result": "lab.results", "check": "lab.checks", "load": "lab.models"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FUNCTIONS:
+        return getattr(import_module(_FUNCTIONS[name]), name)
+    if name in __all__:
+        return import_module(f"lab.{name}")
+    raise AttributeError(f"module 'lab' has no attribute {name!r}")

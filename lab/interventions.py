@@ -113,15 +113,7 @@ def quantized(model: TransformerBridge, bits: int, *, group_size: int = 64) -> I
     Raises:
         ValueError: bits outside 2..8, a group size that does not divide a matrix's input width.
     """
-    if bits not in range(2, 9):
-        raise ValueError(f"bits={bits}: give 2 to 8")
-    matrices = [m for m in model.original_model.modules() if _is_matrix(m)]
-    blocks = {id(m) for m in model.blocks.modules()}
-    weights = [(m.weight, isinstance(m, torch.nn.Linear)) for m in matrices if id(m) in blocks]
-    for weight, linear in weights:
-        width = weight.shape[1 if linear else 0]
-        if width % group_size:
-            raise ValueError(f"group_size={group_size} does not divide a matrix's input width {width}; try 16 or 32")
+    weights = quantizable(model, bits, group_size=group_size)
     before = [weight.detach().clone() for weight, _ in weights]
     try:
         with torch.no_grad():
@@ -133,6 +125,20 @@ def quantized(model: TransformerBridge, bits: int, *, group_size: int = 64) -> I
         with torch.no_grad():
             for (weight, _), old in zip(weights, before, strict=True):
                 weight.copy_(old)
+
+
+def quantizable(model: TransformerBridge, bits: int, *, group_size: int) -> list[tuple[torch.Tensor, bool]]:
+    """The matrices that `quantized` would round, each with whether it is stored `[output input]`; raises what it raises."""
+    if bits not in range(2, 9):
+        raise ValueError(f"bits={bits}: give 2 to 8")
+    blocks = {id(module) for module in model.blocks.modules()}
+    matrices = [m for m in model.original_model.modules() if _is_matrix(m) and id(m) in blocks]
+    weights = [(matrix.weight, isinstance(matrix, torch.nn.Linear)) for matrix in matrices]
+    for weight, linear in weights:
+        width = weight.shape[1 if linear else 0]
+        if group_size < 1 or width % group_size:
+            raise ValueError(f"group_size={group_size} does not divide a matrix's input width {width}; try 16 or 32")
+    return weights
 
 
 def _round_to_grid(weight: Float[torch.Tensor, "output input"], bits: int, group_size: int) -> torch.Tensor:

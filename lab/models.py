@@ -30,11 +30,12 @@ import torch
 import transformers
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-# Where each site is read, as a TransformerLens hook name. `resid` is the depth axis 0..L; the others have one entry a layer.
+# Where each site is read, as a TransformerLens hook name. `resid` is the depth axis 0..L; the others have one per layer.
 SITES = {
     "resid_pre": "blocks.{layer}.hook_resid_pre",
     "resid_mid": "blocks.{layer}.hook_resid_mid",
@@ -92,6 +93,9 @@ CATALOGUE = {
         ),
     )
 }
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota, a file too large
 
 
 def cache_folder() -> Path:
@@ -236,10 +240,17 @@ def prepare(entry: OfflineModel, *, accept_license: bool = False) -> Path:
             print("Converting to float32 safetensors (20 to 60 s) ...", flush=True)
             _convert(gguf, partial / "model", entry)
             os.rename(partial / "model", folder)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise OSError(error.errno, f"no room left in {root} while preparing {entry.name} (it needs {needed} MB "
-                              "at the most). Nothing was kept. Make room, or set LAB_CACHE to another disk") from error  # fmt: skip
+        except (OSError, SafetensorError) as error:
+            # safetensors gives no errno: "Error while serializing: I/O error: No space left on device (os error 28)"
+            full = [
+                code for code in _NO_ROOM if getattr(error, "errno", 0) == code or f"(os error {code})" in str(error)
+            ]
+            if full:
+                raise OSError(
+                    full[0],
+                    f"no room left in {root} while preparing {entry.name} (it needs {needed} MB at the most). "
+                    "Nothing was kept. Make room, or set LAB_CACHE to a folder on another disk",
+                ) from error
             raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -260,22 +271,25 @@ def _download(entry: OfflineModel, folder: Path) -> Path:
         stderr=subprocess.PIPE,
         text=True,
     )
-    with tqdm(total=entry.download_mb, unit="MB", desc=f"Downloading {entry.name}") as bar:
-        while process.poll() is None:
-            time.sleep(0.2)
-            sizes = []
-            for path in folder.rglob("*.whl"):
-                try:
-                    sizes.append(path.stat().st_size)
-                except FileNotFoundError:  # pip moved it between the listing and the look
-                    pass
-            bar.update(min(sum(sizes) // 10**6, entry.download_mb) - bar.n)
-        bar.update((entry.download_mb if process.returncode == 0 else bar.n) - bar.n)
-    assert process.stderr is not None
-    said = process.stderr.read().strip()
+    try:
+        with tqdm(total=entry.download_mb, unit="MB", desc=f"Downloading {entry.name}") as bar:
+            while process.poll() is None:
+                time.sleep(0.2)
+                sizes = []
+                for path in folder.rglob("*.whl"):
+                    try:
+                        sizes.append(path.stat().st_size)
+                    except FileNotFoundError:  # pip moved it between the listing and the look
+                        pass
+                bar.update(min(sum(sizes) // 10**6, entry.download_mb) - bar.n)
+            bar.update((entry.download_mb if process.returncode == 0 else bar.n) - bar.n)
+    finally:
+        process.kill()  # no effect on a process that has ended; after an interrupt, pip would go on writing
+        said = process.communicate()[1].strip()
     if process.returncode != 0:
-        if "No space left" in said:
-            raise OSError(errno.ENOSPC, said.splitlines()[-1])
+        for code in _NO_ROOM:
+            if os.strerror(code) in said:
+                raise OSError(code, said.splitlines()[-1])
         if "No module named pip" in said:
             raise RuntimeError("the download needs pip in this environment; install it with `python -m ensurepip`")
         reason = next((line for line in reversed(said.splitlines()) if line.startswith("ERROR")), said[-300:])
@@ -333,9 +347,10 @@ def _boot(source: dict[str, Any], *, device: str | torch.device | None, dtype: t
     tokenizer = AutoTokenizer.from_pretrained(source["path"], revision=source.get("revision"), trust_remote_code=False)
     hf_model = _hf_model(source, dtype=dtype)
     adds_start_token = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id] and tokenizer.bos_token is not None
-    model = TransformerBridge.boot_transformers(
-        source["path"], hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
-    )
+    with torch.random.fork_rng(devices=[]):  # it draws random numbers where it splits one matrix into three (GPT-2)
+        model = TransformerBridge.boot_transformers(
+            source["path"], hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
+        )
     model.cfg.default_prepend_bos = adds_start_token
     model.lab_source = source
     return model.eval()
@@ -386,7 +401,6 @@ def _folder_checksum(folder: Path) -> str:
 
 def _resolve_on_hub(name: str, revision: str | None) -> dict[str, Any]:
     """Ask the hub what stands behind a name, and turn each way this fails into a sentence that says what to do."""
-    import httpx
     from huggingface_hub import HfApi, errors, snapshot_download
 
     near = difflib.get_close_matches(name.lower(), CATALOGUE, n=1, cutoff=0.5)
@@ -401,7 +415,7 @@ def _resolve_on_hub(name: str, revision: str | None) -> dict[str, Any]:
         raise ValueError(f"{name!r} has no revision {revision!r} on the hub") from error
     except errors.RepositoryNotFoundError as error:
         raise ValueError(f"the hub knows no model {name!r} (or it is private: run `hf auth login`). {known}") from error
-    except (errors.OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+    except (errors.OfflineModeIsEnabled, errors.HTTPError, OSError) as error:
         try:
             cached = Path(snapshot_download(name, revision=revision, local_files_only=True))
         except (errors.LocalEntryNotFoundError, OSError):

@@ -10,12 +10,11 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK, GREY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000", "#7F7F7F",
 )  # fmt: skip
-CLASSROOM = {  # legible from the last row
+CLASSROOM: Any = {  # legible from the last row
     "font.size": 13,
     "axes.titlesize": 14,
     "axes.spines.top": False,
@@ -27,7 +26,11 @@ CLASSROOM = {  # legible from the last row
 }
 METRICS = {"accuracy": "accuracy on unseen groups", "f1": "F1 on unseen groups", "auc": "area under the ROC curve"}
 SITES = {"resid": "residual stream", "mlp_in": "what the MLP reads (the paper's reading)"}
-POINTS = {"jump_point": ("jump point", "^"), "converging_point": ("converging point", "s"), "readable_depth": ("readable depth", "o")}
+POINTS = {
+    "jump_point": ("jump point", "^"),
+    "converging_point": ("converging point", "s"),
+    "readable_depth": ("readable depth", "o"),
+}
 
 
 @contextmanager
@@ -65,7 +68,7 @@ def concept_depth(result: Any, *, metric: str = "accuracy", ax: Axes | None = No
         for probe, color, dash in (("bag_of_words", PURPLE, "--"), ("majority", BLACK, ":")):
             for value in rows[rows.probe == probe]["mean"]:
                 ax.axhline(value, color=color, ls=dash, lw=1.6, label=f"{probe.replace('_', ' ')} ({value:.2f})")
-        if points and metric == "accuracy":
+        if points and metric == "accuracy" and "points" in result.tables:
             _mark_points(ax, result.tables["points"])
         about = result.parameters
         ax.set(
@@ -90,7 +93,9 @@ def _mark_points(ax: Axes, points: Any) -> None:
             ax.plot(row.estimate, height, marker, color=BLUE, ms=8, label=f"{label} ({row.estimate:.2f})")
 
 
-def concept_curves(results: Sequence[Any], *, by: str = "dataset", metric: str = "accuracy", site: str = "resid") -> Figure:
+def concept_curves(
+    results: Sequence[Any], *, by: str = "dataset", metric: str = "accuracy", site: str = "resid"
+) -> Figure:
     """One curve a result on the same relative depth: data sets of one model, models on one data set, noise, bits.
 
     `by` is the name of the parameter that tells the results apart.
@@ -101,11 +106,20 @@ def concept_curves(results: Sequence[Any], *, by: str = "dataset", metric: str =
         colors = [BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK, GREY, "#A6761D", "#1B3A57"]
         for i, result in enumerate(results):
             rows = result.summary
-            rows = rows[(rows.metric == metric) & (rows.site == site) & (rows.labels == "task") & (rows.weights == "trained")]
+            rows = rows[
+                (rows.metric == metric) & (rows.site == site) & (rows.labels == "task") & (rows.weights == "trained")
+            ]
             rows = rows.sort_values("depth")
             name = f"{by} = {result.parameters[by]}" if by in ("bits", "noise") else str(result.parameters[by])
             color, every = colors[i % len(colors)], max(1, len(rows) // 10)
-            ax.plot(rows.relative_depth, rows["mean"], color=color, marker=marks[i % len(marks)], markevery=every, label=name)
+            ax.plot(
+                rows.relative_depth,
+                rows["mean"],
+                color=color,
+                marker=marks[i % len(marks)],
+                markevery=every,
+                label=name,
+            )
             ax.fill_between(rows.relative_depth, rows.low, rows.high, color=color, alpha=0.12, lw=0)
         ax.axhline(0.5, color=BLACK, ls=":", lw=1.4)
         ax.set(xlabel="fraction of depth", ylabel=METRICS[metric], xlim=(-0.02, 1.02), ylim=(0.3, 1.02))
@@ -132,7 +146,9 @@ def published_curves(curves: Any) -> Figure:
     """Published accuracy curves (columns model, dataset, relative_depth, accuracy), one panel a data set."""
     with classroom():
         names = list(dict.fromkeys(curves.dataset))
-        figure, axes = plt.subplots(2, -(-len(names) // 2), figsize=(12, 6), sharex=True, sharey=True, layout="constrained")
+        figure, axes = plt.subplots(
+            2, -(-len(names) // 2), figsize=(12, 6), sharex=True, sharey=True, layout="constrained"
+        )
         models = list(dict.fromkeys(curves.model))
         looks = dict(zip(models, ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (RED, ":")), strict=False))
         for ax, name in zip(axes.flat, names, strict=False):
@@ -145,20 +161,27 @@ def published_curves(curves: Any) -> Figure:
             ax.axis("off")
         figure.supxlabel("fraction of depth")
         figure.supylabel("published accuracy")
-        handles = {line.get_label(): line for ax in axes.flat for line in ax.get_lines() if not line.get_label().startswith("_")}
+        handles = {
+            line.get_label(): line
+            for ax in axes.flat
+            for line in ax.get_lines()
+            if not line.get_label().startswith("_")
+        }
         figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncol=len(handles))
     return figure
 
 
 def _condition(about: dict[str, Any]) -> str:
-    parts = ["letters glued in front" if about["noise"] else "", f"{about['bits']}-bit weights" if about["bits"] else ""]
+    parts = [
+        "letters glued in front" if about["noise"] else "",
+        f"{about['bits']}-bit weights" if about["bits"] else "",
+    ]
     return "".join(f", {part}" for part in parts if part)
 
 
 def _axes(ax: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axes]:
     if ax is None:
-        figure, ax = plt.subplots(figsize=size, layout="constrained")
-        return figure, ax
+        return plt.subplots(figsize=size, layout="constrained")
     figure = ax.get_figure()
     assert isinstance(figure, Figure)
     return figure, ax

@@ -54,7 +54,9 @@ class Result:
             frames = {"table": self.table, "summary": self.summary, **self.tables}
             for name, frame in frames.items():
                 frame.to_csv(aside / f"{name}.csv.gz", index=False, compression={"method": "gzip", "mtime": 0})
-            types = {name: {column: str(kind) for column, kind in frame.dtypes.items()} for name, frame in frames.items()}
+            types = {
+                name: {column: str(kind) for column, kind in frame.dtypes.items()} for name, frame in frames.items()
+            }
             about = {"kind": self.kind, "parameters": self.parameters, "columns": types}
             (aside / "result.json").write_text(json.dumps(about, indent=1))
             if folder.exists():
@@ -77,9 +79,7 @@ class Result:
         about = json.loads((folder / "result.json").read_text())
         frames = {}
         for name, types in about["columns"].items():
-            frames[name] = pd.read_csv(
-                folder / f"{name}.csv.gz", dtype=types, float_precision="round_trip", keep_default_na=False, na_values=[""]
-            )
+            frames[name] = pd.read_csv(folder / f"{name}.csv.gz", dtype=types, keep_default_na=False, na_values=[""])
         return cls(about["kind"], frames.pop("table"), frames.pop("summary"), about["parameters"], frames)
 
 

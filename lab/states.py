@@ -166,7 +166,7 @@ def _fingerprint(model: TransformerBridge, tokens: Tokens, at: np.ndarray, chose
     source = {key: value for key, value in getattr(model, "lab_source", {}).items() if key != "path"}
     digest = hashlib.sha256(repr((source, model.cfg.dtype, chosen)).encode())
     for array in (tokens.ids.numpy(), tokens.mask.numpy(), at):
-        digest.update(np.ascontiguousarray(array))
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 

@@ -52,7 +52,9 @@ def concept_explorer(
     data_set = ipw.Dropdown(options=sets, description="data set", **wide)
     model = ipw.Dropdown(options=names, description="model", **wide)
     metric = ipw.Dropdown(options=list(plots.METRICS), description="metric", **wide)
-    bits = ipw.Dropdown(options=[("as loaded", None), *((f"{b} bits", b) for b in levels if b)], description="weights", **wide)
+    bits = ipw.Dropdown(
+        options=[("as loaded", None), *((f"{b} bits", b) for b in levels if b)], description="weights", **wide
+    )
     noise = ipw.Checkbox(description="letters glued in front (noise)", indent=False, layout=ipw.Layout(width="240px"))
     depth = ipw.SelectionSlider(
         options=[0], description="depth", continuous_update=False, layout=ipw.Layout(width="720px"),
@@ -68,13 +70,14 @@ def concept_explorer(
 
     def show(_: Any = None) -> None:
         result = known.get(key())
-        there = result is not None
-        button.layout.display = "none" if there or compute is None else ""
+        button.layout.display = "none" if result or compute is None else ""
         for part in (picture, table, depth):
-            part.layout.display = "" if there else "none"
-        if not there:
+            part.layout.display = "" if result else "none"
+        if result is None:
             message.value = "Not computed yet. " + (
-                "The button runs it (half a minute to a few minutes, with a progress bar)." if compute else "Choose another."
+                "The button runs it (half a minute to a few minutes, with a progress bar)."
+                if compute
+                else "Choose another."
             )
             return
         message.value = ""
@@ -148,4 +151,3 @@ def _statements(result: Any, depth: int) -> str:
             cells = (html.escape(str(row.text)), row.label, f"{row.decision:+.1f}", f"{row.share_right:.0%}")
             lines.append("<tr>" + "".join(f"<td style='{_CELL}'>{cell}</td>" for cell in cells) + "</tr>")
     return "\n".join([*lines, "</table>"])
-

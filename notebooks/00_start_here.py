@@ -58,7 +58,7 @@ pd.Series(lab.models.facts(model), name="this model").to_frame()
 first = lab.experiments.concept_depth.run(
     model, "cities", limit=160 if quick else 320, repeats=5, sites=("resid",), null=False, seed=seed
 )
-first.plot();
+figure = first.plot()
 
 # %% [markdown]
 # **Things to notice**
@@ -169,12 +169,18 @@ def check_place(answer):
         return print("No answer yet: put two numbers into your_answer.")
     depth, next_block = answer
     if depth == 4:
-        return print("Depth counts the blocks that were passed, and blocks are counted from 0. After block 0, one is passed.")
+        return print(
+            "Depth counts the blocks that were passed, and blocks are counted from 0. After block 0, one is passed."
+        )
     if next_block == 4:
-        return print("resid_pre of block 4 is what block 4 reads, before it added anything. Who reads what block 4 wrote?")
+        return print(
+            "resid_pre of block 4 is what block 4 reads, before it added anything. Who reads what block 4 wrote?"
+        )
     same = torch.equal(cache[f"blocks.{next_block}.hook_resid_pre"], cache["blocks.4.hook_resid_post"])
     if depth != 5 or not same:
-        return print("Not yet. Compare cache['blocks.4.hook_resid_post'] with other entries of the cache by torch.equal.")
+        return print(
+            "Not yet. Compare cache['blocks.4.hook_resid_post'] with other entries of the cache by torch.equal."
+        )
     print("Yes. Depth d is resid_pre of block d and resid_post of block d - 1: one vector, two names.")
     return True
 

@@ -61,7 +61,7 @@ print(f"{model_name}: all {len(health)} checks passed")
 
 # %%
 cities = concept_depth.run(model, "cities", limit=n if quick else None, seed=seed)
-cities.plot();
+figure = cities.plot()
 
 # %% [markdown]
 # **Things to notice**
@@ -144,15 +144,17 @@ points.loc[["peak_naive", "peak_crossfit"], ["estimate"]].rename(columns={"estim
 # become readable *later*, or just *less*?
 
 # %%
-per_statement = cities.tables["examples"].query("site == 'resid'").merge(
-    cities.tables["statements"][["example", "difficulty", "template"]], on="example"
+per_statement = (
+    cities.tables["examples"]
+    .query("site == 'resid'")
+    .merge(cities.tables["statements"][["example", "difficulty", "template"]], on="example")
 )
 names = {1: "over a million", 2: "300,000 to a million", 3: "100,000 to 300,000"}
 with lab.plots.classroom():
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True, layout="constrained")
     looks = [(lab.plots.BLUE, "-"), (lab.plots.ORANGE, "--"), (lab.plots.GREEN, "-."), (lab.plots.RED, ":")]
-    for ax, by in zip(axes, ("difficulty", "template")):
-        for (level, rows), (color, dash) in zip(per_statement.groupby(by), looks):
+    for ax, by in zip(axes, ("difficulty", "template"), strict=True):
+        for (level, rows), (color, dash) in zip(per_statement.groupby(by), looks, strict=False):
             ax.plot(rows.groupby("depth").share_right.mean(), color=color, ls=dash, label=names.get(level, level))
         ax.axhline(0.5, color=lab.plots.BLACK, lw=1, ls=":")
         ax.set(xlabel="depth", title={"difficulty": "inhabitants of the city", "template": "wording"}[by])
@@ -188,7 +190,7 @@ for name in chosen:
 
 # %%
 results = {name: concept_depth.run(model, name, limit=n, sites=("resid",), null=False, seed=seed) for name in chosen}
-lab.plots.concept_curves(list(results.values()));
+figure = lab.plots.concept_curves(list(results.values()))
 
 
 # %%
@@ -239,11 +241,15 @@ def check_selectivity(answer):
     if answer is None:
         return print("No answer yet. The columns you need are site, weights, metric, depth, labels and mean.")
     if abs(answer - middle["task"]) < 0.006:
-        return print("That is the accuracy itself. What does the probe reach when there is nothing to find? Subtract that.")
+        return print(
+            "That is the accuracy itself. What does the probe reach when there is nothing to find? Subtract that."
+        )
     if abs(answer - (middle["task"] - 0.5)) < 0.002 and abs(right - answer) > 0.006:
         return print("You subtracted one half. The control is measured, too: take its value at this depth.")
     if abs(answer - right) > 0.006:
-        return print("Not yet. Take metric == 'accuracy' at depth n_layers // 2, weights == 'trained', site == 'resid'.")
+        return print(
+            "Not yet. Take metric == 'accuracy' at depth n_layers // 2, weights == 'trained', site == 'resid'."
+        )
     print(f"Yes: {middle['task']:.3f} - {middle['shuffled']:.3f} = {right:.3f}.")
     return True
 
@@ -252,7 +258,10 @@ check_selectivity(your_selectivity)
 
 # %% tags=["solution"] jupyter={"source_hidden": true}
 rows = cities.summary.query("site == 'resid' and weights == 'trained' and metric == 'accuracy'")
-task, shuffled = (rows.query(f"depth == {model.cfg.n_layers // 2} and labels == '{kind}'")["mean"].item() for kind in ("task", "shuffled"))
+task, shuffled = (
+    rows.query(f"depth == {model.cfg.n_layers // 2} and labels == '{kind}'")["mean"].item()
+    for kind in ("task", "shuffled")
+)
 assert check_selectivity(task - shuffled)
 
 # %% [markdown]
@@ -266,12 +275,14 @@ assert check_selectivity(task - shuffled)
 
 # %%
 conditions = [{"bits": None}, {"bits": 4}, {"bits": 2}] if quick else [{"bits": b} for b in (None, 8, 4, 3, 2)]
-quantised = [concept_depth.run(model, "cities", limit=n, sites=("resid",), null=False, seed=seed, **c) for c in conditions]
-lab.plots.concept_curves(quantised, by="bits");
+quantised = [
+    concept_depth.run(model, "cities", limit=n, sites=("resid",), null=False, seed=seed, **c) for c in conditions
+]
+figure = lab.plots.concept_curves(quantised, by="bits")
 
 # %%
 noisy = concept_depth.run(model, "cities", limit=n, sites=("resid",), null=False, seed=seed, noise=True)
-lab.plots.concept_curves([quantised[0], noisy], by="noise");
+figure = lab.plots.concept_curves([quantised[0], noisy], by="noise")
 
 # %% [markdown]
 # Two curves with overlapping bands may still differ: they are about the same statements, so the difference can be
@@ -279,7 +290,7 @@ lab.plots.concept_curves([quantised[0], noisy], by="noise");
 
 # %%
 change = concept_depth.compare(noisy, quantised[0], seed=seed)
-lab.plots.difference(change, a="with noise", b="without");
+figure = lab.plots.difference(change, a="with noise", b="without")
 
 # %% [markdown]
 # **Things to notice.** The paired interval is narrower than the two bands suggest. Where it leaves zero, noise costs (or
@@ -293,18 +304,31 @@ lab.plots.difference(change, a="with noise", b="without");
 
 # %%
 published = lab.datasets.published_curves()
-lab.plots.published_curves(published);
+figure = lab.plots.published_curves(published)
 
 # %%
 theirs = lab.datasets.published_points()
-resid, paper = (cities.tables["points"].query(f"site == '{site}' and weights == 'trained'").set_index("point")["estimate"] for site in ("resid", "mlp_in"))
+resid, paper = (
+    cities.tables["points"].query(f"site == '{site}' and weights == 'trained'").set_index("point")["estimate"]
+    for site in ("resid", "mlp_in")
+)
 rows = [
     {"model": row.model, "data": "published Cities", "peak": row.peak, "converging point": row.converging_point}
     for row in theirs.query("dataset == 'Cities'").itertuples()
 ]
 rows += [
-    {"model": f"{model_name}, the paper's reading", "data": "our cities", "peak": paper["peak_naive"], "converging point": paper["converging_point"]},
-    {"model": f"{model_name}, residual stream", "data": "our cities", "peak": resid["peak_naive"], "converging point": resid["converging_point"]},
+    {
+        "model": f"{model_name}, the paper's reading",
+        "data": "our cities",
+        "peak": paper["peak_naive"],
+        "converging point": paper["converging_point"],
+    },
+    {
+        "model": f"{model_name}, residual stream",
+        "data": "our cities",
+        "peak": resid["peak_naive"],
+        "converging point": resid["converging_point"],
+    },
 ]
 comparison = pd.DataFrame(rows)
 median = comparison["converging point"][: len(rows) - 2].median()
@@ -331,13 +355,20 @@ comparison.round(2)
 
 # %%
 if second_model:
-    other = concept_depth.run(lab.load(second_model, accept_license=accept_license), "cities", limit=n, sites=("resid",), null=False, seed=seed)
+    other = concept_depth.run(
+        lab.load(second_model, accept_license=accept_license),
+        "cities",
+        limit=n,
+        sites=("resid",),
+        null=False,
+        seed=seed,
+    )
     label, by = second_model, "model"
 else:
     other = concept_depth.run(model, "cities", limit=n, sites=("resid",), null=False, seed=seed, bits=3)
     label, by = f"{model_name}, 3 bits", "bits"
 lab.plots.concept_curves([quantised[0], other], by=by)
-lab.plots.difference(concept_depth.compare(other, quantised[0], seed=seed), a=label, b=model_name);
+figure = lab.plots.difference(concept_depth.compare(other, quantised[0], seed=seed), a=label, b=model_name)
 
 # %% [markdown]
 # ## 8. What the published code really does
@@ -361,7 +392,11 @@ common.assign(**{"peak minus majority rate": common.peak - 0.743}).round(3)
 flat = published.query("model == 'LLaMA-7B' and dataset == 'HateEval'").accuracy.to_numpy()
 print("published curve:                 ", lab.metrics.converging_point(flat))
 print("without its very last layer:     ", round(lab.metrics.converging_point(flat[:-1]), 2))
-print("largest change after layer 5:    ", round(np.abs(flat[5:] / flat[4:-1] - 1).max(), 3), "(the rule's threshold is 0.03)")
+print(
+    "largest change after layer 5:    ",
+    round(np.abs(flat[5:] / flat[4:-1] - 1).max(), 3),
+    "(the rule's threshold is 0.03)",
+)
 
 # %% [markdown]
 # **8.3 Few test items.** Every plotted accuracy is a whole number of right answers over the number of items, so the number
@@ -372,8 +407,10 @@ gemma = published.query("model == 'Gemma-7B' and dataset == 'Cities'").accuracy
 llama = published.query("model == 'LLaMA-7B' and dataset == 'Cities'").accuracy
 for name, curve in (("Gemma-7B", gemma), ("LLaMA-7B", llama)):
     counts = [m for m in (100, 599) if np.allclose(curve * m, np.round(curve * m), atol=m * 6e-6)]
-    print(f"{name}: consistent with {counts} tested statements; half width of a 95 % interval at 0.95: "
-          f"{1.96 * np.sqrt(0.95 * 0.05 / counts[0]):.3f}")
+    print(
+        f"{name}: consistent with {counts} tested statements; half width of a 95 % interval at 0.95: "
+        f"{1.96 * np.sqrt(0.95 * 0.05 / counts[0]):.3f}"
+    )
 
 # %% [markdown]
 # **8.4 Twins on both sides.** The published split is random over statements. Each city stands in a true and in a false
@@ -387,7 +424,7 @@ single.attrs["card"] = {**lab.datasets.load("cities").attrs["card"], "name": "ci
 pairs = cities.tables["statements"].example
 single = single[single.example.isin(set(pairs))].reset_index(drop=True)
 split_twins = concept_depth.run(model, single, sites=("resid",), null=False, seed=seed)
-lab.plots.concept_curves([cities, split_twins]);
+figure = lab.plots.concept_curves([cities, split_twins])
 
 # %% [markdown]
 # **Things to notice.** Where the states say *which* city and country but not whether they belong together, the probe learns
@@ -409,7 +446,9 @@ your_depth = None
 
 # %% tags=["check"]
 def mean_by_depth(result):
-    rows = result.summary.query("site == 'resid' and weights == 'trained' and metric == 'accuracy' and labels == 'task'")
+    rows = result.summary.query(
+        "site == 'resid' and weights == 'trained' and metric == 'accuracy' and labels == 'task'"
+    )
     return rows.set_index("depth")["mean"].sort_index()
 
 
@@ -442,7 +481,9 @@ from lab.widgets import concept_explorer
 
 def compute(data_set, name, noise, bits):
     chosen_model = model if name == model_name else lab.load(name, accept_license=accept_license)
-    return concept_depth.run(chosen_model, data_set, limit=n, sites=("resid",), null=False, noise=noise, bits=bits, seed=seed)
+    return concept_depth.run(
+        chosen_model, data_set, limit=n, sites=("resid",), null=False, noise=noise, bits=bits, seed=seed
+    )
 
 
 concept_explorer(
@@ -456,7 +497,7 @@ concept_explorer(
 # The same as a fixed picture, for paper and for pages without widgets:
 
 # %%
-results[chosen[-1]].plot();
+results[chosen[-1]].plot()
 
 # %% [markdown]
 # ## What this does and does not show
@@ -467,6 +508,16 @@ results[chosen[-1]].plot();
 #   cheap explanations, not all.
 # - A readable depth belongs to a model, a data set, a position (here: the last token) and a probe. Change one and it moves.
 # - The offline models come from 4-bit files that were read back to float32. For full-precision weights, give a hub name.
-#
-# **Save what you made**: `cities.save("my_folder")` writes the tables and all parameters; `lab.Result.load("my_folder")`
-# reads them, and draws every figure again without a model.
+
+# %% [markdown]
+# **Keep what you made.** A saved result holds its tables and all parameters; every figure can be drawn again from it,
+# without a model.
+
+# %%
+import os
+from pathlib import Path
+
+folder = Path(os.environ.get("LAB_OUT", "depth-lab-out")) / "concept_depth_cities"
+cities.save(folder)
+again = lab.Result.load(folder)
+print(f"{len(again.table)} measurements in {folder.name}, made with {again.parameters['versions']}")

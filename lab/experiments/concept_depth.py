@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager, nullcontext
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from lab import datasets, metrics, models, probes
-from lab.interventions import quantized
+from lab.interventions import quantizable, quantized
 from lab.models import cache_folder
 from lab.results import Result, fingerprint, run_shards, versions
 from lab.states import collect_states
@@ -80,8 +79,8 @@ def run(
             (linear, bag_of_words, majority), metric, split, value, seed. For `mlp_in`, depth is layer + 1: the layers
             1..L of the published plots.
         `.summary`: mean over splits with a corrected resampled t interval (`lab.metrics.corrected_interval`).
-        `.tables["points"]`: jump, converging and readable point as fractions of depth with bootstrap intervals over
-            groups, and the peak, chosen and reported on different groups.
+        `.tables["points"]` (when all depths were probed): jump, converging and readable point as fractions of depth,
+            with bootstrap intervals over groups, and the peak, chosen and reported on different groups.
         `.tables["examples"]`: for each statement and depth, the mean decision value (log-odds of label 1) over the splits
             that tested it, and the share of them that were right. `.tables["statements"]`: the statements themselves.
 
@@ -97,13 +96,15 @@ def run(
     _check_depths(model, depths)
     if solver not in probes.SOLVERS:
         raise ValueError(f"solver={solver!r}: choose one of {', '.join(probes.SOLVERS)}")
-    if bits is not None and bits not in range(2, 9):
-        raise ValueError(f"bits={bits}: give 2 to 8, or None for the weights as they are")
+    if bits is not None:
+        quantizable(model, bits, group_size=group_size)
     if limit is not None:
         frame = _limited(frame, limit, seed)
     datasets.check_concept_data(frame, name=name)
     labels, groups = frame.label.to_numpy(), frame.group.to_numpy(str)
-    probes.group_splits(labels, groups, repeats=repeats, test_fraction=test_fraction, seed=seed)  # raises if none exists
+    probes.group_splits(
+        labels, groups, repeats=repeats, test_fraction=test_fraction, seed=seed
+    )  # raises if none exists
     texts = _texts(frame, noise=noise, instruction=instruction, seed=seed)
     tokens = int(tokenize(model, texts).lengths.sum())
     parameters = {
@@ -131,7 +132,11 @@ def run(
         for kind in weights
     ]
     parts = run_shards(_shard, shards, folder=folder, executor=executor, describe="parts", progress=progress)
-    tables = {key: pd.concat([part.tables[key] for part in parts], ignore_index=True) for key in ("points", "examples")}
+    tables = {
+        key: pd.concat([part.tables[key] for part in parts if key in part.tables], ignore_index=True)
+        for key in ("points", "examples")
+        if any(key in part.tables for part in parts)
+    }
     tables["statements"] = frame[["example", "text", "label", "group", "template", "difficulty"]].reset_index(drop=True)
     baselines = _baselines(frame, texts, parameters)
     table = pd.concat([*(part.table for part in parts), baselines], ignore_index=True)
@@ -179,11 +184,17 @@ def _shard(
         model = models.from_source(model, device=parameters["device"], dtype=parameters["dtype"])
     if weights == "random":
         model = models.random_twin(model, seed=seed)
-    condition = quantized(model, parameters["bits"], group_size=parameters["group_size"]) if parameters["bits"] else nullcontext()
+    condition = (
+        quantized(model, parameters["bits"], group_size=parameters["group_size"])
+        if parameters["bits"]
+        else nullcontext()
+    )
     splits = probes.group_splits(
         labels, groups, repeats=parameters["repeats"], test_fraction=parameters["test_fraction"], seed=seed
     )
-    rows, points, examples = [], [], []
+    rows: list[pd.DataFrame] = []
+    points: list[pd.DataFrame] = []
+    examples: list[pd.DataFrame] = []
     with _scratch(folder, key) as scratch:
         with condition:
             states = collect_states(
@@ -204,15 +215,9 @@ def _shard(
                 examples.append(_examples_table(scores, correct, tested, frame, depths).assign(**place))
     about = {"model": parameters["model"], "dataset": parameters["dataset"]}
     table = pd.concat(rows, ignore_index=True).assign(**about, seed=seed)
-    tables = {
-        "points": pd.concat(points, ignore_index=True) if points else pd.DataFrame(columns=[*_POINTS, "weights", "site"]),
-        "examples": pd.concat(examples, ignore_index=True) if examples else pd.DataFrame(columns=[*_EXAMPLES, "weights", "site"]),
-    }
-    return Result("concept_depth", table, pd.DataFrame(), {**parameters, "weights": weights}, tables)
-
-
-_POINTS = ["point", "estimate", "low", "high", "n_groups", "undefined"]
-_EXAMPLES = ["example", "group", "depth", "label", "decision", "share_right", "times_tested"]
+    tables = {"points": points, "examples": examples}
+    tables = {key: pd.concat(frames, ignore_index=True) for key, frames in tables.items() if frames}
+    return Result("concept_depth", table, _summarise(table, parameters), {**parameters, "weights": weights}, tables)
 
 
 def _scores_table(scores: probes.ProbeScores, depths: np.ndarray, n_layers: int) -> pd.DataFrame:
@@ -261,7 +266,11 @@ def _examples_table(
 def _baselines(frame: pd.DataFrame, texts: list[str], parameters: dict[str, Any]) -> pd.DataFrame:
     labels, groups = frame.label.to_numpy(), frame.group.to_numpy(str)
     splits = probes.group_splits(
-        labels, groups, repeats=parameters["repeats"], test_fraction=parameters["test_fraction"], seed=parameters["seed"]
+        labels,
+        groups,
+        repeats=parameters["repeats"],
+        test_fraction=parameters["test_fraction"],
+        seed=parameters["seed"],
     )
     scores = {
         "bag_of_words": probes.bag_of_words(np.array(texts, object), labels, splits),
@@ -333,7 +342,9 @@ def _texts(frame: pd.DataFrame, *, noise: bool, instruction: bool, seed: int) ->
         if "instruction" not in card:
             raise ValueError("this data has no card with an instruction; use instruction=False")
         before = card["instruction_place"] == "before"
-        texts = np.array([f"{card['instruction']} {t}" if before else f"{t} {card['instruction']}" for t in texts], object)
+        texts = np.array(
+            [f"{card['instruction']} {t}" if before else f"{t} {card['instruction']}" for t in texts], object
+        )
     return [str(text) for text in texts]
 
 

@@ -1,0 +1,356 @@
+"""The command line: `python -m lab open`, `run` and `check`. Nothing here imports torch before it is needed."""
+
+import argparse
+import ast
+import base64
+import datetime
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+PACKAGE = Path(__file__).resolve().parent
+KERNELSPEC = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status, which is 0 only when everything ran."""
+    parser = _parser()
+    options, extra = parser.parse_known_args(arguments)
+    if extra and options.command != "open":
+        parser.error(f"unknown arguments: {' '.join(extra)}")
+    try:
+        if options.command == "open":
+            return open_notebooks(options.notebooks, extra)
+        if options.command == "run":
+            return run(options)
+        return check(options.model, accept_license=options.accept_license)
+    except (ValueError, OSError) as error:  # what a user can mend; anything else is ours and keeps its traceback
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lab", description="How language models use their depth.")
+    parser.add_argument("--version", action="version", version=f"depth-lab {version('depth-lab')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="open | run | check")
+    folder: dict[str, Any] = {"type": Path, "metavar": "DIR", "help": "take the notebook scripts from this folder"}
+
+    text = (
+        "build the notebooks and open them in JupyterLab, which gets all further arguments (--no-browser, --port=8890)"
+    )
+    command = commands.add_parser("open", help=text, description=text)
+    command.add_argument("--notebooks", **folder)
+
+    text = "run notebooks without a browser; leaves .ipynb, .html, figures and tables in a folder"
+    command = commands.add_parser("run", help=text, description=text)
+    command.add_argument("names", nargs="*", metavar="NAME", help="start of a notebook's name, such as 01; none is all")
+    command.add_argument("--quick", action="store_true", help="small settings, for a look or a test (-p quick=True)")
+    command.add_argument("-p", "--parameter", action="append", default=[], metavar="KEY=VALUE", help="set a parameter")
+    command.add_argument("--out", type=Path, metavar="DIR", help="where it goes (default depth-lab-out/<today>)")
+    command.add_argument(
+        "--timeout", type=float, metavar="S", help="seconds that one cell may take (default: no limit)"
+    )
+    command.add_argument("--notebooks", **folder)
+
+    text = "load a model and hold it against plain Hugging Face; prints the health table"
+    command = commands.add_parser("check", help=text, description=text)
+    command.add_argument("model", nargs="?", default="smollm2-135m", metavar="MODEL", help="as in lab.load")
+    command.add_argument(
+        "--accept-license", action="store_true", help="accept the terms of a model that has some (Gemma)"
+    )
+    return parser
+
+
+# --- open -----------------------------------------------------------------------------------------------------------
+
+
+def open_notebooks(folder: Path | None, arguments: list[str]) -> int:
+    """Build what is missing or out of date, then start JupyterLab on the folder; returns its exit status."""
+    if folder is None:
+        folder = PACKAGE.parent / "notebooks"
+        if not any(folder.glob("*.py")):  # an installed package: leave its own files alone, work on copies
+            folder = Path("depth-lab-notebooks").resolve()
+            folder.mkdir(exist_ok=True)
+            for script in sorted((PACKAGE / "_notebooks").glob("*.py")):
+                if not (folder / script.name).exists():
+                    shutil.copy2(script, folder / script.name)
+    built = [build(script) for script in scripts(folder)]
+    print(f"Opening {folder} in JupyterLab. Stop it with Ctrl-C in this window.", flush=True)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "jupyterlab", built[0].name, *arguments],
+        cwd=folder,
+        env={**os.environ, "JUPYTER_PREFER_ENV_PATH": "1"},  # else a kernel registered elsewhere may run another Python
+    )
+    while True:
+        try:
+            return server.wait()
+        except KeyboardInterrupt:  # JupyterLab got it too, and asks or stops by itself
+            continue
+
+
+def scripts(folder: Path | None) -> list[Path]:
+    """The notebook scripts of a folder, or the kit's own (in a checkout, else inside the installed package)."""
+    folders = [folder] if folder is not None else [PACKAGE.parent / "notebooks", PACKAGE / "_notebooks"]
+    for candidate in folders:
+        if found := sorted(candidate.glob("*.py")):
+            return found
+    raise ValueError(f"no notebook scripts (*.py) in {' or '.join(map(str, folders))}")
+
+
+def build(script: Path) -> Path:
+    """The .ipynb of a script; an .ipynb that was saved later than its script holds someone's work and stays.
+
+    A built notebook gets the time stamp of its script, so that "saved later" means "saved by a user". One that is older
+    than its script is kept under another name before the new one takes its place.
+    """
+    notebook, written = script.with_suffix(".ipynb"), script.stat().st_mtime
+    if notebook.exists():
+        saved = notebook.stat().st_mtime
+        if saved > written:
+            print(f"{notebook.name}: saved after its script was written; it stays as it is. Delete it to start over.")
+        if saved >= written:
+            return notebook
+        day = datetime.datetime.fromtimestamp(saved).strftime("%Y-%m-%d-%H%M%S")
+        kept = notebook.with_name(f"{script.stem}.{day}.ipynb")
+        notebook.rename(kept)
+        print(f"{notebook.name}: the script is newer; built again. The notebook of before is {kept.name}.")
+    _write(notebook, _to_text(read(script)))
+    os.utime(notebook, (written, written))
+    return notebook
+
+
+def read(script: Path) -> "NotebookNode":
+    """A percent script as a notebook."""
+    import jupytext
+
+    notebook = jupytext.read(script)
+    notebook.metadata.pop("jupytext", None)  # not paired: what a student saves stays out of the script
+    notebook.metadata.setdefault("kernelspec", KERNELSPEC)
+    return notebook
+
+
+# --- run ------------------------------------------------------------------------------------------------------------
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the chosen notebooks one after the other. Names and parameters are checked before the first one starts."""
+    chosen = choose(scripts(options.notebooks), options.names)
+    pairs = [_key_and_value(text) for text in options.parameter] + ([("quick", True)] if options.quick else [])
+    notebooks = {script.stem: inject(read(script), script.stem, dict(pairs)) for script in chosen}
+    out = options.out or Path("depth-lab-out") / datetime.date.today().isoformat()
+    out.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for script in chosen:
+        start = time.monotonic()
+        error = execute(notebooks[script.stem], script, out.resolve(), timeout=options.timeout)
+        if error:
+            failed.append(script.stem)
+            colours = sys.stderr.isatty()
+            print(f"\n{script.stem} failed:\n{error if colours else _plain(error)}", file=sys.stderr)
+        print(
+            f"{script.stem}: {'FAILED' if error else 'ran'}, {time.monotonic() - start:.0f} s, {out / script.stem}.html"
+        )
+    if failed:
+        print(f"{len(failed)} of {len(chosen)} notebooks failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def choose(available: list[Path], names: list[str]) -> list[Path]:
+    """Scripts whose name starts with one of `names` (01, 01_concept_depth, 01_concept_depth.py); all for no names."""
+    wanted = [re.sub(r"\.(py|ipynb)$", "", Path(name).name) for name in names]
+    for name, stem in zip(names, wanted, strict=True):
+        if not stem or not any(script.stem.startswith(stem) for script in available):
+            raise ValueError(f"no notebook {name!r}; there are {', '.join(script.stem for script in available)}")
+    return [script for script in available if not wanted or script.stem.startswith(tuple(wanted))]
+
+
+def _key_and_value(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise ValueError(f"-p {text}: write KEY=VALUE, for example -p seed=1 or -p model=gemma3-270m")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def parameters(notebook: "NotebookNode") -> dict[str, Any]:
+    """Names set in the cells tagged `parameters`, with their values where those are plain constants (else `...`)."""
+    found: dict[str, Any] = {}
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            for line in ast.parse(cell.source).body:
+                targets = line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
+                for target in targets:
+                    if isinstance(target, ast.Name):
+                        try:
+                            found[target.id] = ast.literal_eval(line.value)
+                        except ValueError:
+                            found[target.id] = ...
+    return found
+
+
+def inject(notebook: "NotebookNode", name: str, values: dict[str, Any]) -> "NotebookNode":
+    """Put a cell that sets `values` after the cell tagged `parameters`.
+
+    Raises:
+        ValueError: a parameter that the notebook does not have, or a text where it has a number or True/False.
+    """
+    from nbformat.v4 import new_code_cell
+
+    known = parameters(notebook)
+    for key, value in values.items():
+        if key not in known:
+            has = ", ".join(f"{k}={v!r}" if v is not ... else k for k, v in known.items())
+            raise ValueError(f"{name} has no parameter {key!r}; it has {has or 'none'}")
+        kind = bool if isinstance(known[key], bool) else (int, float)
+        if isinstance(known[key], (bool, int, float)) and not isinstance(value, kind):
+            wanted = "True or False" if kind is bool else "a number"
+            raise ValueError(f"{name}: {key}={value!r} is not {wanted} (its default is {known[key]!r})")
+    if values:
+        at = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
+        cell = new_code_cell("\n".join(f"{key} = {value!r}" for key, value in values.items()))
+        cell.metadata["tags"] = ["injected-parameters"]
+        notebook.cells.insert(at + 1, cell)
+    return notebook
+
+
+def execute(notebook: "NotebookNode", script: Path, out: Path, *, timeout: float | None) -> str:
+    """Run a notebook in a fresh kernel of this Python, and write what it made into `out`, also when a cell failed.
+
+    The kernel finds a folder for its tables, `out/<name>`, in the environment variable LAB_OUT.
+
+    Returns:
+        What failed: number, source and traceback of the cell; empty when all cells ran.
+    """
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellControlSignal, DeadKernelError
+    from tqdm import tqdm
+
+    tables, error, interrupted = out / script.stem, "", False
+    tables.mkdir(exist_ok=True)
+    environment = {**os.environ, "LAB_OUT": str(tables)}
+    environment.pop("MPLBACKEND", None)  # a backend chosen for scripts would keep figures out of the notebook
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    at = {"cell": 0}
+    with tqdm(total=len(cells), desc=script.stem, unit="cell") as bar:
+
+        def started(cell: "NotebookNode", cell_index: int) -> None:
+            at["cell"] = cell_index
+
+        def executed(cell: "NotebookNode", cell_index: int, execute_reply: dict) -> None:
+            bar.update()
+
+        client = NotebookClient(
+            notebook,
+            timeout=None if timeout is None else max(1, round(timeout)),
+            resources={"metadata": {"path": str(script.parent)}},
+            on_cell_execute=started,
+            on_cell_executed=executed,
+        )
+        _use_this_python(client.create_kernel_manager())
+        try:
+            client.execute(env=environment)
+        except (CellControlSignal, DeadKernelError) as stopped:
+            number = sum(cell.cell_type == "code" for cell in notebook.cells[: at["cell"] + 1])
+            error = f"code cell {number}: {stopped}"
+        except (KeyboardInterrupt, AssertionError):  # nbclient 0.11 ends in the second when Ctrl-C took away its kernel
+            interrupted = True
+    _write_all(notebook, script.stem, out)
+    if not any(tables.iterdir()):
+        tables.rmdir()
+    if interrupted:
+        raise KeyboardInterrupt
+    return error
+
+
+def _use_this_python(manager: Any) -> None:
+    """Let a kernel manager know one kernel only, this very Python, whatever else is registered on the machine."""
+    import zmq
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+
+    class ThisPython(KernelSpecManager):
+        def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
+            return KernelSpec(**get_kernel_dict())
+
+    manager.kernel_spec_manager = ThisPython()
+    if manager.has_trait("transport_encryption") and zmq.has("curve"):  # else the kernel warns that others can listen
+        manager.transport_encryption = "auto"
+
+
+# The exporter's own page fetches several scripts. This one fetches one, for formulas, and reads well without it.
+_PAGE = "{% extends 'index.html.j2' %}" + "".join(
+    "{% block " + name + " %}{% endblock %}" for name in ("html_head_js", "jupyter_widgets", "html_head_js_mermaidjs")
+)
+
+
+def _write_all(notebook: "NotebookNode", name: str, out: Path) -> None:
+    """NAME.ipynb, NAME.html and NAME-<code cell>-<n>.png; figures of an earlier run are removed."""
+    from nbconvert import HTMLExporter
+
+    _write(out / f"{name}.ipynb", _to_text(notebook))
+    exporter = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True, raw_template=_PAGE)
+    html, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": name}})
+    _write(out / f"{name}.html", html)
+    for stale in out.glob(f"{name}-*.png"):
+        if re.fullmatch(rf"{re.escape(name)}-\d+-\d+\.png", stale.name):
+            stale.unlink()
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for number, cell in enumerate(code, start=1):
+        figures = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+        for n, figure in enumerate(figures, start=1):
+            _write(out / f"{name}-{number:02d}-{n}.png", base64.b64decode(figure))
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def _to_text(notebook: "NotebookNode") -> str:
+    import nbformat
+
+    return nbformat.writes(notebook) + "\n"
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    """Write aside and rename, so that a file is whole or absent."""
+    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+# --- check ----------------------------------------------------------------------------------------------------------
+
+
+def check(name: str, *, accept_license: bool) -> int:
+    """Print a model's facts and its health table; 0 when all of it is ok."""
+    from lab.checks import check as health
+    from lab.models import facts, load
+
+    model = load(name, accept_license=accept_license)
+    for key, value in facts(model).items():
+        print(f"{key:16} {', '.join(value) if isinstance(value, list) else value}")
+    table = health(model)
+    print(f"\n{table.to_string(index=False, float_format='{:.2g}'.format, na_rep='-')}")
+    print("\nAll ok." if table.ok.all() else f"\n{(~table.ok).sum()} of {len(table)} checks are not ok.")
+    return 0 if table.ok.all() else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,98 @@
+"""Shared models. The annotated shapes of `lab` are checked at run time in every test (jaxtyping and beartype)."""
+
+from jaxtyping import install_import_hook
+
+install_import_hook("lab", "beartype.beartype")  # before anything imports lab
+
+import functools  # noqa: E402
+import os  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors  # noqa: E402
+from transformer_lens.model_bridge import TransformerBridge  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    Olmo2Config,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
+
+import lab  # noqa: E402
+
+FAMILIES = ("llama", "gpt2", "neox", "qwen3", "gemma2", "gemma3", "olmo2")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folder of a random model of a family in Hugging Face format: four blocks, width 32, one token a byte."""
+
+    @functools.cache
+    def make(family: str) -> Path:
+        folder = tmp_path_factory.mktemp(family) / family
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(_config(family))
+        with torch.no_grad():  # at their initial size the blocks add next to nothing, and all norms are alike
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        model.save_pretrained(folder)
+        byte_tokenizer(start_token=family.startswith("gemma")).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_folder: Callable[[str], Path]) -> Callable[[str], TransformerBridge]:
+    """A model of a family through `lab.load`, loaded once: a test that changes its weights must load its own."""
+    return functools.cache(lambda family: lab.load(tiny_folder(family), device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> TransformerBridge:
+    """The real offline model; its first use downloads and converts it."""
+    return lab.load("smollm2-135m", device="cpu")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not os.environ.get("LAB_TEST_GEMMA"):
+        skip = pytest.mark.skip(reason="set LAB_TEST_GEMMA=1 if you have accepted the Gemma terms")
+        for item in items:
+            if "gemma3_270m" in item.name:
+                item.add_marker(skip)
+
+
+def byte_tokenizer(*, start_token: bool) -> PreTrainedTokenizerFast:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if start_token:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+def _config(family: str) -> PreTrainedConfig:
+    special = {"vocab_size": 259, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if family == "gpt2":
+        return GPT2Config(**special, n_embd=32, n_layer=4, n_head=4, n_positions=128)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    shared = {**special, **size, "max_position_embeddings": 128}
+    if family == "neox":
+        return GPTNeoXConfig(**shared)
+    shared["num_key_value_heads"] = 2
+    if family in ("llama", "olmo2"):
+        return {"llama": LlamaConfig, "olmo2": Olmo2Config}[family](**shared)
+    shared["head_dim"] = 8
+    if family == "qwen3":
+        return Qwen3Config(**shared)
+    return {"gemma2": Gemma2Config, "gemma3": Gemma3TextConfig}[family](**shared, sliding_window=16)

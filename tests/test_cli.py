@@ -1,0 +1,242 @@
+"""`python -m lab`, as a user runs it: real processes, real kernels, a real JupyterLab."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from lab.__main__ import build
+
+ROOT = Path(__file__).resolve().parent.parent
+
+GOOD = """\
+# %% [markdown]
+# # A notebook
+# %% tags=["parameters"]
+n = 3
+quick = False
+name = "a"
+# %%
+import os, sys
+print(sys.executable, n, quick, name)
+# %%
+import matplotlib.pyplot as plt
+plt.plot([1, 2, n]);
+# %%
+with open(os.path.join(os.environ["LAB_OUT"], "table.csv"), "w") as file:
+    file.write("n")
+"""
+BAD = """\
+# %%
+print("before")
+# %%
+1 / 0
+# %%
+print("after")
+"""
+LONG = """\
+# %%
+import pathlib, time
+pathlib.Path("started").touch()
+# %%
+time.sleep(120)
+"""
+
+
+def lab(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "lab", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of two notebooks, one of which fails."""
+    made = tmp_path / "scripts"
+    made.mkdir()
+    (made / "00_good.py").write_text(GOOD)
+    (made / "01_bad.py").write_text(BAD)
+    return made
+
+
+def test_help_names_the_commands_and_needs_no_torch(tmp_path: Path) -> None:
+    done = lab("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert all(re.search(rf"^ +{command} ", done.stdout, re.MULTILINE) for command in ("open", "run", "check"))
+    code = "import sys, lab.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0, "help waits for torch"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["07"], "no notebook '07'; there are 00_good, 01_bad"),
+        (["00", "07"], "no notebook '07'; there are 00_good, 01_bad"),
+        (["00", "-p", "seed=1"], "00_good has no parameter 'seed'; it has n=3, quick=False, name='a'"),
+        (["--quick"], "01_bad has no parameter 'quick'; it has none"),
+        (["00", "-p", "quick=yes"], "quick='yes' is not True or False"),
+        (["00", "-p", "n=many"], "n='many' is not a number"),
+        (["00", "-p", "n"], "write KEY=VALUE"),
+        (["00", "--fast"], "unknown arguments: --fast"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_runs(folder: Path, arguments: list[str], said: str) -> None:
+    done = lab("run", *arguments, "--notebooks", folder, "--out", "out", cwd=folder.parent)
+    assert done.returncode != 0
+    assert said in done.stderr and "Traceback" not in done.stderr
+    assert not (folder.parent / "out").exists()
+
+
+def test_run_leaves_notebook_page_figures_and_tables(folder: Path) -> None:
+    out = folder.parent / "out"
+    out.mkdir()
+    (out / "00_good-09-1.png").write_bytes(b"of an earlier run")
+    # A kernel of the same name that another program registered, and a backend that draws nothing in a notebook.
+    other = folder.parent / "jupyter" / "kernels" / "python3"
+    other.mkdir(parents=True)
+    spec = {"argv": ["no-such-python", "{connection_file}"], "display_name": "other", "language": "python"}
+    (other / "kernel.json").write_text(json.dumps(spec))
+    done = lab(
+        *("run", "00_good.py", "--quick", "-p", "n=5", "-p", "name=it's", "--notebooks", folder, "--out", "out"),
+        cwd=folder.parent,
+        JUPYTER_PATH=str(other.parent.parent),
+        MPLBACKEND="agg",
+    )
+    assert done.returncode == 0, done.stderr
+    found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert found == {"00_good.ipynb", "00_good.html", "00_good-04-1.png", "00_good/table.csv"}
+    assert (out / "00_good-04-1.png").read_bytes().startswith(b"\x89PNG")
+    notebook = nbformat.read(out / "00_good.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.cells[3].outputs[0].text.strip() == f"{sys.executable} 5 True it's"
+    page = (out / "00_good.html").read_text(encoding="utf-8")
+    assert "A notebook" in page
+    fetched = re.findall(r"""<script[^>]*src=["']([^"']+)""", page)
+    assert ["mathjax" in address.lower() for address in fetched] == [True], "formulas are all that a page may fetch"
+    assert [path.name for path in folder.iterdir() if path.suffix != ".py"] == []
+
+
+def test_a_failing_cell_is_shown_and_what_ran_is_kept(folder: Path) -> None:
+    done = lab("run", "--notebooks", folder, "--out", "out", cwd=folder.parent)
+    assert done.returncode == 1
+    assert "code cell 2" in done.stderr and "1 / 0" in done.stderr and "ZeroDivisionError" in done.stderr
+    assert "1 of 2 notebooks failed: 01_bad" in done.stderr
+    cells = nbformat.read(folder.parent / "out" / "01_bad.ipynb", as_version=4).cells
+    assert cells[0].outputs[0].text == "before\n"
+    assert cells[1].outputs[0].ename == "ZeroDivisionError"
+    assert cells[2].execution_count is None
+    assert (folder.parent / "out" / "00_good.html").exists()
+
+
+def test_a_cell_that_takes_too_long_fails(folder: Path) -> None:
+    (folder / "02_long.py").write_text(LONG)
+    done = lab("run", "02", "--timeout", "1", "--notebooks", folder, "--out", "out", cwd=folder.parent)
+    assert done.returncode == 1 and "timed out" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends a POSIX signal")
+def test_an_interrupted_run_keeps_what_ran(folder: Path) -> None:
+    (folder / "02_long.py").write_text(LONG)
+    command = [sys.executable, "-m", "lab", "run", "02", "--notebooks", str(folder), "--out", "out"]
+    process = subprocess.Popen(command, cwd=folder.parent, stderr=subprocess.PIPE, start_new_session=True)
+    wait_for((folder / "started").exists)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and stderr.endswith(b"interrupted\n")
+    assert nbformat.read(folder.parent / "out" / "02_long.ipynb", as_version=4).cells[0].execution_count == 1
+
+
+def test_building_keeps_what_a_user_saved(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    script = folder / "00_good.py"
+    notebook = build(script)
+    assert nbformat.read(notebook, as_version=4).cells[0].source == "# A notebook"
+    built = notebook.read_text()
+    assert build(script).read_text() == built and capsys.readouterr().out == ""
+
+    notebook.write_text(built.replace("# A notebook", "# Mine"))
+    build(script)
+    assert "# Mine" in notebook.read_text() and "it stays as it is" in capsys.readouterr().out
+
+    later = notebook.stat().st_mtime + 10
+    os.utime(script, (later, later))
+    build(script)
+    assert "# A notebook" in notebook.read_text()
+    kept = [path for path in folder.glob("*.ipynb") if path != notebook]
+    assert len(kept) == 1 and "# Mine" in kept[0].read_text() and kept[0].name in capsys.readouterr().out
+
+
+def test_open_builds_the_notebooks_and_starts_jupyterlab(folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = ["--no-browser", f"--port={port}", "--IdentityProvider.token=secret", "--allow-root"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lab", "open", "--notebooks", str(folder), *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    url = f"http://127.0.0.1:{port}/api/contents?token=secret"
+
+    def listing() -> list[str]:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return [entry["name"] for entry in json.load(answer)["content"]]
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return []
+
+    try:
+        wait_for(lambda: process.poll() is not None or bool(listing()))
+        assert {"00_good.ipynb", "01_bad.ipynb"} <= set(listing())
+        urllib.request.urlopen(urllib.request.Request(url.replace("contents", "shutdown"), method="POST"), timeout=10)
+        assert process.wait(60) == 0
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(ready: Callable[[], bool], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.3)
+
+
+def test_check_prints_facts_and_table(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    done = lab("check", tiny_folder("llama"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^n_layers +4$", done.stdout, re.MULTILINE)
+    assert "hooks left behind" in done.stdout and done.stdout.endswith("All ok.\n")
+
+
+def test_check_of_a_folder_without_safe_weights_says_so(tiny_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "config.json").write_text((tiny_folder("llama") / "config.json").read_text())
+    done = lab("check", "pickled", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "error: pickled holds no *.safetensors" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_wheel_carries_data_and_notebooks(tmp_path: Path) -> None:
+    """Slow: needs the build backend from the package index."""
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True)
+    with zipfile.ZipFile(next(tmp_path.glob("depth_lab-*.whl"))) as wheel:
+        names = set(wheel.namelist())
+    data = {f"lab/_data/{path.name}" for path in (ROOT / "data").iterdir() if path.suffix in (".csv", ".md")}
+    notebooks = {f"lab/_notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.py")}
+    assert data and data | notebooks <= names
+    assert {name.split("/")[0] for name in names} == {"lab", "depth_lab-0.1.0.dist-info"}

@@ -1,0 +1,190 @@
+"""What holds for the repository as a whole: form, types, the direction of imports, and documents that agree."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = sorted((ROOT / "lab").rglob("*.py"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+# Which modules of ours a module may import. Notebooks stand on top and may import all of them.
+MAY_IMPORT = {
+    "metrics": set(),
+    "datasets": set(),
+    "plots": set(),
+    "widgets": {"plots"},
+    "results": {"plots"},
+    "models": set(),
+    "texts": {"models"},
+    "states": {"models", "texts"},
+    "interventions": {"models", "texts", "states"},
+    "lenses": {"models", "texts", "states"},
+    "probes": {"models", "texts", "states", "metrics", "datasets"},
+    "checks": {"models", "texts", "states", "interventions"},
+    "experiments": {
+        *("experiments", "interventions", "lenses", "probes", "states", "texts", "models"),
+        *("metrics", "datasets", "results"),
+    },
+    "__main__": {"models", "checks"},
+}
+TOP_LEVEL = {
+    *("notebooks", "lab", "data", "tests", "environment.yml", "README.md"),
+    *("pyproject.toml", "LICENSE", "CITATION.cff", "CHANGELOG.md"),
+}
+
+
+@pytest.mark.parametrize("command", ["ruff format --check", "ruff check", "mypy"])
+def test_form_and_types(command: str) -> None:
+    done = subprocess.run([sys.executable, "-m", *command.split()], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def our_imports(path: Path) -> Iterator[str]:
+    """Modules of `lab` that a file imports; "lab" for the whole package."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} imports relatively; write lab. in front"
+            parts = (node.module or "").split(".")
+            if parts == ["lab"]:
+                yield from (alias.name for alias in node.names)
+            elif parts[0] == "lab":
+                yield parts[1]
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "lab":
+                    yield (alias.name.split(".") + ["lab"])[1]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    name = path.relative_to(ROOT / "lab").parts[0].removesuffix(".py")
+    if name == "__init__":
+        return
+    assert name in MAY_IMPORT, f"say in MAY_IMPORT what lab/{name} may import"
+    wrong = set(our_imports(path)) - MAY_IMPORT[name]
+    assert not wrong, f"{path.name} imports {wrong}, and may import {MAY_IMPORT[name] or 'nothing of ours'}"
+
+
+def test_only_three_modules_touch_hooks() -> None:
+    touch = re.compile(r"\.(run_with_cache|run_with_hooks|add_hook|hooks)\(")
+    found = {path.stem for path in MODULES if touch.search(path.read_text(encoding="utf-8"))}
+    assert found == {"states", "interventions", "checks"}
+
+
+def definitions(path: Path) -> set[str]:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return {node.name for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, kinds)}
+
+
+def test_nothing_is_defined_in_two_notebooks() -> None:
+    where = defaultdict(list)
+    for path in NOTEBOOKS:
+        for name in definitions(path):
+            where[name].append(path.name)
+    twice = {name: files for name, files in where.items() if len(files) > 1}
+    assert not twice, f"move to lab/, with a test: {twice}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_public_names_have_docstrings(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), f"{path.name} has no docstring"
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    public = [node for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
+    assert not [node.name for node in public if not ast.get_docstring(node)]
+
+
+@pytest.mark.parametrize("path", MODULES + NOTEBOOKS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_warning_is_silenced(path: Path) -> None:
+    silenced = r"""(simplefilter|filterwarnings)\(\s*(action=)?["']ignore|catch_warnings\([^)]*ignore"""
+    assert not re.search(silenced, path.read_text(encoding="utf-8"))
+
+
+# --- documents ------------------------------------------------------------------------------------------------------
+
+
+def test_environment_names_python_and_this_package_only() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["name"] == PROJECT["name"]
+    assert environment["dependencies"] == [f"python{PROJECT['requires-python']}", "pip", {"pip": ["-e ."]}]
+
+
+def test_version_is_the_same_everywhere() -> None:
+    import lab
+
+    changes = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert PROJECT["version"] == changes[0] == str(citation["version"]) == lab.__version__
+
+
+def test_top_level_holds_what_belongs_there() -> None:
+    if not (ROOT / ".git").exists() or not shutil.which("git"):
+        pytest.skip("not a git checkout")
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    names = {name.split("/")[0].strip('"') for name in files if name}
+    if not names:
+        pytest.skip("nothing is tracked yet")
+    assert {name for name in names if not name.startswith(".")} == TOP_LEVEL
+
+
+def test_readme_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    relative = [link for link in links if "://" not in link]
+    assert relative and not [link for link in relative if not (ROOT / link).exists()]
+
+
+def test_readme_table_lists_the_notebooks() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| \[\w+\]\(notebooks/(\w+\.py)\)", text, re.MULTILINE) == [path.name for path in NOTEBOOKS]
+    assert "@@" not in text, "a run time was not filled in"
+
+
+# --- notebooks, without running them --------------------------------------------------------------------------------
+
+
+def tags(cell: Any) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def code_cells(path: Path) -> list[Any]:
+    return [cell for cell in jupytext.read(path).cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_has_one_parameters_cell_with_quick(path: Path) -> None:
+    cells = [cell for cell in code_cells(path) if "parameters" in tags(cell)]
+    assert len(cells) == 1
+    assert re.search(r"^quick\b.*= False", cells[0].source, re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_plots_within_three_code_cells(path: Path) -> None:
+    lines = [line for cell in code_cells(path)[:3] for line in cell.source.splitlines()]
+    assert any("plot" in line for line in lines if not re.match(r"\s*(import|from) ", line))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_exercises_have_a_check_and_a_folded_solution(path: Path) -> None:
+    cells = code_cells(path)
+    exercises = [i for i, cell in enumerate(cells) if "exercise" in tags(cell)]
+    solutions = [i for i, cell in enumerate(cells) if "solution" in tags(cell)]
+    assert exercises, "a notebook has at least one exercise"
+    for i in exercises:
+        following = [tags(cell) for cell in cells[i + 1 : i + 3]]
+        assert len(following) == 2 and "check" in following[0] and "solution" in following[1], cells[i].source
+    assert solutions == [i + 2 for i in exercises]
+    for i in solutions:
+        assert cells[i].metadata.get("jupyter", {}).get("source_hidden") is True, cells[i].source

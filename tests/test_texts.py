@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from lab.models import facts
+from lab.texts import last_positions, phrase_positions, tokenize
+
+TEXTS = ["The city of Paris is in France.", "Paris", "Kuala Lumpur is in Malaysia"]
+
+
+# --- the start token ---
+
+
+def test_smollm2_gets_no_start_token(smollm2):
+    """The Bridge's own default would put one there, which this model never saw in training."""
+    tokens = tokenize(smollm2, TEXTS)
+    plain = AutoTokenizer.from_pretrained(smollm2.lab_source["path"])
+    own = [plain(text).input_ids for text in TEXTS]
+    assert [ids[mask].tolist() for ids, mask in zip(tokens.ids, tokens.mask, strict=True)] == own
+    assert all(row[0] != smollm2.tokenizer.bos_token_id for row in own) and facts(smollm2)["start_token"] is None
+    assert smollm2.to_tokens("Paris").tolist() == [own[1]]  # and so it is when the Bridge is given a string
+
+
+def test_a_model_with_a_start_token_gets_exactly_one(tiny_model):
+    model = tiny_model("gemma2")
+    tokens = tokenize(model, TEXTS)
+    start = model.tokenizer.bos_token_id
+    for ids, mask, text in zip(tokens.ids, tokens.mask, TEXTS, strict=True):
+        row = ids[mask].tolist()
+        assert row == model.tokenizer(text).input_ids and row[0] == start and row.count(start) == 1
+    assert tokens.lengths.tolist() == [1 + len(text) for text in TEXTS] and facts(model)["start_token"] == "<s>"
+
+
+# --- padding and positions ---
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_stands_on_the_chosen_side(tiny_model, side):
+    model = tiny_model("llama")
+    tokens = tokenize(model, TEXTS, padding_side=side)
+    width = max(map(len, TEXTS))
+    assert tokens.ids.shape == tokens.mask.shape == tokens.offsets.shape[:2] == (3, width)
+    assert tokens.lengths.tolist() == [len(text) for text in TEXTS] and tokens.texts == tuple(TEXTS)
+    for i, text in enumerate(TEXTS):
+        place = slice(0, len(text)) if side == "right" else slice(width - len(text), width)
+        assert tokens.mask[i].nonzero()[:, 0].tolist() == list(range(width))[place]
+        assert model.tokenizer.decode(tokens.ids[i, place]) == text
+        assert (tokens.ids[i][~tokens.mask[i]] == model.tokenizer.pad_token_id).all()
+        assert not tokens.offsets[i][~tokens.mask[i].numpy()].any()
+    last = last_positions(tokens)
+    assert last.tolist() == ([len(text) - 1 for text in TEXTS] if side == "right" else [width - 1] * 3)
+
+
+def test_padding_does_not_hide_a_text_that_ends_in_the_padding_token(tiny_model):
+    """Length comes from the mask, not from the ids: GPT-2's usual padding token is its end-of-text token."""
+    model = tiny_model("llama")
+    text = "ab" + model.tokenizer.pad_token
+    tokens = tokenize(model, [text, "abcdefgh"])
+    assert tokens.ids[0, 2] == model.tokenizer.pad_token_id
+    assert tokens.lengths.tolist() == [3, 8] and last_positions(tokens).tolist() == [2, 7]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_last_token_of_a_phrase(smollm2, side):
+    tokens = tokenize(smollm2, TEXTS, padding_side=side)
+    at = phrase_positions(tokens, ["Paris", "Paris", "Kuala Lumpur"])
+    for i, (text, ends) in enumerate(zip(TEXTS, ["Paris", "Paris", "Kuala Lumpur"], strict=True)):
+        ids = tokens.ids[i, : at[i] + 1][tokens.mask[i, : at[i] + 1]]
+        assert smollm2.tokenizer.decode(ids) == text[: text.index(ends) + len(ends)]
+
+
+def test_the_last_occurrence_of_a_phrase_counts(tiny_model):
+    tokens = tokenize(tiny_model("llama"), ["Paris and Paris again"])
+    assert phrase_positions(tokens, ["Paris"]).tolist() == [len("Paris and Paris") - 1]
+
+
+def test_a_phrase_after_a_start_token(tiny_model):
+    """The start token moves every position by one, and covers no characters."""
+    tokens = tokenize(tiny_model("gemma3"), ["ab cd"])
+    assert phrase_positions(tokens, ["a"]).tolist() == [1] and phrase_positions(tokens, ["ab cd"]).tolist() == [5]
+
+
+def test_a_phrase_in_letters_of_several_bytes(tiny_model):
+    """One letter is two tokens here: the second of them is the last."""
+    tokens = tokenize(tiny_model("llama"), ["Åbo é x"])
+    assert tokens.lengths.tolist() == [9]
+    assert phrase_positions(tokens, ["Åbo"]).tolist() == [3] and phrase_positions(tokens, ["é"]).tolist() == [6]
+
+
+# --- errors ---
+
+
+def test_a_phrase_that_is_not_there(smollm2):
+    tokens = tokenize(smollm2, TEXTS)
+    with pytest.raises(ValueError, match="'Rome' does not stand in text 1: 'Paris'"):
+        phrase_positions(tokens, ["Paris", "Rome", "Kuala"])
+    with pytest.raises(ValueError, match="'' does not stand in text 0"):
+        phrase_positions(tokens, ["", "Paris", "Kuala"])
+    with pytest.raises(ValueError, match="2 phrases for 3 texts; give one for each"):
+        phrase_positions(tokens, ["Paris", "Paris"])
+
+
+def test_a_phrase_that_ends_inside_a_token(smollm2):
+    tokens = tokenize(smollm2, ["The city of Paris is in France."])
+    with pytest.raises(
+        ValueError, match="the end of 'Par' lies inside the token ' ?Paris' of text 0: no token ends there"
+    ):
+        phrase_positions(tokens, ["Par"])
+    with pytest.raises(ValueError, match="the end of 'city ' lies inside the token ' of' of text 0"):
+        phrase_positions(tokens, ["city "])
+
+
+@pytest.mark.parametrize(
+    "texts, message",
+    [
+        ("one string", r"tokenize takes a list of texts; got one string. Write \[text\]"),
+        ([], "no texts: the list is empty"),
+        (["a", ""], "text 1 is empty; each text needs at least one word"),
+        (["a", "b", "\n\t "], "text 2 is empty"),
+        (["a", "b" * 128, "Long: " + "c" * 123], r"text 2 has 129 tokens, .* context holds 128; .*begins 'Long: ccc"),
+    ],
+)
+def test_errors(tiny_model, texts, message):
+    with pytest.raises(ValueError, match=message):
+        tokenize(tiny_model("llama"), texts)
+
+
+def test_the_start_token_counts_for_the_context(tiny_model):
+    assert tokenize(tiny_model("llama"), ["b" * 128]).lengths.tolist() == [128]
+    with pytest.raises(ValueError, match="text 0 has 129 tokens"):
+        tokenize(tiny_model("gemma2"), ["b" * 128])
+
+
+def test_the_longest_text_of_smollm2_still_runs(smollm2):
+    """The context that is allowed is the model's own, and its first text too long is refused."""
+    assert facts(smollm2)["n_ctx"] == smollm2.original_model.config.max_position_embeddings
+    word = smollm2.tokenizer("a", add_special_tokens=False).input_ids
+    assert len(word) == 1
+    with pytest.raises(ValueError, match="this model's context holds"):
+        tokenize(smollm2, [" a" * (facts(smollm2)["n_ctx"] + 1)])
+
+
+def test_shapes_are_checked_in_tests(tiny_model):
+    """The import hook of conftest.py is at work: a wrong shape in an annotated place is refused."""
+    tokens = tokenize(tiny_model("llama"), ["abc"])
+    with pytest.raises(Exception, match="Tokens"):
+        type(tokens)(tokens.texts, tokens.ids[0], tokens.mask, tokens.offsets)
+    assert isinstance(tokens.lengths, np.ndarray) and tokens.ids.dtype == torch.long
