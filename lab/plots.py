@@ -93,6 +93,10 @@ def _mark_points(ax: Axes, points: Any) -> None:
             ax.plot(row.estimate, height, marker, color=BLUE, ms=8, label=f"{label} ({row.estimate:.2f})")
 
 
+_NAMES = {("bits", None): "as loaded", ("noise", False): "as it stands", ("noise", True): "letters glued in front"}
+_NAMES |= {("bits", bits): f"{bits}-bit weights" for bits in range(2, 9)}
+
+
 def concept_curves(
     results: Sequence[Any], *, by: str = "dataset", metric: str = "accuracy", site: str = "resid"
 ) -> Figure:
@@ -110,7 +114,7 @@ def concept_curves(
                 (rows.metric == metric) & (rows.site == site) & (rows.labels == "task") & (rows.weights == "trained")
             ]
             rows = rows.sort_values("depth")
-            name = f"{by} = {result.parameters[by]}" if by in ("bits", "noise") else str(result.parameters[by])
+            name = _NAMES.get((by, result.parameters[by]), str(result.parameters[by]))
             color, every = colors[i % len(colors)], max(1, len(rows) // 10)
             ax.plot(
                 rows.relative_depth,
@@ -122,7 +126,10 @@ def concept_curves(
             )
             ax.fill_between(rows.relative_depth, rows.low, rows.high, color=color, alpha=0.12, lw=0)
         ax.axhline(0.5, color=BLACK, ls=":", lw=1.4)
-        ax.set(xlabel="fraction of depth", ylabel=METRICS[metric], xlim=(-0.02, 1.02), ylim=(0.3, 1.02))
+        lowest = min(line.get_ydata().min() for line in ax.get_lines())
+        ax.set(
+            xlabel="fraction of depth", ylabel=METRICS[metric], xlim=(-0.02, 1.02), ylim=(min(0.3, lowest - 0.05), 1.02)
+        )
         ax.set_title(f"{SITES.get(site, site)}; bands: 95 % over splits")
         ax.grid(alpha=0.25)
         ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))

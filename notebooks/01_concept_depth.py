@@ -429,7 +429,8 @@ figure = lab.plots.concept_curves([cities, split_twins])
 # %% [markdown]
 # **Things to notice.** Where the states say *which* city and country but not whether they belong together, the probe learns
 # "this city: true" from the twin in the training set, and is wrong about the other. That is why some published curves
-# start well below one half (0.39 in one of them). Accuracy below chance is always a message about the split.
+# start well below one half (0.39 in one of them). Where truth can be read, the two pull against each other, and the curve
+# is still too low. Accuracy below chance is always a message about the split.
 #
 # **8.5 More.** The published `main.py` overwrites every data set's instruction by the one for sentiment. The input for
 # StrategyQA contains the reasons for the right answer. Class numbers follow the order of reading, so F1 is often that of
@@ -460,7 +461,7 @@ def check_depth(answer):
         return print(f"Depths of this model run from 0 to {model.cfg.n_layers}.")
     if gap[answer] > gap.min() + 1e-9:
         return print(f"There the difference is {gap[answer]:+.3f}. Somewhere it is lower.")
-    print(f"Yes: {gap[answer]:+.3f} at depth {answer}. Before the jump a twin misleads; after it, it hardly matters.")
+    print(f"Yes: {gap[answer]:+.3f} at depth {answer}. More data about a city is worse when its labels are the twin's.")
     return True
 
 
@@ -497,7 +498,7 @@ concept_explorer(
 # The same as a fixed picture, for paper and for pages without widgets:
 
 # %%
-results[chosen[-1]].plot()
+figure = results[chosen[-1]].plot()
 
 # %% [markdown]
 # ## What this does and does not show

@@ -1,11 +1,13 @@
 """Shared models. The annotated shapes of `lab` are checked at run time in every test (jaxtyping and beartype)."""
 
+import os
+
 from jaxtyping import install_import_hook
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in `python -m lab`; before anything imports torch
 install_import_hook("lab", "beartype.beartype")  # before anything imports lab
 
 import functools  # noqa: E402
-import os  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 

@@ -115,8 +115,6 @@ def run(
         "versions": versions(),
     }  # fmt: skip
     weights = ("trained", "random") if null else ("trained",)
-    if progress:
-        _print_estimate(model, texts, tokens, len(frame), repeats * (1 + control), len(weights), sites, depths)
     folder = cache_folder() / "runs" if resume else None
     shards = [
         {
@@ -131,6 +129,9 @@ def run(
         }
         for kind in weights
     ]
+    missing = [shard for shard in shards if folder is None or not (folder / shard["key"] / "result.json").exists()]
+    if progress and missing:
+        _print_estimate(model, texts, tokens, len(frame), repeats * (1 + control), len(missing), sites, depths)
     parts = run_shards(_shard, shards, folder=folder, executor=executor, describe="parts", progress=progress)
     tables = {
         key: pd.concat([part.tables[key] for part in parts if key in part.tables], ignore_index=True)
@@ -391,6 +392,6 @@ def _print_estimate(
     megabytes = n * columns * model.cfg.d_model * 4 / 1e6
     states, fits = parts * tokens * per_token, parts * columns * 150 * per_product
     print(
-        f"About {states:.0f} s for the states of {n} texts ({tokens} tokens) and {fits:.0f} s for {columns * problems} probes, "
-        f"{'with trained and random weights' if parts == 2 else 'trained weights only'}; {megabytes:.0f} MB of states."
+        f"About {states:.0f} s for the states of {n} texts ({tokens} tokens) and {fits:.0f} s for {columns * problems} "
+        f"probes{', each for trained and random weights' if parts == 2 else ''}; {megabytes:.0f} MB of states."
     )
