@@ -126,7 +126,7 @@ def concept_curves(
             )
             ax.fill_between(rows.relative_depth, rows.low, rows.high, color=color, alpha=0.12, lw=0)
         ax.axhline(0.5, color=BLACK, ls=":", lw=1.4)
-        lowest = min(line.get_ydata().min() for line in ax.get_lines())
+        lowest = min(min(line.get_ydata()) for line in ax.get_lines())
         ax.set(
             xlabel="fraction of depth", ylabel=METRICS[metric], xlim=(-0.02, 1.02), ylim=(min(0.3, lowest - 0.05), 1.02)
         )
@@ -139,7 +139,7 @@ def concept_curves(
 def difference(table: Any, *, a: str, b: str) -> Figure:
     """A paired difference of two models by fraction of depth (`lab.metrics.paired_difference`), with its interval."""
     with classroom():
-        figure, ax = _axes(None, (9, 4.2))
+        figure, ax = _axes(None, (9.0, 4.2))
         ax.axhline(0, color=BLACK, lw=1.2)
         ax.fill_between(table.fraction, table.low, table.high, color=BLUE, alpha=0.2, lw=0, label="95 % over groups")
         ax.plot(table.fraction, table.difference, color=BLUE, label=f"{a} minus {b}")

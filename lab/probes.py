@@ -414,7 +414,7 @@ def probe_depths(
     train = np.tile(~splits, (len(problems) // len(splits), 1))
 
     decisions = np.empty((len(problems), len(labels), values.shape[1]), np.float32)
-    for depth in tqdm(range(values.shape[1]), desc="probes", unit="depth", disable=not progress):
+    for depth in tqdm(range(values.shape[1]), desc="Fitting probes", unit="depth", disable=not progress, leave=False):
         states = np.asarray(values[:, depth], np.float64)
         if solver == "batched":
             decisions[:, :, depth] = fit_batched(states, problems.T, train.T, C=C, device=device).T

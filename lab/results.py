@@ -127,7 +127,7 @@ def run_shards(
         if folder is not None:
             result.save(folder / shards[i]["key"])
 
-    with tqdm(total=len(missing), desc=describe, disable=not progress or len(missing) < 2) as bar:
+    with tqdm(total=len(missing), desc=describe, disable=not progress or len(missing) < 2, leave=False) as bar:
         if executor is None:
             for i in missing:
                 finish(i, work(**shards[i]))

@@ -108,7 +108,10 @@ def collect_states(
     todo = store.missing()
     batches = _batches(tokens.lengths, todo, batch_tokens)
     total = int(tokens.lengths.sum())
-    with tqdm(total=total, unit="token", desc="Collecting states", disable=not progress) as bar, torch.inference_mode():
+    with (
+        tqdm(total=total, unit="token", desc="Collecting states", disable=not progress, leave=False) as bar,
+        torch.inference_mode(),
+    ):
         bar.update(total - int(tokens.lengths[todo].sum()))
         try:
             for batch in batches:

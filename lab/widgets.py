@@ -81,7 +81,7 @@ def concept_explorer(
             )
             return
         message.value = ""
-        there_are = sorted(result.tables["examples"].query("site == 'resid'").depth.unique())
+        there_are = sorted(int(d) for d in result.tables["examples"].query("site == 'resid'").depth.unique())
         if tuple(depth.options) != tuple(there_are):
             depth.options = there_are  # resets the value, which calls `draw`
         draw()

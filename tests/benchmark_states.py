@@ -13,7 +13,6 @@ depend on the number of texts.
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -84,21 +83,29 @@ def speed(arguments: argparse.Namespace, texts: list[str]) -> None:
     print(f"  collect_states / run_with_cache: {ours / slow:.1f} (target 15)")
 
 
-def peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def resident(kind: str) -> int:
+    """Resident memory of this process in bytes: now (`VmRSS`), or the peak since it was last reset (`VmHWM`)."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split(f"{kind}:")[1].split()[0])
 
 
 def memory_child(arguments: argparse.Namespace, texts: list[str]) -> None:
-    """Growth of the peak beyond the result, in bytes, after the longest texts (the largest batch) went through once."""
+    """Growth of the peak beyond the result, in bytes, once the weights are in memory and the first batches went through.
+
+    The peak is reset first: loading a model takes more than running it.
+    """
     model = lab.load(arguments.model, device="cpu")
-    longest = sorted(texts, key=len)[-arguments.batch_tokens // 8 :]
-    collect_states(model, longest, batch_tokens=arguments.batch_tokens, index=[0], progress=False)
-    before = peak()
+    collect_states(model, sorted(texts, key=len)[-150:], batch_tokens=arguments.batch_tokens, progress=False)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
     values = collect_states(model, texts, batch_tokens=arguments.batch_tokens, progress=False)["resid"].values
-    print(peak() - before - values.nbytes, values.nbytes)
+    print(resident("VmHWM") - before - values.nbytes, values.nbytes)
 
 
 def memory(arguments: argparse.Namespace) -> None:
+    if not Path("/proc/self/clear_refs").exists():
+        print("peak memory is measured on Linux only")
+        return
     print("peak memory beyond the result, fresh processes")
     found = []
     for times in (1, 4):
@@ -123,15 +130,17 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory-n", type=int, default=400)
+    parser.add_argument("--only-memory", action="store_true")
     parser.add_argument("--memory-child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     column = list(pd.read_csv(arguments.data)[arguments.column].astype(str))
     texts = (column * (arguments.n // len(column) + 1))[: arguments.n]  # a short file is read several times
     if arguments.memory_child:
         memory_child(arguments, texts)
-    else:
+        return
+    if not arguments.only_memory:
         speed(arguments, texts)
-        memory(arguments)
+    memory(arguments)
 
 
 if __name__ == "__main__":

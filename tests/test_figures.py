@@ -1,0 +1,93 @@
+"""Figures and the explorer, drawn from a real result: what stands on them is what stands in the tables."""
+
+from collections.abc import Callable
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from test_concept_depth import letters, run
+from transformer_lens.model_bridge import TransformerBridge
+
+import lab
+from lab.experiments import concept_depth
+from lab.widgets import concept_explorer
+
+matplotlib.use("Agg")
+
+
+@pytest.fixture(scope="module")
+def result(tiny_model: Callable[[str], TransformerBridge]) -> lab.Result:
+    return run(tiny_model("llama"), letters())
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def test_curve_on_the_figure_is_the_curve_in_the_summary(result):
+    lines = {line.get_label(): line for line in result.plot().axes[0].get_lines()}
+    rows = result.summary.query(
+        "weights == 'trained' and site == 'resid' and labels == 'task' and metric == 'accuracy'"
+    ).sort_values("depth")
+    assert np.allclose(lines["residual stream"].get_ydata(), rows["mean"])
+    assert np.allclose(lines["residual stream"].get_xdata(), rows.relative_depth)
+    assert "majority (0.50)" in lines
+    with pytest.raises(ValueError, match="metric='acuracy': choose one of accuracy, f1, auc"):
+        result.plot(metric="acuracy")
+
+
+def test_curves_of_several_results_and_their_difference(result, tiny_model):
+    noisy = run(tiny_model("llama"), letters(), null=False, noise=True)
+    figure = lab.plots.concept_curves([result, noisy], by="noise")
+    assert {"as it stands", "letters glued in front"} <= set(figure.axes[0].get_legend_handles_labels()[1])
+    figure = lab.plots.difference(concept_depth.compare(noisy, result), a="noisy", b="clean")
+    assert figure.axes[0].get_legend_handles_labels()[1][-1] == "noisy minus clean"
+    panels = lab.plots.published_curves(lab.datasets.published_curves()).axes
+    assert sum(len(ax.get_lines()) > 1 for ax in panels) == lab.datasets.published_curves().dataset.nunique()
+
+
+def test_drawing_leaves_no_setting_behind(result):
+    before = dict(plt.rcParams)
+    result.plot()
+    assert dict(plt.rcParams) == before
+
+
+def controls(explorer) -> dict:
+    """Every control of an explorer by its description."""
+    found, todo = {}, [explorer]
+    while todo:
+        widget = todo.pop()
+        todo.extend(getattr(widget, "children", ()))
+        if getattr(widget, "description", ""):
+            found[widget.description] = widget
+    return found
+
+
+def test_explorer_shows_statements_of_the_chosen_depth_and_computes_on_demand(result, tiny_model):
+    asked = []
+
+    def compute(data_set, model, noise, bits):
+        asked.append((data_set, model, noise, bits))
+        return run(tiny_model("llama"), letters(), null=False, noise=noise, bits=bits, group_size=16)
+
+    explorer = concept_explorer([result], data_sets=["cities"], compute=compute)
+    picture, table = explorer.children[-2:]
+    at = controls(explorer)
+    first, drawn = table.value, bytes(picture.value)
+    assert drawn.startswith(b"\x89PNG")
+    assert any(text in first for text in letters().text)
+    at["depth"].value = 0
+    assert table.value != first and bytes(picture.value) != drawn and "Depth 0" in table.value
+    drawn = bytes(picture.value)
+    at["metric"].value = "auc"
+    assert bytes(picture.value) != drawn and asked == []
+    at["letters glued in front (noise)"].value = True
+    assert "Not computed yet" in explorer.children[1].value and asked == []
+    at["Compute this one"].click()
+    assert asked == [("your data", result.parameters["model"], True, None)]
+    assert explorer.children[1].value == ""
+    with pytest.raises(ValueError, match="needs at least one result"):
+        concept_explorer([])
