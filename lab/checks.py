@@ -1,12 +1,15 @@
 """`lab.check`: does the hooked model compute what the plain model computes, and do the hooks do what they say?"""
 
+import re
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from lab.interventions import patch
-from lab.models import SITES, facts, plain_twin
+from lab.models import SITES, facts, hooks_left, plain_twin
 from lab.states import collect_states
 from lab.texts import tokenize
 
@@ -31,7 +34,12 @@ def check(model: TransformerBridge) -> pd.DataFrame:
     batch = {"attention_mask": tokens.mask.long().to(device), "use_cache": False}
     ids, length = tokens.ids.to(device), tokens.lengths
     with torch.inference_mode():
-        reference = plain_twin(model)(ids, output_hidden_states=True, **batch)
+        plain = plain_twin(model)
+        received: dict[int, torch.Tensor] = {}
+        for module_name, module in plain.named_modules():
+            if found := re.fullmatch(r".*\.(\d+)\.mlp", module_name):
+                module.register_forward_pre_hook(_keeper(received, int(found[1])))
+        reference = plain(ids, output_hidden_states=True, **batch)
         logits, cache = model.run_with_cache(ids, names_filter=_reads(model), **batch)
         real = tokens.mask.to(device)
         rows.append(("logits = plain Hugging Face", _difference(logits[real], reference.logits[real]), limit))
@@ -42,7 +50,10 @@ def check(model: TransformerBridge) -> pd.DataFrame:
         last = cache[SITES["resid_post"].format(layer=n_layers - 1)]  # Hugging Face's last one is after the final norm
         worst = max(worst, _difference(model.ln_final(last)[real], reference.hidden_states[n_layers][real]))
         rows.append((f"states at depths 0 to {n_layers} = plain Hugging Face", worst, limit))
-        del reference
+        if len(received) == n_layers:  # blocks that name their MLP otherwise (mixtures of experts) are not looked at
+            reads = [(cache[SITES["mlp_in"].format(layer=i)][real], received[i][real]) for i in range(n_layers)]
+            rows.append(("mlp_in = what the plain model's MLPs read", max(_difference(*pair) for pair in reads), limit))
+        del reference, plain, received
 
         for side in ("right", "left"):
             rows.append((f"batch = one at a time, padding {side}", _padding_difference(model, side), 10 * limit))
@@ -85,14 +96,15 @@ def check(model: TransformerBridge) -> pd.DataFrame:
     return table
 
 
-def hooks_left(model: TransformerBridge) -> int:
-    """Number of forward and backward hooks that are set on a model at this moment."""
-    return sum(len(point.fwd_hooks) + len(point.bwd_hooks) for point in model.hook_dict.values())
+def _keeper(received: dict[int, torch.Tensor], layer: int) -> Any:
+    def keep(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        received[layer] = inputs[0].detach()
+
+    return keep
 
 
 def _reads(model: TransformerBridge) -> list[str]:
-    sites = [s for s in facts(model)["sites"] if s != "mlp_in"]
-    return [SITES[site].format(layer=layer) for site in sites for layer in range(model.cfg.n_layers)]
+    return [SITES[site].format(layer=layer) for site in facts(model)["sites"] for layer in range(model.cfg.n_layers)]
 
 
 def _padding_difference(model: TransformerBridge, side: str) -> float:

@@ -172,7 +172,8 @@ def check_concept_data(frame: pd.DataFrame, *, name: str) -> None:
 
     Raises:
         ValueError: a missing column, no rows, an empty text, a label other than 0 or 1, an example named twice, one
-            class only, or groups that can't be split so that both sides have both classes.
+            class only, a row without a group, equal texts with different labels or groups, or groups that can't be split
+            so that both sides have both classes.
     """
     _check_columns(frame, COLUMNS, name=name)
     if frame.empty:
@@ -195,6 +196,17 @@ def check_concept_data(frame: pd.DataFrame, *, name: str) -> None:
         raise ValueError(
             f"{name}: example {frame['example'][twice].iloc[0]!r} occurs twice: every row needs a name of its own"
         )
+    nameless = frame["group"].isna() | (frame["group"].astype(str).str.strip() == "")
+    if nameless.any():
+        row = int(nameless.to_numpy().argmax())
+        raise ValueError(
+            f"{name}: row {row} (example {frame['example'].iloc[row]!r}) has no group: give it one, its own name if it "
+            "shares its subject with no other"
+        )
+    for column, trouble in (("label", "both labels"), ("group", "several groups, so that a split could separate them")):
+        mixed = frame.groupby("text", sort=False)[column].nunique() > 1
+        if mixed.any():
+            raise ValueError(f"{name}: the text {mixed.index[mixed][0]!r} stands more than once, with {trouble}")
     if frame["label"].nunique() == 1:
         raise ValueError(
             f"{name} has one class only: all {len(frame)} labels are {int(frame['label'].iloc[0])}; a probe needs both"

@@ -150,7 +150,7 @@ def random_twin(model: TransformerBridge, *, seed: int = 0) -> TransformerBridge
     The weights are drawn by the architecture's own initialisation (Hugging Face), so token embeddings are random too,
     but equal tokens still share one embedding: a random model can carry word identity, not meaning.
     """
-    source = {**_source(model), "random_seed": seed}
+    source = {**require_source(model), "random_seed": seed}
     source["name"] += f" (random weights, seed {seed})"
     return _boot(source, device=model.cfg.device, dtype=model.cfg.dtype)
 
@@ -162,7 +162,7 @@ def from_source(source: dict[str, Any], *, device: str, dtype: str) -> Transform
 
 def plain_twin(model: TransformerBridge) -> PreTrainedModel:
     """The same weights as an untouched Hugging Face model with eager attention: the reference in `lab.check`."""
-    source = _source(model)
+    source = require_source(model)
     return _hf_model(source, dtype=model.cfg.dtype).to(model.cfg.device)
 
 
@@ -185,6 +185,20 @@ def facts(model: TransformerBridge) -> dict[str, Any]:
         "parallel_blocks": "blocks.0.hook_resid_mid" not in model.hook_dict,
         "sites": [site for site, hook in SITES.items() if hook.format(layer=0) in model.hook_dict],
     }
+
+
+def hooks_left(model: TransformerBridge) -> int:
+    """Number of forward and backward hooks that are set on a model at this moment."""
+    return sum(len(point.fwd_hooks) + len(point.bwd_hooks) for point in model.hook_dict.values())
+
+
+def weights_digest(model: TransformerBridge) -> str:
+    """Hash of the weights as they are in memory now, so that an edited model is never taken for the one on the disk."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(model.original_model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def require_site(model: TransformerBridge, site: str) -> None:
@@ -373,7 +387,7 @@ def _hf_model(source: dict[str, Any], *, dtype: torch.dtype) -> PreTrainedModel:
     ).eval()
 
 
-def _source(model: TransformerBridge) -> dict[str, Any]:
+def require_source(model: TransformerBridge) -> dict[str, Any]:
     source = getattr(model, "lab_source", None)
     if source is None:
         raise ValueError(

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -58,14 +59,14 @@ def concept_depth(result: Any, *, metric: str = "accuracy", ax: Axes | None = No
             ("trained", "resid", "task"): (BLUE, "-", "residual stream"),
             ("trained", "mlp_in", "task"): (ORANGE, (0, (5, 1.5)), "what the MLP reads (the paper's reading)"),
             ("random", "resid", "task"): (GREEN, (0, (3, 1, 1, 1)), "random weights (null)"),
-            ("trained", "resid", "shuffled"): (RED, ":", "shuffled labels (control)"),
+            ("trained", "resid", "shuffled"): (RED, (0, (1, 1)), "shuffled labels (control)"),
         }
         for (weights, site, labels), (color, dash, name) in styles.items():
             line = rows[(rows.weights == weights) & (rows.site == site) & (rows.labels == labels)].sort_values("depth")
             if len(line):
                 ax.plot(line.relative_depth, line["mean"], color=color, ls=dash, label=name)
                 ax.fill_between(line.relative_depth, line.low, line.high, color=color, alpha=0.15, lw=0)
-        for probe, color, dash in (("bag_of_words", PURPLE, "--"), ("majority", BLACK, ":")):
+        for probe, color, dash in (("bag_of_words", PURPLE, (0, (8, 3))), ("majority", BLACK, (0, (1, 3)))):
             for value in rows[rows.probe == probe]["mean"]:
                 ax.axhline(value, color=color, ls=dash, lw=1.6, label=f"{probe.replace('_', ' ')} ({value:.2f})")
         if points and metric == "accuracy" and "points" in result.tables:
@@ -93,7 +94,11 @@ def _mark_points(ax: Axes, points: Any) -> None:
             ax.plot(row.estimate, height, marker, color=BLUE, ms=8, label=f"{label} ({row.estimate:.2f})")
 
 
-_NAMES = {("bits", None): "as loaded", ("noise", False): "as it stands", ("noise", True): "letters glued in front"}
+_NAMES: dict[tuple[str, Any], str] = {
+    ("bits", None): "as loaded",
+    ("noise", False): "as it stands",
+    ("noise", True): "letters glued in front",
+}
 _NAMES |= {("bits", bits): f"{bits}-bit weights" for bits in range(2, 9)}
 
 
@@ -126,7 +131,7 @@ def concept_curves(
             )
             ax.fill_between(rows.relative_depth, rows.low, rows.high, color=color, alpha=0.12, lw=0)
         ax.axhline(0.5, color=BLACK, ls=":", lw=1.4)
-        lowest = min(min(line.get_ydata()) for line in ax.get_lines())
+        lowest = min(float(np.min(line.get_ydata())) for line in ax.get_lines())
         ax.set(
             xlabel="fraction of depth", ylabel=METRICS[metric], xlim=(-0.02, 1.02), ylim=(min(0.3, lowest - 0.05), 1.02)
         )

@@ -457,36 +457,37 @@ def bag_of_words(
     texts: Shaped[np.ndarray, " example"],
     labels: Shaped[np.ndarray, " example"],
     splits: Bool[np.ndarray, "repeat example"],
-) -> Float[np.ndarray, " repeat"]:
-    """Test accuracy of logistic regression on word counts, for each split: what the words give away without a model.
+) -> ProbeScores:
+    """Logistic regression on word counts, for each split: what the words give away without a model.
 
-    Words of the training texts only (CountVectorizer: lower case, two letters or more).
+    Words of the training texts only (CountVectorizer: lower case, one letter or digit or more). The scores have one depth.
 
     >>> texts = np.array(["good one", "bad one", "good two", "bad two"])
     >>> splits = np.array([[False, False, True, True]])
-    >>> bag_of_words(texts, np.array([1, 0, 1, 0]), splits).tolist()
-    [1.0]
+    >>> bag_of_words(texts, np.array([1, 0, 1, 0]), splits).accuracy().tolist()
+    [[1.0]]
     """
     texts, labels = np.asarray(texts, object), _labels(labels)
-    scores = []
-    for test in _checked_splits(splits, labels):
-        model = make_pipeline(CountVectorizer(), LogisticRegression(max_iter=1000))
-        scores.append(model.fit(texts[~test], labels[~test]).score(texts[test], labels[test]))
-    return np.array(scores)
+    splits = _checked_splits(splits, labels)
+    decisions = np.empty((*splits.shape, 1), np.float32)
+    for test, decision in zip(splits, decisions, strict=True):
+        model = make_pipeline(CountVectorizer(token_pattern=r"(?u)\b\w+\b"), LogisticRegression(max_iter=1000))
+        decision[:, 0] = model.fit(texts[~test], labels[~test]).decision_function(texts)
+    return ProbeScores(decisions, splits, np.broadcast_to(labels, splits.shape).copy())
 
 
-def majority(
-    labels: Shaped[np.ndarray, " example"], splits: Bool[np.ndarray, "repeat example"]
-) -> Float[np.ndarray, " repeat"]:
-    """Test accuracy of always saying the training rows' more frequent label (1 where both are as frequent).
+def majority(labels: Shaped[np.ndarray, " example"], splits: Bool[np.ndarray, "repeat example"]) -> ProbeScores:
+    """Always saying the training rows' more frequent label (1 where both are as frequent); scores with one depth.
 
-    >>> majority(np.array([1, 1, 0, 1, 0]), np.array([[False, False, False, True, True]])).tolist()
-    [0.5]
+    >>> splits = np.array([[False, False, False, True, True]])
+    >>> majority(np.array([1, 1, 0, 1, 0]), splits).accuracy().tolist()
+    [[0.5]]
     """
     labels = _labels(labels)
-    return np.array(
-        [(labels[test] == (labels[~test].mean() >= 0.5)).mean() for test in _checked_splits(splits, labels)]
-    )
+    splits = _checked_splits(splits, labels)
+    says = np.array([1.0 if labels[~test].mean() >= 0.5 else -1.0 for test in splits], np.float32)
+    decisions = np.repeat(says[:, None, None], len(labels), axis=1)
+    return ProbeScores(decisions, splits, np.broadcast_to(labels, splits.shape).copy())
 
 
 # --- checks --------------------------------------------------------------------------------------------------------

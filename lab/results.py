@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
@@ -108,33 +109,40 @@ def run_shards(
 ) -> list[Result]:
     """Results of independent shards, in their order; those that were finished earlier are read, not computed.
 
+    Each shard is worked on under a lock, so that two processes that want the same one do the work once.
+
     Args:
         work: called as `work(**shard)`; with an executor it and the shard must be picklable.
         shards: keyword arguments; each holds `key`, the shard's fingerprint.
         folder: where finished shards are kept, one folder each; None keeps nothing.
         executor: anything with the interface of `concurrent.futures` (a process pool, a Dask client); None runs here.
     """
+    there = 0 if folder is None else sum((folder / shard["key"] / "result.json").exists() for shard in shards)
+    if there and progress:
+        print(f"{there} of {len(shards)} {describe} read from {folder}; resume=False computes them again.")
+    hidden = not progress or len(shards) - there < 2
     results: dict[int, Result] = {}
-    for i, shard in enumerate(shards):
-        if folder is not None and (folder / shard["key"] / "result.json").exists():
-            results[i] = Result.load(folder / shard["key"])
-    if results and progress:
-        print(f"{len(results)} of {len(shards)} {describe} read from {folder}; resume=False computes them again.")
-    missing = [i for i in range(len(shards)) if i not in results]
-
-    def finish(i: int, result: Result) -> None:
-        results[i] = result
-        if folder is not None:
-            result.save(folder / shards[i]["key"])
-
-    with tqdm(total=len(missing), desc=describe, disable=not progress or len(missing) < 2, leave=False) as bar:
+    with tqdm(total=len(shards), desc=describe, disable=hidden, leave=False) as bar:
         if executor is None:
-            for i in missing:
-                finish(i, work(**shards[i]))
+            for i, shard in enumerate(shards):
+                results[i] = _finished(work, shard, folder)
                 bar.update()
         else:
-            running = {executor.submit(work, **shards[i]): i for i in missing}
+            running = {executor.submit(_finished, work, shard, folder): i for i, shard in enumerate(shards)}
             for future in as_completed(running):
-                finish(running[future], future.result())
+                results[running[future]] = future.result()
                 bar.update()
     return [results[i] for i in range(len(shards))]
+
+
+def _finished(work: Callable[..., Result], shard: Mapping[str, Any], folder: Path | None) -> Result:
+    """One shard's result: read when it is there, else computed and kept, by one process at a time."""
+    if folder is None:
+        return work(**shard)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{shard['key']}.lock"):
+        if (folder / shard["key"] / "result.json").exists():
+            return Result.load(folder / shard["key"])
+        result = work(**shard)
+        result.save(folder / shard["key"])
+        return result

@@ -97,11 +97,16 @@ def concept_explorer(
         assert compute is not None
         button.disabled = True
         log.clear_output()
-        try:
-            with log:
+        failed = None
+        with log:  # shows progress; an exception that left this block would be swallowed, so it is taken out by hand
+            try:
                 remember(compute(*key()))
-        finally:
-            button.disabled = False
+            except Exception as error:  # anything that goes wrong is told where the reader looks
+                failed = error
+        button.disabled = False
+        if failed is not None:
+            message.value = f"<b>{type(failed).__name__}</b>: {html.escape(str(failed))}"
+            return
         log.clear_output()
         show()
 
@@ -141,7 +146,10 @@ def _statements(result: Any, depth: int) -> str:
         ("Least certain", by_certainty.tail(4)),
     ]
     share = right.mean()
-    lines = [f"<p>Depth {depth}: {share:.0%} of {len(rows)} held-out statements on the right side of 0.</p>"]
+    lines = [
+        f"<p>Depth {depth}: {share:.0%} of {len(rows)} statements are on the right side of 0 when the probes that were not "
+        "trained on them are averaged (the curve shows single probes).</p>"
+    ]
     lines.append(f"<table style='{_TABLE}'>")
     head = ("statement", "label", "log-odds of label 1", "share of splits right")
     for title, part in parts:

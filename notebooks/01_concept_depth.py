@@ -308,42 +308,46 @@ figure = lab.plots.published_curves(published)
 
 # %%
 theirs = lab.datasets.published_points()
-resid, paper = (
-    cities.tables["points"].query(f"site == '{site}' and weights == 'trained'").set_index("point")["estimate"]
-    for site in ("resid", "mlp_in")
-)
-rows = [
-    {"model": row.model, "data": "published Cities", "peak": row.peak, "converging point": row.converging_point}
-    for row in theirs.query("dataset == 'Cities'").itertuples()
-]
-rows += [
-    {
-        "model": f"{model_name}, the paper's reading",
-        "data": "our cities",
-        "peak": paper["peak_naive"],
-        "converging point": paper["converging_point"],
-    },
-    {
-        "model": f"{model_name}, residual stream",
-        "data": "our cities",
-        "peak": resid["peak_naive"],
-        "converging point": resid["converging_point"],
-    },
-]
-comparison = pd.DataFrame(rows)
-median = comparison["converging point"][: len(rows) - 2].median()
-comparison["difference to the published median"] = comparison["converging point"] - median
-comparison.round(2)
+
+
+def ours(result, point, site="resid"):
+    rows = result.tables["points"].query(f"site == '{site}' and weights == 'trained' and point == '{point}'")
+    return rows.iloc[0]
+
+
+def span(values):
+    return f"{min(values):.2f} to {max(values):.2f}"
+
+
+facts = theirs.query("dataset == 'Cities'")
+facts.assign(**{"converging point": facts.converging_point.round(2)}).drop(columns="converging_point")
 
 # %% [markdown]
-# | question | published (Jin et al.) | verdict |
-# |---|---|---|
-# | Is there a depth at which truth of a fact becomes readable? | yes, in all models (figure of Cities) | **agrees**: also at 135 million parameters |
-# | Peak accuracy on Cities | 0.94 to 1.00 | **not comparable**: other size of model; our cities are rarer, in several wordings, and their names say nothing |
-# | Converging point on Cities | table above | **not comparable** as a number: look at our interval for it in section 2 |
-# | Facts before inferences | yes (their summary) | see section 4: **differs** where the inference is not readable at all |
-# | Noise and 8 bits delay the curve | yes | see section 5 and its interval |
-#
+# And the verdicts, computed from the tables of this notebook. *Published* is the span over the paper's six models that
+# could be recovered; intervals are ours.
+
+# %%
+point, height = ours(cities, "converging_point", "mlp_in"), ours(cities, "peak_crossfit", "mlp_in").estimate
+best = cities.summary.query("site == 'mlp_in' and weights == 'trained' and labels == 'task' and metric == 'accuracy'")
+found = best.low.max() > 0.5
+inside = point.low <= facts.converging_point.median() <= point.high
+flips = theirs.query("dataset == 'Coinflip'")
+flips_read = ours(results["coin_flips"], "peak_crossfit").estimate > 0.55
+verdicts = [
+    ("truth of a city statement is readable at some depth", "yes, in all models", f"{found}, at 135 million parameters"
+     if model_name == "smollm2-135m" else str(found), "agrees" if found else "differs", "the reading is the paper's"),
+    ("peak accuracy, cities", span(facts.peak), f"{height:.2f}", "not comparable",
+     "other size of model; our cities are rarer, in four wordings, and no name says anything"),
+    ("converging point, cities", span(facts.converging_point), f"{point.estimate:.2f} ({point.low:.2f} to {point.high:.2f})",
+     "agrees" if inside else "differs", "is the published median in our interval? Look how wide it is"),
+    ("coin flips: peak", span(flips.peak), f"{ours(results['coin_flips'], 'peak_crossfit').estimate:.2f}",
+     "agrees" if flips_read else "differs", "theirs count flips in one wording; ours ask for heads and for tails, which cancels shortcuts"),
+    ("coin flips converge after cities", f"{span(flips.converging_point)}, cities {span(facts.converging_point)}",
+     "readable" if flips_read else "never readable", "agrees" if flips_read else "not comparable", "no depth without a height"),
+]  # fmt: skip
+pd.DataFrame(verdicts, columns=["question", "published", "ours", "verdict", "why, or what to bear in mind"])
+
+# %% [markdown]
 # With the published Cities file (it has no licence, so it does not come with the kit; `lab.datasets.load("published/cities")`
 # fetches it from the authors) the same code gives a higher curve. Try it: it is one line, `concept_depth.run(model, "published/cities")`.
 

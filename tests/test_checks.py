@@ -15,11 +15,11 @@ def failed(table):
 def test_check_passes_on_every_family(tiny_model, family):
     model = tiny_model(family)
     table = lab.check(model)
-    assert list(table.columns) == ["check", "value", "limit", "ok"] and len(table) == 10
+    assert list(table.columns) == ["check", "value", "limit", "ok"] and len(table) == 11
     assert failed(table) == [] and hooks_left(model) == 0
     absent = table[table.check == "resid_mid: no such site (attention and MLP run in parallel)"]
     assert len(absent) == (family == "neox") and absent.value.isna().all()
-    assert table.value.notna().sum() == 10 - len(absent)
+    assert table.value.notna().sum() == 11 - len(absent)
 
 
 def test_check_passes_on_smollm2(smollm2):

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -18,6 +19,15 @@ from transformer_lens.model_bridge import TransformerBridge
 import lab
 from lab.experiments import concept_depth
 
+KILLED = """
+import sys
+import lab
+from lab.experiments import concept_depth
+model = lab.load(sys.argv[1])
+result = concept_depth.run(model, lab.datasets.load("coin_flips"), limit=400, repeats=3, sites=("resid",), null=False)
+result.table.to_csv(sys.argv[2], index=False)
+"""
+
 WORDS = ("lamp", "tree", "boat", "wolf", "ring", "salt")
 
 
@@ -25,7 +35,7 @@ def letters(n: int = 80, *, seed: int = 0) -> pd.DataFrame:
     """Texts whose label is the FIRST letter; the last token is a full stop in all of them."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 2
-    middle = [" ".join(rng.choice(WORDS, 3)) for _ in range(n)]
+    middle = [" ".join(words) for words in rng.permutation(list(product(WORDS, repeat=3)))[:n]]  # no text twice
     return pd.DataFrame(
         {
             "example": [f"letters-{i:03}" for i in range(n)],
@@ -154,6 +164,9 @@ def test_compare_is_paired_and_zero_for_the_same_run(tiny_model):
     same = concept_depth.compare(clean, clean)
     assert (same[["difference", "low", "high"]] == 0).all().all()
     assert (concept_depth.compare(clean, noisy).difference != 0).any()
+    some = run(model, letters(), null=False, sites=("resid",), depths=(0, 2, 4))
+    with pytest.raises(ValueError, match="chosen depths= has no curve"):
+        concept_depth.compare(clean, some)
     with pytest.raises(ValueError, match="the runs tested different statements"):
         concept_depth.compare(clean, run(model, letters().iloc[:60], null=False))
 
@@ -191,22 +204,38 @@ def test_finished_parts_are_read_and_not_computed_again(tiny_model, passes, own_
     assert len(passes) > there
 
 
+def test_an_edited_model_is_not_taken_for_the_one_on_the_disk(tiny_model):
+    model = tiny_model("llama")
+    clean = run(model, letters(), null=False, resume=True)
+    with lab.interventions.quantized(model, 2, group_size=16):
+        coarse = run(model, letters(), null=False, resume=True)
+    assert not np.allclose(clean.tables["examples"].decision, coarse.tables["examples"].decision)
+    with lab.interventions.skip(model, 0):
+        hooked = run(model, letters(), null=False, resume=True)
+    assert not np.allclose(clean.tables["examples"].decision, hooked.tables["examples"].decision)
+
+
+def test_two_processes_share_one_shard(tiny_folder, own_cache):
+    """Both want the same states at the same time: the work is done once, and both get it."""
+    command = [sys.executable, "-c", KILLED.replace("coin_flips", "sentiment_words"), str(tiny_folder("llama"))]
+    outputs = [own_cache.parent / f"{i}.csv" for i in (1, 2)]
+    both = [
+        subprocess.Popen([*command, str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for out in outputs
+    ]
+    for process in both:
+        said = process.communicate()[1]
+        assert process.returncode == 0, said[-2000:]
+    assert outputs[0].read_text() == outputs[1].read_text()
+    assert len(list((own_cache / "runs").glob("*/result.json"))) == 1
+
+
 def test_a_process_pool_gives_the_same_numbers(tiny_model):
     here = run(tiny_model("llama"), letters())
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         there = run(tiny_model("llama"), letters(), executor=pool)
     # another number of threads may round otherwise
     np.testing.assert_allclose(mean_curve(there), mean_curve(here), atol=0.02)
-
-
-KILLED = """
-import sys
-import lab
-from lab.experiments import concept_depth
-model = lab.load(sys.argv[1])
-result = concept_depth.run(model, lab.datasets.load("coin_flips"), limit=400, repeats=3, sites=("resid",), null=False)
-result.table.to_csv(sys.argv[2], index=False)
-"""
 
 
 @pytest.mark.slow
@@ -242,11 +271,19 @@ BAD = {
     "missing column": (letters().drop(columns="label"), {}, "label"),
     "one class": (changed(label=1), {}, "class"),
     "label 2": (changed(label=[0, 2] * 40), {}, "2"),
-    "empty text": (changed(text=["a.", " "] * 40), {}, "empty"),
-    "too long": (changed(text=["a." + "b" * 200] * 80), {}, "context holds 128"),
+    "empty text": (changed(text=["a."] + [" "] * 79), {}, "empty"),
+    "too long": (changed(text=[f"{i}." + "b" * 200 for i in range(80)]), {}, "context holds 128"),
     "group spans all": (changed(group="one"), {}, "group"),
-    "depth": (letters(), {"depths": [2, 9]}, "depth 9 is out of range: this model has depths 0 to 4"),
-    "no depths": (letters(), {"depths": []}, "depths is empty"),
+    "depth": (
+        letters(),
+        {"depths": [2, 9], "sites": ("resid",)},
+        "depth 9 is out of range: this model has depths 0 to 4",
+    ),
+    "no depths": (letters(), {"depths": [], "sites": ("resid",)}, "depths is empty"),
+    "depth twice": (letters(), {"depths": [2, 2], "sites": ("resid",)}, "names one twice"),
+    "depths of two sites": (letters(), {"depths": [2]}, "chooses depths of the residual stream"),
+    "no group": (changed(group=[None, *"abc"] * 20), {}, "has no group"),
+    "text in two groups": (changed(text="the same."), {}, "stands more than once"),
     "site": (letters(), {"sites": ("resid_top",)}, "unknown site 'resid_top'"),
     "bits": (letters(), {"bits": 1}, "bits=1: give 2 to 8"),
     "group size": (letters(), {"bits": 4, "group_size": 48}, "group_size=48 does not divide"),

@@ -194,7 +194,7 @@ def test_shuffled_labels_fall_to_the_majority_rate_when_classes_are_uneven():
     values = rng.normal(size=(400, 2, 3)) + 3 * labels[:, None, None]
     scores = probes.probe_depths(values, labels, np.arange(400), progress=False)
     majority = probes.majority(labels, scores.test)
-    np.testing.assert_allclose(majority, 0.75)
+    np.testing.assert_allclose(majority.accuracy(), 0.75)
     assert np.abs(scores.control.accuracy().mean(0) - 0.75).max() < 0.03
     assert (scores.accuracy().mean(0) > 0.95).all()
 
@@ -248,7 +248,7 @@ def test_states_may_stay_on_disk(tmp_path):
 def test_progress_is_shown(capsys):
     values, labels, groups = planted(n=60, d_model=5, depths=3, at=1)
     probes.probe_depths(values, labels, groups, repeats=2)
-    assert "3/3" in capsys.readouterr().err
+    assert "Fitting probes" in capsys.readouterr().err
 
 
 def test_probe_depths_refuses(unchecked):
@@ -277,17 +277,17 @@ def test_bag_of_words_reads_words_and_only_words():
     labels = np.arange(200) % 2
     splits = probes.group_splits(labels, np.arange(200))
     telling = np.array([f"{['bad', 'good'][y]} film number {i}" for i, y in enumerate(labels)])
-    assert (probes.bag_of_words(telling, labels, splits) == 1).all()
+    assert (probes.bag_of_words(telling, labels, splits).accuracy() == 1).all()
     order = np.array([["cats chase dogs", "dogs chase cats"][y] for y in labels])  # same words, other order
-    assert np.abs(probes.bag_of_words(order, labels, splits) - 0.5).max() == 0
+    assert np.abs(probes.bag_of_words(order, labels, splits).accuracy() - 0.5).max() == 0
     noise = np.array([" ".join(rng.choice(["ab", "cd", "ef", "gh"], 3)) for _ in labels])
-    assert abs(probes.bag_of_words(noise, labels, splits).mean() - 0.5) < 0.08
+    assert abs(probes.bag_of_words(noise, labels, splits).accuracy().mean() - 0.5) < 0.08
 
 
 def test_majority_is_learnt_on_the_training_rows():
     labels, splits = np.array([0, 0, 0, 1, 1]), np.array([[True, True, False, True, False]])
-    assert probes.majority(labels, splits).tolist() == [1 / 3]  # a tie in training says 1
+    assert probes.majority(labels, splits).accuracy().tolist() == [[1 / 3]]  # a tie in training says 1
     splits = np.array([[False, False, False, True, True], [False, False, True, False, True]])
     with pytest.raises(ValueError, match="split 0 lacks a class"):
         probes.majority(labels, splits)
-    assert probes.majority(labels, splits[1:]).tolist() == [0.5]
+    assert probes.majority(labels, splits[1:]).accuracy().tolist() == [[0.5]]

@@ -59,8 +59,8 @@ def run(
         data: a data set's name (`lab.datasets.names()`), or a table with columns example, text, label (0/1) and group.
         seed: of splits, shuffled labels, noise, random weights and bootstraps.
         sites: `resid` is the stream at depths 0..L; `mlp_in` (one value a layer) is the paper's reading.
-        depths: depths of the stream to probe; None is all. With a choice, the jump and converging point, which need the
-            whole curve, are not computed, and only `resid` is read.
+        depths: depths of the stream to probe, with sites=("resid",); None is all. With a choice, the jump and converging
+            point, which need the whole curve, are not computed.
         repeats, test_fraction: number of splits, and the share of examples tested in each.
         noise: glue the letters "aaa" or "bbb" (probability 1/2 each) in front of each text without a space, as published.
         bits, group_size: round the blocks' weights to 2..8 bits (`lab.interventions.quantized`); None leaves them.
@@ -69,7 +69,9 @@ def run(
         control: also fit labels shuffled over the texts (Hewitt and Liang, arXiv 1909.03368).
         solver: "batched" (converged) or "sklearn" (one at a time, stopped after 100 iterations, as published).
         limit: use only so many examples: whole groups, drawn with `seed`. For a first look.
-        resume: keep finished parts and states under the cache folder, and go on from them after an interruption.
+        resume: keep finished parts and states under the cache folder, and go on from them after an interruption. They
+            are found again by a hash of all parameters, the data, the weights in memory, versions and this package's
+            source. While hooks of yours are set on the model nothing is kept or read, since no hash can tell them apart.
         executor: runs the two parts (trained, random weights) elsewhere; anything with `concurrent.futures`' interface.
         progress: print an estimate and show progress bars.
 
@@ -89,8 +91,10 @@ def run(
             depth out of range, an absent site: all before the model runs.
     """
     frame, name = _frame(data)
-    if depths is not None:
-        sites = ("resid",)
+    if depths is not None and tuple(sites) != ("resid",):
+        raise ValueError(f"depths= chooses depths of the residual stream: give sites=('resid',) with it, not {sites!r}")
+    if null or executor is not None:
+        models.require_source(model)  # the weights are drawn or read a second time
     for site in sites:
         models.require_site(model, site)
     _check_depths(model, depths)
@@ -112,10 +116,15 @@ def run(
         "n_groups": len(set(groups)), "seed": seed, "sites": list(sites), "depths": None if depths is None else list(depths),
         "repeats": repeats, "test_fraction": test_fraction, "noise": noise, "bits": bits,
         "group_size": group_size if bits else None, "instruction": instruction, "control": control, "solver": solver,
-        "versions": versions(),
+        "limit": limit, "null": null, "position": "last token", "versions": versions(),
     }  # fmt: skip
     weights = ("trained", "random") if null else ("trained",)
+    if resume and models.hooks_left(model):
+        print(f"{models.hooks_left(model)} hooks are set on this model, so nothing is read from or kept in the cache.")
+        resume = False
     folder = cache_folder() / "runs" if resume else None
+    known = {name: value for name, value in parameters.items() if name not in ("limit", "null")}  # the data tell
+    known["digest"] = models.weights_digest(model) if resume else ""
     shards = [
         {
             "model": model if executor is None else model.lab_source,
@@ -123,7 +132,7 @@ def run(
             "texts": texts,
             "weights": kind,
             "parameters": parameters,
-            "key": fingerprint({**parameters, "weights": kind}),
+            "key": fingerprint({**known, "weights": kind}),
             "folder": folder,
             "progress": progress and executor is None,
         }
@@ -151,8 +160,10 @@ def compare(a: Result, b: Result, *, site: str = "resid", seed: int = 0) -> pd.D
     Two models on one data set, or one model under two conditions. See `lab.metrics.paired_difference`.
 
     Raises:
-        ValueError: the two runs did not test the same statements.
+        ValueError: the two runs did not test the same statements, or one of them probed only some depths.
     """
+    if a.parameters["depths"] is not None or b.parameters["depths"] is not None:
+        raise ValueError("a run with chosen depths= has no curve to compare; run both with depths=None")
     tables = [_wide(result, site) for result in (a, b)]
     if not tables[0].index.equals(tables[1].index):
         raise ValueError(
@@ -273,14 +284,13 @@ def _baselines(frame: pd.DataFrame, texts: list[str], parameters: dict[str, Any]
         test_fraction=parameters["test_fraction"],
         seed=parameters["seed"],
     )
-    scores = {
+    baselines = {
         "bag_of_words": probes.bag_of_words(np.array(texts, object), labels, splits),
         "majority": probes.majority(labels, splits),
     }
-    table = pd.DataFrame([(probe, split, value) for probe, values in scores.items() for split, value in enumerate(values)],
-                         columns=["probe", "split", "value"])  # fmt: skip
-    return table.assign(
-        weights="none", site="text", depth=np.nan, relative_depth=np.nan, labels="task", metric="accuracy",
+    tables = [_scores_table(scores, np.array([0]), 1).assign(probe=name) for name, scores in baselines.items()]
+    return pd.concat(tables, ignore_index=True).assign(
+        weights="none", site="text", depth=np.nan, relative_depth=np.nan,
         model=parameters["model"], dataset=parameters["dataset"], seed=parameters["seed"],
     )  # fmt: skip
 
@@ -322,22 +332,25 @@ def _check_depths(model: TransformerBridge, depths: Sequence[int] | None) -> Non
             raise ValueError(f"depth {depth} is out of range: this model has depths 0 to {model.cfg.n_layers}")
     if depths is not None and not len(depths):
         raise ValueError("depths is empty; None probes all of them")
+    if depths is not None and len(set(depths)) < len(depths):
+        raise ValueError(f"depths {tuple(depths)} names one twice")
 
 
 def _limited(frame: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
     """Whole groups in random order until there are at least `limit` examples; rows keep their order."""
     if limit >= len(frame):
         return frame
-    order = np.random.default_rng(seed).permutation(frame.group.unique().astype(str))
-    sizes = frame.group.value_counts().reindex(order).cumsum()
+    groups = frame.group.astype(str)
+    order = np.random.default_rng([seed, 2]).permutation(groups.unique().astype(str))
+    sizes = groups.value_counts().reindex(order).cumsum()
     chosen = sizes.index[: int((sizes < limit).sum()) + 1]
-    return frame[frame.group.isin(set(chosen))].reset_index(drop=True)
+    return frame[groups.isin(set(chosen))].reset_index(drop=True)
 
 
 def _texts(frame: pd.DataFrame, *, noise: bool, instruction: bool, seed: int) -> list[str]:
     texts = frame.text.astype(str).to_numpy(object)
     if noise:
-        texts = np.random.default_rng(seed).choice(np.array(["aaa", "bbb"], object), len(texts)) + texts
+        texts = np.random.default_rng([seed, 3]).choice(np.array(["aaa", "bbb"], object), len(texts)) + texts
     if instruction:
         card = frame.attrs.get("card", {})
         if "instruction" not in card:
