@@ -44,8 +44,8 @@ pd.Series(lab.models.facts(model), name="this model").to_frame()
 # %% [markdown]
 # ## A first plot
 #
-# We take statements such as "The city of Lyon is in France." and "The city of Lyon is in Peru.", stop the model after
-# each block, and ask a simple classifier: from the numbers at this point alone, is the statement true? It learns on some
+# We take statements such as "The city of Lyon is in France." and "The city of Lyon is in Peru.", look at the model's state
+# after each block, and ask a simple classifier: from the numbers at this point alone, is the statement true? It learns on some
 # cities and is tested on others.
 #
 # **What do you expect?** Make a guess before you run the cell.
@@ -68,9 +68,9 @@ figure = first.plot()
 #   to carry them to the last token, and that takes blocks.
 # - *In between* the score leaves the dotted lines: (c).
 # - *At the end* the score is no higher than in the middle. If you chose (b): the last blocks prepare the next token, and
-#   whether the sentence is true is not what they are for.
-# - The dotted red line is the same classifier on shuffled labels. It has to stay at one half. If it did not, the
-#   classifier would be reading something that has nothing to do with truth.
+#   after a full stop that need not depend on whether the sentence was true.
+# - The dotted red line is the same classifier on shuffled labels. It should stay near one half, within its band. If it did
+#   not, something would be leaking from the training statements to the test statements.
 # - The bands are wide: there are few statements here. Notebook 01 uses all of them.
 
 # %% [markdown]
@@ -137,9 +137,9 @@ with lab.plots.classroom():
     ax.grid(alpha=0.25)
 
 # %% [markdown]
-# **Things to notice.** The word climbs over many blocks, and reaches the front late. Compare the first plot: a classifier
-# could read truth much earlier. The two do not contradict each other. A lens asks what the model is about to *say*; a
-# probe asks what can be *read*. Notebook 01 is about the second.
+# **Things to notice.** The word climbs over many blocks, and reaches the front late. The first plot asked another question of
+# another text, and its answer came earlier. A lens asks what the model is about to *say*; a probe asks what can be *read*.
+# Notebook 01 is about the second.
 
 # %% [markdown]
 # ## Can this be trusted?
@@ -167,6 +167,8 @@ your_answer = None  # for example (4, 4)
 def check_place(answer):
     if answer is None:
         return print("No answer yet: put two numbers into your_answer.")
+    if not (isinstance(answer, tuple) and len(answer) == 2 and answer[1] in range(n_layers)):
+        return print(f"Two numbers in brackets, please: (depth, block), with a block from 0 to {n_layers - 1}.")
     depth, next_block = answer
     if depth == 4:
         return print(
