@@ -388,6 +388,7 @@ def _hf_model(source: dict[str, Any], *, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def require_source(model: TransformerBridge) -> dict[str, Any]:
+    """Where a model's weights came from; a ValueError for a model that `lab.load` did not load."""
     source = getattr(model, "lab_source", None)
     if source is None:
         raise ValueError(

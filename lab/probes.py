@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
+from scipy.stats import rankdata
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from tqdm.auto import tqdm
 
@@ -330,16 +330,25 @@ class ProbeScores:
         return np.stack([right[rows].mean(0) for right, rows in zip(self.right, side, strict=True)])
 
     def f1(self) -> Float[np.ndarray, "repeat depth"]:
-        """F1 of label 1 on the test rows; 0 where label 1 is never predicted."""
-        return self._score(lambda labels, decisions: f1_score(labels, decisions > 0, zero_division=0))
+        """F1 of label 1 on the test rows, 2 TP / (2 TP + FP + FN); 0 where label 1 is never predicted."""
+        scores = []
+        for labels, decisions, test in zip(self.labels, self.decisions, self.test, strict=True):
+            true, said = labels[test, None] == 1, decisions[test] > 0
+            scores.append(2 * (true & said).sum(0) / np.maximum(true.sum() + said.sum(0), 1))
+        return np.array(scores)
 
     def auc(self) -> Float[np.ndarray, "repeat depth"]:
-        """Area under the ROC curve on the test rows: the chance that a 1 is ranked above a 0."""
-        return self._score(roc_auc_score)
+        """Area under the ROC curve on the test rows: the chance that a 1 is ranked above a 0, ties counting one half.
 
-    def _score(self, score: Callable[[np.ndarray, np.ndarray], float]) -> np.ndarray:
-        rows = zip(self.labels, self.decisions, self.test, strict=True)
-        return np.array([[score(y[test], column) for column in values[test].T] for y, values, test in rows])
+        From the rank sum of the 1s (Mann and Whitney), for all depths at once.
+        """
+        scores = []
+        for labels, decisions, test in zip(self.labels, self.decisions, self.test, strict=True):
+            true = labels[test] == 1
+            ones, zeros = true.sum(), (~true).sum()
+            ranks = rankdata(decisions[test], axis=0)
+            scores.append((ranks[true].sum(0) - ones * (ones + 1) / 2) / (ones * zeros))
+        return np.array(scores)
 
     def correct(self) -> tuple[Float[np.ndarray, "tested depth"], Bool[np.ndarray, " example"]]:
         """For each example tested at least once: the share of its tests in which it was predicted rightly.

@@ -60,6 +60,17 @@ health
 # - (c) In the last blocks, where the next word is chosen.
 
 # %%
+look = concept_depth.run(
+    model, "cities", limit=160 if quick else 320, repeats=5, sites=("resid",), null=False, seed=seed
+)
+figure = look.plot()
+
+# %% [markdown]
+# That was a first look, at some of the cities (notebook 00 ends its first plot here, too). Now all of them, with ten splits
+# instead of five, both readings of the state (ours, and the paper's: what the MLP reads), and the same model with random
+# weights. This takes a minute or two.
+
+# %%
 cities = concept_depth.run(model, "cities", limit=n if quick else None, seed=seed)
 figure = cities.plot()
 
@@ -215,7 +226,7 @@ figure = lab.plots.concept_curves(list(results.values()))
 # %%
 def overview(result):
     points = result.tables["points"].query("site == 'resid' and weights == 'trained'").set_index("point")
-    baseline = result.summary.query("probe == 'bag_of_words'")["mean"].item()
+    baseline = result.summary.query("probe == 'bag_of_words' and metric == 'accuracy'")["mean"].item()
     readable = points.loc["readable_depth"]
     rows = result.summary.query("site == 'resid' and metric == 'accuracy' and labels == 'shuffled'")
     clear = points.loc["peak_crossfit", "estimate"] > rows.high.mean()  # above what shuffled labels reach by chance

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from benchmark_probes import exact, residual_like
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import f1_score, roc_auc_score
 
 from lab import probes
 
@@ -291,3 +292,17 @@ def test_majority_is_learnt_on_the_training_rows():
     with pytest.raises(ValueError, match="split 0 lacks a class"):
         probes.majority(labels, splits)
     assert probes.majority(labels, splits[1:]).accuracy().tolist() == [[0.5]]
+
+
+def test_f1_and_auc_are_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    labels, test = np.tile(np.arange(50) % 2, (3, 1)), rng.random((3, 50)) < 0.5
+    decisions = rng.normal(size=(3, 50, 4)).round(1).astype(np.float32)  # rounded, so that there are ties
+    decisions[:, :, 3] = -1  # label 1 is never predicted
+    scores = probes.ProbeScores(decisions, test, labels)
+    for repeat in range(3):
+        true = labels[repeat, test[repeat]]
+        for depth in range(4):
+            values = decisions[repeat, test[repeat], depth]
+            assert scores.auc()[repeat, depth] == pytest.approx(roc_auc_score(true, values))
+            assert scores.f1()[repeat, depth] == pytest.approx(f1_score(true, values > 0, zero_division=0))
