@@ -19,7 +19,7 @@
 # **You need** Python, and a rough idea of what a language model is. No GPU, and no network once the model is on this
 # machine (93 MB are downloaded the first time, and 540 MB kept).
 #
-# **It takes** about one minute to run from top to bottom on two processor cores, and 2 GB of memory.
+# **It takes** about half a minute to run from top to bottom on two processor cores, and 2 GB of memory.
 #
 # The idea to measure depth this way is from Jin et al., "Exploring Concept Depth"
 # ([arXiv 2404.07066](https://arxiv.org/abs/2404.07066)). The next notebook, `01_concept_depth`, does it properly.
@@ -133,6 +133,7 @@ with lab.plots.classroom():
     figure, ax = plt.subplots(figsize=(9, 4), layout="constrained")
     ax.semilogy(torch.linspace(0, n_layers, len(ranks)), ranks.cpu() + 1, "o-", color=lab.plots.BLUE)
     ax.set(xlabel="depth", ylabel=f"rank of “{answer}” (1 = first)", title=prompt + " ...")
+    ax.set_yticks([1, 10, 100, 1000, 10000], ["1", "10", "100", "1,000", "10,000"])
     ax.invert_yaxis()
     ax.grid(alpha=0.25)
 

@@ -19,7 +19,7 @@
 #
 # **You need** notebook `00_start_here` (residual stream, depth) and the idea of a train/test split.
 #
-# **It takes** about @@TIME01@@ minutes from top to bottom on two processor cores (`quick = True`: about @@QUICK01@@), 3 GB
+# **It takes** about nine minutes from top to bottom on two processor cores (`quick = True`: about two), 3 GB
 # of memory, and no network once the default model is on this machine.
 #
 # **In class**: sections 1 to 4 make a lesson of 45 minutes; 5 to 8 a second one.

@@ -403,7 +403,9 @@ def _print_estimate(
     per_product = (time.perf_counter() - start) / 4
     columns = len(depths) if depths else model.cfg.n_layers * len(sites) + 1
     megabytes = n * columns * model.cfg.d_model * 4 / 1e6
-    states, fits = parts * tokens * per_token, parts * columns * 150 * per_product
+    per_operation = per_product / (2 * n * model.cfg.d_model * problems)  # an axis rotation takes some 20 d^3 of them
+    fits = parts * columns * (150 * per_product + 40 * min(n, model.cfg.d_model) ** 3 * per_operation)
+    states = parts * tokens * per_token
     print(
         f"About {states:.0f} s for the states of {n} texts ({tokens} tokens) and {fits:.0f} s for {columns * problems} "
         f"probes{', each for trained and random weights' if parts == 2 else ''}; {megabytes:.0f} MB of states."
