@@ -182,7 +182,7 @@ def choose(available: list[Path], names: list[str]) -> list[Path]:
 def _key_and_value(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
-        raise ValueError(f"-p {text}: write KEY=VALUE, for example -p seed=1 or -p model=gemma3-270m")
+        raise ValueError(f"-p {text}: write KEY=VALUE, for example -p seed=1 or -p model_name=gemma3-270m")
     try:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):

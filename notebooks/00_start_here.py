@@ -45,7 +45,7 @@ pd.Series(lab.models.facts(model), name="this model").to_frame()
 # ## A first plot
 #
 # We take statements such as "The city of Lyon is in France." and "The city of Lyon is in Peru.", look at the model's state
-# after each block, and ask a simple classifier: from the numbers at this point alone, is the statement true? It learns on some
+# after each block, and ask a simple classifier (a *probe*): from the numbers at this point alone, is the statement true? It learns on some
 # cities and is tested on others.
 #
 # **What do you expect?** Make a guess before you run the cell.
@@ -66,12 +66,13 @@ figure = first.plot()
 # - *At depth 0* only the last token's own embedding is there. It is a full stop in true and false statements alike, so
 #   the score must be one half. If you chose (a): the words are all there, but not at the place we look at. Something has
 #   to carry them to the last token, and that takes blocks.
-# - *In between* the score leaves the dotted lines: (c).
+# - *In between* the score leaves the dotted lines: (c). (With `quick = True` there are too few statements to be sure.)
 # - *At the end* the score is no higher than in the middle. If you chose (b): the last blocks prepare the next token, and
 #   after a full stop that need not depend on whether the sentence was true.
-# - The dotted red line is the same classifier on shuffled labels. It should stay near one half, within its band. If it did
+# - The dotted red line is the same classifier on shuffled labels. One half should lie within its band. If it did
 #   not, something would be leaking from the training statements to the test statements.
-# - The bands are wide: there are few statements here. Notebook 01 uses all of them.
+# - The bands are wide: there are few statements here. Notebook 01 uses all of them, and explains the three markers at the
+#   bottom.
 
 # %% [markdown]
 # ## What is measured: the residual stream
@@ -138,7 +139,8 @@ with lab.plots.classroom():
     ax.grid(alpha=0.25)
 
 # %% [markdown]
-# **Things to notice.** The word climbs over many blocks, and reaches the front late. The first plot asked another question of
+# **Things to notice.** With the default model the word stays far behind for most of the blocks, and climbs to the front in
+# the last quarter. The first plot asked another question of
 # another text, and its answer came earlier. A lens asks what the model is about to *say*; a probe asks what can be *read*.
 # Notebook 01 is about the second.
 
@@ -168,7 +170,7 @@ your_answer = None  # for example (4, 4)
 def check_place(answer):
     if answer is None:
         return print("No answer yet: put two numbers into your_answer.")
-    if not (isinstance(answer, tuple) and len(answer) == 2 and answer[1] in range(n_layers)):
+    if not (isinstance(answer, tuple | list) and len(answer) == 2 and answer[1] in range(n_layers)):
         return print(f"Two numbers in brackets, please: (depth, block), with a block from 0 to {n_layers - 1}.")
     depth, next_block = answer
     if depth == 4:
@@ -190,7 +192,7 @@ def check_place(answer):
 
 check_place(your_answer)
 
-# %% tags=["solution"] jupyter={"source_hidden": true}
+# %% tags=["solution"] jupyter={"outputs_hidden": true, "source_hidden": true}
 assert check_place((5, 5))
 
 # %% [markdown]

@@ -118,6 +118,8 @@ your_change = None  # for example (2, 0.63)
 def check_change(change):
     if change is None:
         return print("No answer yet: put (position, value) into your_change.")
+    if not (isinstance(change, tuple | list) and len(change) == 2):
+        return print("Two numbers in brackets, please: (position, value).")
     position, value = change
     if position not in range(8):
         return print("The toy curve has positions 0 to 7.")
@@ -134,7 +136,7 @@ def check_change(change):
 
 check_change(your_change)
 
-# %% tags=["solution"] jupyter={"source_hidden": true}
+# %% tags=["solution"] jupyter={"outputs_hidden": true, "source_hidden": true}
 assert check_change((7, 0.93))
 
 # %% [markdown]
@@ -289,7 +291,7 @@ def check_selectivity(answer):
 
 check_selectivity(your_selectivity)
 
-# %% tags=["solution"] jupyter={"source_hidden": true}
+# %% tags=["solution"] jupyter={"outputs_hidden": true, "source_hidden": true}
 rows = cities.summary.query("site == 'resid' and weights == 'trained' and metric == 'accuracy'")
 task, shuffled = (
     rows.query(f"depth == {model.cfg.n_layers // 2} and labels == '{kind}'")["mean"].item()
@@ -332,7 +334,7 @@ figure = lab.plots.difference(change, a="with noise", b="without")
 # %% [markdown]
 # **Things to notice.**
 #
-# - *Bits*: (b). Rounding errors add up slowly and hurt suddenly. (a) is tempting because bits are halved step by step.
+# - *Bits*: (b). Rounding errors add up slowly and hurt suddenly. (a) is tempting because the number of levels falls step by step.
 # - *Noise*: the difference is paired, so its interval is narrower than the two bands suggest. Where it leaves zero, noise costs
 #   something at that depth. (c) would show as a dip at the jump and none later. It holds for each depth by itself: with
 #   this many depths, one or two may leave zero by chance.
@@ -518,8 +520,10 @@ def check_depth(answer):
     if answer is None:
         return print("No answer yet. Build the two curves (mean by depth), subtract, look for the minimum.")
     gap = mean_by_depth(split_twins) - mean_by_depth(cities)
-    if not 0 <= answer <= model.cfg.n_layers:
-        return print(f"Depths of this model run from 0 to {model.cfg.n_layers}.")
+    if answer not in range(model.cfg.n_layers + 1):
+        return print(
+            f"A depth is a whole number from 0 to {model.cfg.n_layers}; the plots show depth / {model.cfg.n_layers}."
+        )
     if gap[answer] >= gap.max() - 1e-9:
         return print(
             "There it is largest. Subtract the grouped curve from the one with split twins, not the other way."
@@ -534,7 +538,7 @@ def check_depth(answer):
 
 check_depth(your_depth)
 
-# %% tags=["solution"] jupyter={"source_hidden": true}
+# %% tags=["solution"] jupyter={"outputs_hidden": true, "source_hidden": true}
 assert check_depth(int((mean_by_depth(split_twins) - mean_by_depth(cities)).idxmin()))
 
 # %% [markdown]
