@@ -66,8 +66,10 @@ def speed(arguments: argparse.Namespace, texts: list[str]) -> None:
         for name, (count, call) in runs.items():
             start = time.perf_counter()
             call()
+            took = time.perf_counter() - start
+            print(f"  round {repeat} of {arguments.repeats}: {name}, {took:.1f} s", flush=True)
             if repeat:  # the first round warms up
-                rates[name].append(count / (time.perf_counter() - start))
+                rates[name].append(count / took)
     rate = {name: statistics.median(values) for name, values in rates.items()}
     print(
         f"{arguments.model}, {len(texts)} texts, {every} tokens, batches of {size} tokens, {torch.get_num_threads()} threads"
@@ -128,7 +130,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=1496)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--batch-tokens", type=int, default=1024)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="rounds after the one that warms up")
     parser.add_argument("--memory-n", type=int, default=400)
     parser.add_argument("--only-memory", action="store_true")
     parser.add_argument("--memory-child", action="store_true", help=argparse.SUPPRESS)
