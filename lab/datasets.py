@@ -1,4 +1,4 @@
-"""Concept data: labelled statements from `data/`, from the authors of published sets, or from a user's own CSV.
+"""Data: labelled statements and two-hop queries from `data/`, from the authors of published sets, or of a user's own.
 
     lab.datasets.names()                          # what there is
     lab.datasets.load("cities")                   # ships with the kit
@@ -6,7 +6,7 @@
     lab.datasets.load("published/cities", source="~/Downloads/CD/dataset")   # or read from a folder
     lab.datasets.read("mine.csv", text="sentence", label="is_true", group="topic")
 
-Every function returns a DataFrame of one statement a row, with the columns of `COLUMNS` first:
+Statements (concept data) come as a DataFrame of one statement a row, with the columns of `COLUMNS` first:
 
 - `example` (str): unique, e.g. "cities-0001".
 - `text` (str): the bare statement or question, without instruction.
@@ -17,15 +17,26 @@ Every function returns a DataFrame of one statement a row, with the columns of `
 
 `frame.attrs["card"]` is a dict: the card's front matter (name, domain, title, n, positive, groups, classes,
 instruction, instruction_place, licence, source, sha256) and its prose under "text".
+
+    lab.datasets.names(kind="two_hop")
+    lab.datasets.load("two_hop")                  # "The capital of the country that contains the city of Mumbai is"
+    lab.datasets.load("published/two_hop")        # the file of Biran et al., downloaded once
+    lab.datasets.as_two_hop(pd.read_csv("mine.csv"))
+
+Two-hop queries come as a DataFrame of one query a row. `as_two_hop` says which columns there are and which of them a
+table needs; the card of `two_hop` says what they hold.
 """
 
+import ast
 import errno
 import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -36,22 +47,37 @@ import requests
 COLUMNS = ("example", "text", "label", "group", "template", "difficulty")
 
 
-def names() -> list[str]:
-    """Names that `load` knows: the sets in the data folder, then the published ones."""
-    return sorted(path.stem for path in _data_folder().glob("*.csv")) + sorted(PUBLISHED)
+TWO_HOP_NEEDED = ("text", "e1", "e2", "e3")
+TWO_HOP_ALIASES = ("e1_aliases", "e2_aliases", "e3_aliases")
+TWO_HOP_SETS = ("two_hop",)
+
+
+def names(kind: str = "concept") -> list[str]:
+    """Names that `load` knows: the sets in the data folder, then the published ones.
+
+    Args:
+        kind: "concept" (labelled statements) or "two_hop" (queries that take two facts).
+    """
+    if kind not in ("concept", "two_hop"):
+        raise ValueError(f"kind={kind!r}: there are 'concept' and 'two_hop'")
+    ours = sorted(path.stem for path in _data_folder().glob("*.csv"))
+    if kind == "two_hop":
+        return [name for name in ours if name in TWO_HOP_SETS] + [PUBLISHED_TWO_HOP.name]
+    return [name for name in ours if name not in TWO_HOP_SETS] + sorted(PUBLISHED)
 
 
 def load(name: str, *, source: str | Path | None = None) -> pd.DataFrame:
-    """Statements of one concept, with their labels, groups and card.
+    """Statements of one concept, with their labels, groups and card; or two-hop queries.
 
     Args:
-        name: one of `names()`. "published/..." is downloaded from its authors on first use and kept in the user's cache
-            (the environment variable LAB_CACHE moves it); nothing of it ships with the kit.
+        name: one of `names()` or `names(kind="two_hop")`. "published/..." is downloaded from its authors on first use
+            and kept in the user's cache (the environment variable LAB_CACHE moves it); nothing of it ships with the kit.
         source: for published sets only, instead of a download: a folder that holds the authors' file under its own
             name. Its checksum is verified in the same way.
 
     Returns:
-        DataFrame with the columns in `COLUMNS`, then columns of its own; `.attrs["card"]` is its card.
+        DataFrame with the columns in `COLUMNS`, then columns of its own; for two-hop queries, the columns that
+        `as_two_hop` describes, aliases as lists. `.attrs["card"]` is its card.
 
     Raises:
         ValueError: unknown name; a file whose checksum, columns, classes or counts are not those of its card.
@@ -59,9 +85,11 @@ def load(name: str, *, source: str | Path | None = None) -> pd.DataFrame:
     """
     if name in PUBLISHED:
         return load_published(PUBLISHED[name], source=source)
-    if name not in names():
+    if name == PUBLISHED_TWO_HOP.name:
+        return load_published_two_hop(source=source)
+    if name not in (known := names() + names(kind="two_hop")):
         raise ValueError(
-            f"no data set {name!r}. There are: {', '.join(names())}. For a CSV of your own: lab.datasets.read(path)"
+            f"no data set {name!r}. There are: {', '.join(known)}. For a CSV of your own: lab.datasets.read(path)"
         )
     if source is not None:
         raise ValueError(f"source= is for published sets; {name!r} ships with the kit: call load({name!r}) without it")
@@ -73,6 +101,16 @@ def load(name: str, *, source: str | Path | None = None) -> pd.DataFrame:
             f"{path.name} has SHA-256 {found}, its card says {card['sha256']}: the file was changed. "
             f"Restore it, or build it again (data/build), or read your own version with lab.datasets.read(path)"
         )
+    if name in TWO_HOP_SETS:
+        frame = pd.read_csv(path, keep_default_na=False, na_values={"e2_popularity": [""]})  # people have none
+        frame = as_two_hop(frame, name=name)
+        if (counted := (len(frame), frame["group"].nunique())) != (card["n"], card["groups"]):
+            raise ValueError(
+                f"{name}: the card says n = {card['n']}, groups = {card['groups']}, the file has {counted[0]}, "
+                f"{counted[1]}: build the set again"
+            )
+        frame.attrs["card"] = card
+        return frame
     frame = pd.read_csv(path, dtype={"example": str, "text": str, "group": str, "template": str}, keep_default_na=False)
     _check_columns(frame, COLUMNS, name=name)
     return _finish(frame, card)
@@ -225,6 +263,171 @@ def check_concept_data(frame: pd.DataFrame, *, name: str) -> None:
             )
 
 
+def as_two_hop(frame: pd.DataFrame, *, name: str = "your table") -> pd.DataFrame:
+    """Two-hop queries with what can be filled in filled in, checked by `check_two_hop_data`.
+
+    Args:
+        frame: one query a row. Needed: `text` (the query), `e1` (the entity that it names, as it stands in the text),
+            `e2` (the bridge), `e3` (the answer).
+        name: what to call it in messages.
+
+    Returns:
+        A new table with all columns of `frame` and, where they were missing:
+
+        - `example`: numbered.
+        - `e1_aliases`, `e2_aliases`, `e3_aliases`: accepted forms, the label among them: the label alone. Where they
+          are there they may be lists or, as in a CSV, JSON lists such as '["New Delhi", "Delhi"]'.
+        - `group`: the bridge, so that a split keeps queries about one bridge together.
+        - `answer_share`: the answer's share of all queries with the same `r2`, or of all where there is no `r2`.
+
+        Nothing else is made up: without `first_hop`, `second_hop`, `entity_shortcut`, `relation_shortcut` (prompts), or
+        `r1`, `r2`, `r1_template`, `r2_template` and types, what needs them cannot be run.
+
+    Raises:
+        ValueError: what `check_two_hop_data` refuses, and aliases that are neither lists nor JSON lists.
+
+    >>> mine = pd.DataFrame({"text": ["The capital of the home of Sumo is"], "e1": "Sumo", "e2": "Japan", "e3": "Tokyo"})
+    >>> as_two_hop(mine).loc[0, ["example", "e3_aliases", "group"]].tolist()
+    ['query-0001', ['Tokyo'], 'Japan']
+    """
+    _check_two_hop_columns(frame, name=name)
+    frame = frame.copy()
+    if "example" not in frame:
+        frame.insert(0, "example", _number("query", len(frame)))
+    for column in TWO_HOP_ALIASES:
+        if column in frame:
+            cells = zip(frame["example"], frame[column], strict=True)
+            parsed = [
+                _json_list(cell, f"{name}: {column} in row {i} (example {e!r})") for i, (e, cell) in enumerate(cells)
+            ]
+        else:
+            parsed = [[label] for label in frame[column.removesuffix("_aliases")]]
+        frame[column] = pd.Series(parsed, index=frame.index, dtype=object)
+    if "group" not in frame:
+        frame["group"] = frame["e2"]
+    if "answer_share" not in frame:
+        asked = frame["r2"] if "r2" in frame else pd.Series("", index=frame.index)
+        same = frame.groupby([asked, frame["e3"]])["e3"].transform("size")
+        frame["answer_share"] = (same / asked.groupby(asked).transform("size")).round(4)
+    check_two_hop_data(frame, name=name)
+    return frame
+
+
+def check_two_hop_data(frame: pd.DataFrame, *, name: str) -> None:
+    """Refuse two-hop queries that no experiment can use, or whose answer is given away.
+
+    Args:
+        frame: one query a row, with the columns text, e1, e2, e3 at least; example and aliases are checked if there.
+        name: what to call it in messages. For "published/..." the last two checks are left out: such a set stays as its
+            authors made it, and some of its queries do give their answer away.
+
+    Raises:
+        ValueError: a missing column, no rows, an empty text or label, an example named twice, aliases that are no list,
+            an empty one, or contain an empty text; an e1 that doesn't stand in its text; an answer, in any of its
+            forms, that stands in the text as whole words or is the bridge. Case and accents make no difference there,
+            but forms of up to four capitals (US) are looked for as they are.
+    """
+    _check_two_hop_columns(frame, name=name)
+    examples = frame["example"] if "example" in frame else pd.Series(range(len(frame)), index=frame.index)
+
+    def place(row: int) -> str:
+        return f"row {row} (example {examples.iloc[row]!r})"
+
+    for column in TWO_HOP_NEEDED:
+        for row, value in enumerate(frame[column]):
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"{name}: {column} in {place(row)} is {value!r}: give it a text or drop the row")
+    if (twice := examples.duplicated()).any():
+        raise ValueError(f"{name}: example {examples[twice].iloc[0]!r} occurs twice: every row needs a name of its own")
+    for column in TWO_HOP_ALIASES:
+        for row, aliases in enumerate(frame[column] if column in frame else []):
+            if not isinstance(aliases, list):
+                raise ValueError(
+                    f"{name}: {column} in {place(row)} is {aliases!r}, not a list: as_two_hop(table) reads JSON"
+                )
+            if not aliases:
+                raise ValueError(f"{name}: {column} in {place(row)} is an empty list: name at least the label itself")
+            for alias in aliases:
+                if not isinstance(alias, str) or not alias.strip():
+                    raise ValueError(f"{name}: {column} in {place(row)} contains {alias!r}: every alias is a text")
+    for row, (e1, text) in enumerate(zip(frame["e1"], frame["text"], strict=True)):
+        if e1 not in text:
+            raise ValueError(
+                f"{name}: e1 {e1!r} of {place(row)} was looked for in {text!r} and isn't there: e1 must stand in the text "
+                "letter by letter"
+            )
+    if name.startswith("published/"):
+        return
+    for row, text in enumerate(frame["text"]):
+        bridges, answers = _forms_of(frame, "e2", row), _forms_of(frame, "e3", row)
+        for answer in answers:
+            if _stands_in(answer, text):
+                raise ValueError(
+                    f"{name}: the answer {answer!r} of {place(row)} stands in its own text {text!r}: drop the row, or the "
+                    "alias"
+                )
+        if same := {_fold(bridge) for bridge in bridges} & {_fold(answer) for answer in answers}:
+            raise ValueError(
+                f"{name}: bridge {bridges[0]!r} and answer {answers[0]!r} of {place(row)} share the name "
+                f"{sorted(same)[0]!r}: then one hop is enough; drop the row, or the alias"
+            )
+
+
+def _check_two_hop_columns(frame: pd.DataFrame, *, name: str) -> None:
+    missing = [column for column in TWO_HOP_NEEDED if column not in frame]
+    if missing:
+        raise ValueError(
+            f"{name} has no column {', '.join(map(repr, missing))}: two-hop queries need {', '.join(TWO_HOP_NEEDED)}; it "
+            f"has {', '.join(map(str, frame.columns))}"
+        )
+    if frame.empty:
+        raise ValueError(f"{name} has no rows: at least one query is needed")
+
+
+def _json_list(cell: object, where: str) -> object:
+    """A JSON list in a text; anything that is no text comes back as it is, to be checked."""
+    if not isinstance(cell, str):
+        return cell
+    try:
+        parsed = json.loads(cell)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f'{where} is {cell!r}, neither a list nor a JSON list such as ["New Delhi", "Delhi"]'
+        ) from error
+    return parsed
+
+
+def _forms_of(frame: pd.DataFrame, entity: str, row: int) -> list[str]:
+    """Label and aliases."""
+    aliases: Sequence[str] = frame[f"{entity}_aliases"].iloc[row] if f"{entity}_aliases" in frame else []
+    return [frame[entity].iloc[row], *aliases]
+
+
+def _is_short_capitals(name: str) -> bool:
+    return len(name) <= 4 and name.isalpha() and name.isupper()
+
+
+@cache
+def _fold(text: str) -> str:
+    """Without accents and capitals."""
+    if not text.isascii():
+        text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return text.casefold()
+
+
+def _stands_in(name: str, text: str) -> bool:
+    """Whether the name stands in the text and no letter or digit continues it on either side."""
+    if not _is_short_capitals(name):  # US is not us
+        name, text = _fold(name), _fold(text)
+    start = text.find(name)
+    while start >= 0:
+        before, after = text[start - 1 : start], text[start + len(name) : start + len(name) + 1]
+        if not (before.isalnum() and name[0].isalnum()) and not (after.isalnum() and name[-1].isalnum()):
+            return True
+        start = text.find(name, start + 1)
+    return False
+
+
 def cache_folder() -> Path:
     """Where downloads are kept: LAB_CACHE, or the user's cache folder for the kit; "datasets" in it."""
     root = os.environ.get("LAB_CACHE")
@@ -270,17 +473,7 @@ class Published:
 
 def load_published(published: Published, *, source: str | Path | None = None) -> pd.DataFrame:
     """Rows of a published set, from a folder or from its authors; checksum, rows and class counts are verified."""
-    file_name = published.url.rsplit("/", 1)[1]
-    if source is None:
-        path = _fetch(published.url, file_name, published.checksum)
-    else:
-        path = Path(source).expanduser() / file_name
-        if not path.is_file():
-            raise ValueError(
-                f"no file {file_name} in {path.parent}: source= is the folder that holds the file of {published.url}"
-            )
-        if (found := _checksum(path, published.checksum)) != published.checksum:
-            raise ValueError(f"{path} is not the published file: its checksum is {found}, not {published.checksum}")
+    path = _verified_file(published.url, published.checksum, source)
     rows = published.rows(path).reset_index(drop=True)
     counted = (len(rows), int(rows["label"].sum()))
     if counted != (published.n, published.positive):
@@ -317,6 +510,19 @@ def load_published(published: Published, *, source: str | Path | None = None) ->
         "text": NOTE + (f"- {published.note}\n" if published.note else ""),
     }
     return _finish(frame, card)
+
+
+def _verified_file(url: str, checksum: str, source: str | Path | None) -> Path:
+    """The file of this address: from the cache or its authors, or from the folder `source`."""
+    file_name = url.rsplit("/", 1)[1]
+    if source is None:
+        return _fetch(url, file_name, checksum)
+    path = Path(source).expanduser() / file_name
+    if not path.is_file():
+        raise ValueError(f"no file {file_name} in {path.parent}: source= is the folder that holds the file of {url}")
+    if (found := _checksum(path, checksum)) != checksum:
+        raise ValueError(f"{path} is not the published file: its checksum is {found}, not {checksum}")
+    return path
 
 
 def _fetch(url: str, file_name: str, checksum: str) -> Path:
@@ -573,6 +779,128 @@ PUBLISHED = {
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Published two-hop queries: Biran et al., "Hopping Too Late" (arXiv 2406.12775), github.com/edenbiran/HoppingTooLate.
+
+
+@dataclass(frozen=True)
+class PublishedTwoHop:
+    """The published two-hop file: where it is and how it is verified."""
+
+    name: str
+    url: str
+    checksum: str  # as in `Published`
+
+
+PUBLISHED_TWO_HOP = PublishedTwoHop(
+    name="published/two_hop",
+    url="https://raw.githubusercontent.com/edenbiran/HoppingTooLate/6c4b43e084a71a83df0bf2cb3a0c0f1b5d4be420/"
+    "datasets/two_hop.csv",
+    checksum="git:9d03129e0f9bcbd998ea7cf4ffdb25156caea1dd",
+)
+TWO_HOP_NOTE = """Rows, order and wording are the authors' (edenbiran/HoppingTooLate at 6c4b43e): 82,020 queries from Wikidata.
+
+- `text` is their `source_prompt`, `e1`, `e2`, `e3` their labels, `r1`, `r2` their `r1_type`, `r2_type`; Wikidata's
+  identifiers are in `e1_id`, `r1_id` and so on. Aliases begin with the label, which theirs don't hold.
+- `first_hop`, `second_hop`, `entity_shortcut` and `relation_shortcut` are made as their `evaluate_dataset.py` makes
+  them: small letters, and no " is" behind the relation shortcut, which is cut by four characters, inside a word where a
+  template doesn't end in " of {}".
+- Nothing was dropped or repaired: in some queries the answer stands in the prompt or is the bridge, some aliases are of
+  one character, and some facts have several right answers of which one is listed.
+- SHA-256 NOT PINNED: the file is pinned by its git id in the authors' repository, and its content had not been seen as
+  a whole when this loader was written; 499 of its rows had.
+- It is under the MIT licence, fetched from its authors, and not part of the kit.
+"""
+
+
+def load_published_two_hop(
+    published: PublishedTwoHop = PUBLISHED_TWO_HOP, *, source: str | Path | None = None
+) -> pd.DataFrame:
+    """The published two-hop queries in the columns of `as_two_hop`, from a folder or from their authors.
+
+    The checksum is the git id of the file (SHA-1 of its length and bytes); its SHA-256 isn't pinned. Every row is kept.
+
+    Raises:
+        ValueError: a file of another checksum, without the columns that are needed, or with aliases that aren't lists.
+        ConnectionError: a download that could not be had. OSError: no room for it.
+    """
+    path = _verified_file(published.url, published.checksum, source)
+    frame = published_two_hop_rows(path)
+    frame.attrs["card"] = {
+        "name": published.name,
+        "kind": "two_hop",
+        "title": "Hopping Too Late (Biran et al.)",
+        "n": len(frame),
+        "groups": frame["group"].nunique(),
+        "pairs": int((~frame[["r1", "r2"]].duplicated()).sum()),
+        "licence": "MIT; fetched from its authors, not part of this kit",
+        "source": published.url,
+        "sha256": _sha256(path),
+        "text": TWO_HOP_NOTE,
+    }
+    return frame
+
+
+def published_two_hop_rows(path: Path) -> pd.DataFrame:
+    """A file in the published form, row by row, with this kit's columns first and columns that it adds behind them."""
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)  # "None" and "NA" may be names
+    name = path.name
+    entities = ("e1", "e2", "e3")
+    theirs = {
+        **{f"{entity}_label": entity for entity in entities},
+        **{f"{relation}_type": relation for relation in ("r1", "r2")},
+        **{part: f"{part}_id" for part in ("e1", "r1", "e2", "r2", "e3")},
+        "source_prompt": "text",
+        "id": "example",
+    }
+    alike = [
+        "r1_template",
+        "r2_template",
+        *(f"{e}_{what}" for e in entities for what in ("type", "popularity", "aliases")),
+    ]
+    _check_columns(table, [*theirs, *alike], name=name)
+    frame = table.rename(columns=theirs)
+    lists: dict[str, list[str]] = {}
+    for column in TWO_HOP_ALIASES:
+        for row, written in enumerate(frame[column]):
+            if written not in lists:
+                lists[written] = _python_list(
+                    written, f"{name}: {column} in row {row} (id {frame['example'].iloc[row]})"
+                )
+        labels = frame[column.removesuffix("_aliases")]
+        forms = [list(dict.fromkeys([e, *lists[written]])) for e, written in zip(labels, frame[column], strict=True)]
+        frame[column] = pd.Series(forms, index=frame.index, dtype=object)
+    for entity in entities:
+        frame[f"{entity}_popularity"] = pd.to_numeric(frame[f"{entity}_popularity"])
+    first, second = frame["r1_template"], frame["r2_template"]
+    columns = {column: list(frame[column]) for column in entities}
+    frame["first_hop"] = [f"{r1.format(e1)} is" for r1, e1 in zip(first, columns["e1"], strict=True)]
+    frame["second_hop"] = [f"{r2.format(e2)} is" for r2, e2 in zip(second, columns["e2"], strict=True)]
+    frame["entity_shortcut"] = [f"{r2.format(e1)} is" for r2, e1 in zip(second, columns["e1"], strict=True)]
+    frame["relation_shortcut"] = [r2.format(r1.format(""))[:-4] for r1, r2 in zip(first, second, strict=True)]
+    frame["example"] = "published_two_hop-" + frame["example"]
+    frame["group"] = frame["e2"]
+    fixed = [
+        *("example", "text", *entities, *TWO_HOP_ALIASES, "e1_type", "e2_type", "e3_type"),
+        *("r1", "r2", "r1_template", "r2_template"),
+        *("first_hop", "second_hop", "entity_shortcut", "relation_shortcut", "group"),
+        *(f"{entity}_popularity" for entity in entities),
+    ]
+    rest = [column for column in frame.columns if column not in fixed and not column.startswith("Unnamed")]
+    return as_two_hop(frame[fixed + rest], name=PUBLISHED_TWO_HOP.name)
+
+
+def _python_list(written: str, where: str) -> list[str]:
+    """A list of texts as Python writes it; nothing in it is run."""
+    try:
+        parsed = ast.literal_eval(written)
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        raise ValueError(f"{where} is {written[:80]!r}, not a list as Python writes it") from error
+    if not isinstance(parsed, list) or not all(isinstance(alias, str) for alias in parsed):
+        raise ValueError(f"{where} is {written[:80]!r}, not a list of texts")
+    return parsed
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _data_folder() -> Path:
@@ -593,8 +921,9 @@ def _read_card(path: Path) -> dict[str, str | int]:
     for line in front.splitlines():
         key, _, value = line.partition(":")
         card[key.strip()] = value.strip().strip('"')
-    for key in ("n", "positive", "groups"):
-        card[key] = int(card[key])
+    for key in ("n", "positive", "groups", "pairs"):  # two-hop sets have no classes, the others no pairs
+        if key in card:
+            card[key] = int(card[key])
     return {**card, "text": prose.strip()}
 
 

@@ -1,4 +1,6 @@
-"""Change what a model computes: patch, skip, ablate, quantise. Always context managers; nothing outlives the block.
+"""Change what a model computes: patch, skip, ablate, block attention, quantise.
+
+Always context managers; nothing outlives the block.
 
     with patch(model, "resid_pre", layer=4, value=state, position=7):
         logits = model(ids)
@@ -7,7 +9,7 @@ Reading a site and writing it are two claims. In TransformerLens 4.3 a write to 
 only, not the stream, so `resid_mid` is set here by writing `attn_out = wanted - resid_pre` instead.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -99,6 +101,38 @@ def ablate(
         )
     value = torch.zeros(model.cfg.d_model) if mean is None else mean
     with patch(model, site, layer=layer, value=value):
+        yield
+
+
+@contextmanager
+def block_attention(
+    model: TransformerBridge, layers: Sequence[int], *, query: int, keys: Sequence[int]
+) -> Iterator[None]:
+    """Cut attention of one position to others in some layers: their scores are set to the least number before softmax.
+
+    Args:
+        query: the position that must not look, in the prompt; later (generated) positions look as before.
+        keys: the positions that it must not look at, none of them after it.
+
+    Raises:
+        ValueError: a layer out of range, no keys, a key after the query, or a query left with nothing to look at.
+    """
+    for layer in layers:
+        _check(model, "attn_out", layer)
+    outside = [key for key in keys if not 0 <= key <= query]
+    if not len(keys) or outside:
+        raise ValueError(f"keys={list(keys)}: give positions from 0 to the query's own, {query}")
+    if len(set(keys)) > query:
+        raise ValueError(f"position {query} would have nothing left to look at: leave it at least one key")
+
+    def cut(scores: torch.Tensor, hook: Any) -> torch.Tensor:  # [example head query key]
+        if scores.shape[-2] <= query:
+            return scores  # a later pass, over generated positions only
+        new = scores.clone()
+        new[:, :, query, list(keys)] = torch.finfo(new.dtype).min
+        return new
+
+    with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_attn_scores", cut) for layer in layers]):
         yield
 
 

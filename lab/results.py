@@ -54,9 +54,16 @@ class Result:
         try:
             frames = {"table": self.table, "summary": self.summary, **self.tables}
             for name, frame in frames.items():
-                frame.to_csv(aside / f"{name}.csv.gz", index=False, compression={"method": "gzip", "mtime": 0})
+                listed = {column: frame[column].map(json.dumps) for column in _list_columns(frame)}
+                frame.assign(**listed).to_csv(
+                    aside / f"{name}.csv.gz", index=False, compression={"method": "gzip", "mtime": 0}
+                )
             types = {
-                name: {column: str(kind) for column, kind in frame.dtypes.items()} for name, frame in frames.items()
+                name: {
+                    column: "list" if column in _list_columns(frame) else str(kind)
+                    for column, kind in frame.dtypes.items()
+                }
+                for name, frame in frames.items()
             }
             about = {"kind": self.kind, "parameters": self.parameters, "columns": types}
             (aside / "result.json").write_text(json.dumps(about, indent=1))
@@ -80,8 +87,17 @@ class Result:
         about = json.loads((folder / "result.json").read_text())
         frames = {}
         for name, types in about["columns"].items():
-            frames[name] = pd.read_csv(folder / f"{name}.csv.gz", dtype=types, keep_default_na=False, na_values=[""])
+            plain = {column: "str" if kind == "list" else kind for column, kind in types.items()}
+            path = folder / f"{name}.csv.gz"
+            frame = pd.read_csv(path, dtype=plain, keep_default_na=False, na_values=[""]) if types else pd.DataFrame()
+            lists = {column: frame[column].map(json.loads) for column, kind in types.items() if kind == "list"}
+            frames[name] = frame.assign(**lists)
         return cls(about["kind"], frames.pop("table"), frames.pop("summary"), about["parameters"], frames)
+
+
+def _list_columns(frame: pd.DataFrame) -> list[str]:
+    """Columns that hold lists (aliases, say): a text file keeps them as JSON."""
+    return [column for column in frame if len(frame) and isinstance(frame[column].iloc[0], list)]
 
 
 def versions() -> dict[str, str]:

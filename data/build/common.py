@@ -51,7 +51,6 @@ def write_set(folder: Path, frame: pd.DataFrame, facts: dict[str, str], prose: s
     `facts` holds the card's name, domain, title, classes, instruction, instruction_place, licence and source; the
     counts and the checksum are added here, and so are the measured sections below the prose.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     table = frame.to_csv(index=False, lineterminator="\n").encode("utf-8")
     levels = frame.groupby("difficulty")["label"].agg(["size", "sum"])
     words = frame["text"].str.split().str.len()
@@ -76,14 +75,17 @@ def write_set(folder: Path, frame: pd.DataFrame, facts: dict[str, str], prose: s
         "Logistic regression on unigram counts, mean over 20 group-aware 60/40 splits: "
         f"accuracy {measured:.2f} (majority class {majority:.2f})."
     )
-    for path, content in (
-        (folder / f"{facts['name']}.csv", table),
-        (folder / f"{facts['name']}.md", ("\n".join(lines) + "\n").encode()),
-    ):
+    return write_files(folder, facts["name"], table, lines)
+
+
+def write_files(folder: Path, name: str, table: bytes, card: list[str]) -> Path:
+    """Write `<name>.csv` and, from its lines, `<name>.md`: each aside first and then renamed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, content in ((folder / f"{name}.csv", table), (folder / f"{name}.md", ("\n".join(card) + "\n").encode())):
         aside = path.with_name(path.name + ".part")
         aside.write_bytes(content)
         os.replace(aside, path)
-    return folder / f"{facts['name']}.csv"
+    return folder / f"{name}.csv"
 
 
 def main(builders: dict[str, Callable[[Path], object]], description: str) -> None:

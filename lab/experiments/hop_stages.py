@@ -1,0 +1,262 @@
+"""Where the hops are resolved: descriptions of states, what sublayers write, where attention to the entity matters.
+
+After Biran et al., "Hopping Too Late" (arXiv 2406.12775), sections 4 and 5, and Patchscopes (Ghandeharioun et al., arXiv
+2401.06102). Each is a per-query table; `run` puts the layers found into one plot of stages.
+
+Against reading too much into it: a decoy (the bridge of an unrelated query) says how often a description names a bridge by
+chance, attention to a word that is not e1 says how often cutting any attention changes the answer, and "Layer-Order
+Inversion" (arXiv 2601.03542) reports answers that appear before their bridge.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from lab import lenses, metrics, models
+from lab.answers import Answer
+from lab.branches import clean_run, generate, why_plain
+from lab.experiments import back_patching, two_hop
+from lab.models import cache_folder
+from lab.results import Result, fingerprint, run_shards, versions
+from lab.states import collect_states
+from lab.texts import tokenize
+
+# The published description prompt; the state goes to its last token.
+DESCRIPTION = (
+    "Syria: Syria is a country in the Middle East, Leonardo DiCaprio: Leonardo DiCaprio is an American actor, "
+    "Samsung: Samsung is a South Korean multinational corporation, x"
+)
+STAGES = {
+    "bridge at t1": "first hop resolved: the state at t1 describes the bridge",
+    "bridge at t2": "the state at t2 describes the bridge",
+    "moved": "attention from t2 to e1 matters: cutting it changes what is said next",
+    "answer at t2": "second hop resolved: the state at t2 describes the answer",
+    "prediction": "what is said next is the top word of what a sublayer writes at t2",
+}
+
+
+def run(
+    model: TransformerBridge,
+    data: Result | str | pd.DataFrame = "two_hop",
+    *,
+    seed: int = 0,
+    n: int = 60,
+    target_layers: Sequence[int] | None = None,
+    window: int = 3,
+    limit: int | None = None,
+    queries_a_part: int = 4,
+    resume: bool = True,
+    progress: bool = True,
+) -> Result:
+    """The layers of each stage for queries of the sets correct and incorrect.
+
+    Args:
+        data: the result of `two_hop.run` on this model, or what it takes.
+        n: the first so many queries of the two sets.
+        target_layers: of the description prompt; None takes all (published), a few are faster.
+        window: attention is cut in layers l - window .. l + window, as published: 3.
+        seed, limit, queries_a_part, resume, progress: as in `back_patching.run`.
+
+    Returns:
+        Result with
+        `.table`: example, group, set, stage, layer: the first layer (for `moved` each window whose cut changes the next
+            word) of each stage that was reached.
+        `.summary`: set, stage, n, share (of queries that reach it), low, high, median_layer, median_low, median_high.
+        `.tables["descriptions"]`: example, position, names (e2, e3, decoy), resolved, first_source_layer, cells (how many
+            pairs name it).
+        `.tables["projections"]`: example, site (attn_out, mlp_out), layer, what (prediction, e2, e3), rank.
+        `.tables["knockout"]`: example, layer, keys (e1, t1, other), changed, right.
+        `.tables["lens"]`: example, position, depth, what (e2, e3), rank.
+
+    Raises:
+        ValueError: a layer out of range, a negative window, a model without attn_out or mlp_out, and what
+            `back_patching.run` raises.
+    """
+    n_layers = model.cfg.n_layers
+    for site in ("attn_out", "mlp_out"):
+        models.require_site(model, site)
+    wrong = [layer for layer in target_layers or () if not 0 <= layer < n_layers]
+    if wrong or (target_layers is not None and not len(target_layers)):
+        raise ValueError(f"target_layers={list(target_layers or ())}: choose from 0 to {n_layers - 1}")
+    if window < 0:
+        raise ValueError(f"window={window}: give 0 (one layer) or more")
+    if not isinstance(data, Result):
+        data = two_hop.run(model, data, limit=limit or 4 * n, seed=seed, resume=resume, progress=progress)
+    everything, chosen = back_patching.chosen_queries(model, data, n)
+    parameters = {
+        **models.facts(model), **{key: data.parameters[key] for key in ("dataset", "style", "shots", "n_queries")},
+        "n": len(chosen), "seed": seed, "window": window, "reuse": not why_plain(model), "versions": versions(),
+        "target_layers": list(range(n_layers) if target_layers is None else target_layers),
+    }  # fmt: skip
+    folder = cache_folder() / "runs" if resume and not models.hooks_left(model) else None
+    known = {**parameters, "digest": models.weights_digest(model) if folder else ""}
+    del known["n"]
+    parts = [chosen.iloc[i : i + queries_a_part] for i in range(0, len(chosen), queries_a_part)]
+    shards = [
+        {"model": model, "queries": part, "decoys": _decoys(everything, part, seed), "about": parameters,
+         "key": fingerprint({**known, "queries": part.prompt.tolist()})}
+        for part in parts
+    ]  # fmt: skip
+    if progress:
+        rows = 2 * n_layers * len(parameters["target_layers"])
+        print(f"{len(chosen)} queries; for each, {rows} descriptions and {3 * n_layers} cuts of attention.")
+    done = run_shards(_part, shards, folder=folder, describe="parts", progress=progress)
+    names = ("descriptions", "projections", "knockout", "lens")
+    tables = {name: pd.concat([part.tables[name] for part in done], ignore_index=True) for name in names}
+    table = pd.concat([part.table for part in done], ignore_index=True)
+    return Result("hop_stages", table, _summary(table, chosen, seed), parameters, {**tables, "queries": chosen})
+
+
+def describe(
+    model: TransformerBridge,
+    states: torch.Tensor,
+    target_layers: Sequence[int],
+    answers: Sequence[Answer],
+    *,
+    reuse: bool,
+) -> tuple[list[tuple[int, int]], list[str]]:
+    """What the description prompt says with each state (after source layer l) at its last token, after each target layer.
+
+    Decoded on while one of the answers can still be the first thing said.
+
+    Args:
+        states: [depth d_model], depths 0..L of one position.
+
+    Returns:
+        (source_layer, target_layer) pairs and the texts.
+    """
+    clean = clean_run(model, tokenize(model, [DESCRIPTION]).ids[0])
+    pairs = [(source, target) for source in range(len(states) - 1) for target in target_layers]
+
+    def undecided(text: str) -> bool:
+        return not any(answer.decided(text) for answer in answers) and any(a.can_still_lead(text) for a in answers)
+
+    found = generate(
+        model, clean, [len(clean.ids) - 1], np.array([target + 1 for _, target in pairs]),
+        states[[source + 1 for source, _ in pairs]][:, None], go_on=undecided, reuse=reuse,
+    )  # fmt: skip
+    return pairs, found.texts
+
+
+def knockout(
+    model: TransformerBridge,
+    prompt: str,
+    keys: Sequence[int],
+    *,
+    window: int = 3,
+    wanted: Sequence[int] = (),
+    reuse: bool = True,
+) -> pd.DataFrame:
+    """What is said next when the last token cannot look at some positions in layers l - window .. l + window.
+
+    Returns:
+        layer (the window's centre; -1 is no cut), token (id of the next word), rank (of the best wanted token).
+    """
+    clean = clean_run(model, tokenize(model, [prompt]).ids[0])
+    n_layers, last = clean.n_layers, len(clean.ids) - 1
+    if not keys or not all(0 <= key < last for key in keys):
+        raise ValueError(f"keys={list(keys)}: give positions from 0 to {last - 1}, before the last token")
+    cuts = [(list(range(max(0, c - window), min(n_layers, c + window + 1))), list(keys)) for c in range(n_layers)]
+    depths = np.array([0] + [layers[0] for layers, _ in cuts])
+    found = generate(
+        model, clean, [last], depths, clean.states[depths, last][:, None], max_new_tokens=1, wanted=wanted,
+        blocked=[([], []), *cuts], reuse=reuse,
+    )  # fmt: skip
+    tokens = [ids[0] for ids in found.ids]
+    return pd.DataFrame({"layer": range(-1, n_layers), "token": tokens, "rank": found.ranks})
+
+
+# --- the work --------------------------------------------------------------------------------------------------------
+
+
+def _part(model: Any, queries: pd.DataFrame, decoys: list[str], about: dict[str, Any], key: str) -> Result:
+    places = back_patching.positions_of(model, queries)
+    names = ("descriptions", "projections", "knockout", "lens")
+    rows: dict[str, list[dict]] = {name: [] for name in names}
+    stages: list[dict] = []
+    sites = collect_states(model, queries.prompt.tolist(), sites=("attn_out", "mlp_out"), progress=False)
+    said = {}
+    for i, query in enumerate(queries.itertuples()):
+        where = {"example": query.example, "group": query.group, "set": query.set}
+        t1, t2 = int(places.t1.iloc[i]), int(places.t2.iloc[i])
+        clean = clean_run(model, tokenize(model, [query.prompt]).ids[0])
+        said[query.example] = int(clean.logits.argmax())
+        answers = {name: two_hop.answer_of(query, name) for name in ("e1", "e2", "e3")} | {"decoy": Answer(decoys[i])}
+        for position, at in (("t1", t1), ("t2", t2)):
+            pairs, texts = describe(
+                model, clean.states[:, at], about["target_layers"], list(answers.values()), reuse=about["reuse"]
+            )
+            for name in ("e2", "e3", "decoy"):
+                # as published, a text that names e1 names e1, also where a name of e2 would fit
+                found = [s for (s, _), text in zip(pairs, texts, strict=True)
+                         if answers[name].leads(text) and not answers["e1"].leads(text)]  # fmt: skip
+                first = min(found) if found else -1
+                rows["descriptions"].append({**where, "position": position, "names": name, "resolved": bool(found),
+                                             "first_source_layer": first, "cells": len(found)})  # fmt: skip
+                stage = {("t1", "e2"): "bridge at t1", ("t2", "e2"): "bridge at t2", ("t2", "e3"): "answer at t2"}
+                if found and (position, name) in stage:
+                    stages.append({**where, "stage": stage[position, name], "layer": first})
+            wanted = {name: two_hop.first_tokens(model, [getattr(query, name), *getattr(query, f"{name}_aliases")])
+                      for name in ("e2", "e3")}  # fmt: skip
+            for name, ids in wanted.items():
+                by_depth = lenses.ranks(model, clean.states[:, at].float().cpu().numpy(), [ids] * len(clean.states))
+                rows["lens"] += [{**where, "position": position, "depth": d, "what": name, "rank": int(rank)}
+                                 for d, rank in enumerate(by_depth)]  # fmt: skip
+        first = int(places["first"].iloc[i])
+        for name, keys in (("e1", list(range(first, t1 + 1))), ("t1", [t1]), ("other", [max(0, first - 1)])):
+            cut = knockout(model, query.prompt, keys, window=about["window"], wanted=wanted["e3"], reuse=about["reuse"])
+            plain = cut.token.iloc[0]
+            for layer, token, rank in cut.iloc[1:].itertuples(index=False):
+                changed = bool(token != plain)
+                rows["knockout"].append({**where, "layer": layer, "keys": name, "changed": changed, "rank": int(rank)})
+                if changed and name == "e1":
+                    stages.append({**where, "stage": "moved", "layer": layer})
+        for site in ("attn_out", "mlp_out"):
+            for name, ids in (("prediction", [said[query.example]]), *wanted.items()):
+                found_ranks = lenses.ranks(model, sites[site].values[i], [ids] * model.cfg.n_layers)
+                rows["projections"] += [{**where, "site": site, "layer": layer, "what": name, "rank": int(rank)}
+                                        for layer, rank in enumerate(found_ranks)]  # fmt: skip
+        top = [row["layer"] for row in rows["projections"]
+               if row["example"] == query.example and row["what"] == "prediction" and row["rank"] == 0]  # fmt: skip
+        if top:
+            stages.append({**where, "stage": "prediction", "layer": min(top)})
+    table = pd.DataFrame(stages, columns=["example", "group", "set", "stage", "layer"])
+    return Result("hop_stages", table, pd.DataFrame(), {}, {name: pd.DataFrame(part) for name, part in rows.items()})
+
+
+def _decoys(everything: pd.DataFrame, part: pd.DataFrame, seed: int) -> list[str]:
+    """For each query the bridge of another one, with another answer: what a description may name by chance."""
+    decoys = []
+    for query in part.itertuples():
+        rng = np.random.default_rng([seed, int(hashlib.sha256(query.example.encode()).hexdigest()[:8], 16)])
+        fits = everything[
+            (everything.e2_type == query.e2_type) & (everything.e2 != query.e2) & (everything.e3 != query.e3)
+        ]
+        decoys.append(str(fits.e2.iloc[int(rng.integers(len(fits)))]))
+    return decoys
+
+
+def _summary(table: pd.DataFrame, queries: pd.DataFrame, seed: int) -> pd.DataFrame:
+    rows = []
+    for kind, members in queries.groupby("set"):
+        if members.group.nunique() < 2:
+            continue
+        for stage in STAGES:
+            layers = table[(table.stage == stage) & (table.set == kind)].groupby("example").layer.min()
+            reached = members.example.isin(layers.index).to_numpy(float)
+            share = metrics.cluster_bootstrap(reached, members.group.to_numpy(str), seed=seed)
+            row = {"set": kind, "stage": stage, "n": len(members), "share": share.estimate, "low": share.low,
+                   "high": share.high}  # fmt: skip
+            there = members[members.example.isin(layers.index)]
+            if there.group.nunique() > 1:
+                median = metrics.cluster_bootstrap(
+                    layers.loc[there.example].to_numpy(float), there.group.to_numpy(str), np.median, seed=seed
+                )
+                row |= {"median_layer": median.estimate, "median_low": median.low, "median_high": median.high}
+            rows.append(row)
+    return pd.DataFrame(rows)

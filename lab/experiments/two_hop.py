@@ -1,0 +1,371 @@
+"""Does a model answer two-hop queries, and each of their hops? The sets that the other two-hop experiments work on.
+
+After Biran et al., "Hopping Too Late" (arXiv 2406.12775), section 3: a query is *correct* when first hop and composition
+are right and neither shortcut is; *incorrect* when both hops are right, the composition is wrong and neither shortcut is
+right. Added: a rule of success that respects word boundaries, the four-way taxonomy of We-Math (arXiv 2407.01284) with what
+independence would give, the same by depth, and intervals over bridge entities.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from lab import datasets, lenses, metrics, models
+from lab.answers import ARTICLES, Answer
+from lab.experiments import hop_statistics
+from lab.models import cache_folder
+from lab.results import Result, fingerprint, run_shards, versions
+from lab.states import collect_states
+from lab.texts import tokenize
+
+PROMPTS = {  # each kind of prompt, and the column that holds its right answer
+    "first_hop": "e2",
+    "second_hop": "e3",
+    "composition": "e3",
+    "entity_shortcut": "e3",
+    "relation_shortcut": "e3",
+}
+RULES = ("word", "published", "leading")
+STYLES = ("base", "chat")
+
+
+def run(
+    model: TransformerBridge,
+    data: str | pd.DataFrame = "two_hop",
+    *,
+    seed: int = 0,
+    limit: int | None = None,
+    style: str = "base",
+    shots: int = 0,
+    max_new_tokens: int = 10,
+    rule: str = "word",
+    batch_size: int = 64,
+    resume: bool = True,
+    progress: bool = True,
+) -> Result:
+    """Answers to each query, its hops and its shortcuts, and what they make of the query.
+
+    Args:
+        model: from `lab.load`.
+        data: "two_hop", "published/two_hop", or a table with columns text, e1, e2, e3 and the one-hop prompts.
+        seed: of the bootstrap and of the examples in few-shot prompts.
+        limit: only the first so many queries (the shipped set is shuffled: its head is a sample).
+        style: "base" gives the prompt as it stands; "chat" puts it into the model's chat template.
+        shots: so many answered queries of the same kind with other bridge entities before each prompt.
+        max_new_tokens: greedy, as published: 10.
+        rule: which rule of success makes the sets (`lab.answers`): "word", "published" or "leading".
+        batch_size: prompts in one forward pass.
+        resume: keep finished parts in the cache folder and read them from there (hash of everything that matters).
+
+    Returns:
+        Result with
+        `.table`: example, group, prompt (first_hop, second_hop, composition, entity_shortcut,
+            relation_shortcut), said (the generation), published, word, leading (bool). Shortcuts are asked only where
+            they decide: where both hops, or first hop and composition, are right.
+        `.summary`: prompt, rule, n, share, low, high: share right, 95 % bootstrap over bridge entities.
+        `.tables["queries"]`: the queries with `set` (correct, incorrect, other) and `cell` (IK, IG, CM, RM).
+        `.tables["taxonomy"]`: `hop_statistics.taxonomy`. `.tables["inflation"]`: hits of the published rule that no whole
+            word backs.
+
+    Raises:
+        ValueError: unknown style or rule, missing columns, an empty alias, a query longer than the context, ...: before
+            the model runs.
+    """
+    if style not in STYLES:
+        raise ValueError(f"style={style!r}: choose one of {', '.join(STYLES)}")
+    if rule not in RULES:
+        raise ValueError(f"rule={rule!r}: choose one of {', '.join(RULES)}")
+    if shots < 0 or max_new_tokens < 1:
+        raise ValueError(f"shots={shots}, max_new_tokens={max_new_tokens}: give at least 0 and 1")
+    frame, name = load(data, limit=limit)
+    absent = [
+        column_of(kind) for kind in PROMPTS if column_of(kind) not in frame or frame[column_of(kind)].isna().any()
+    ]
+    if absent:
+        raise ValueError(f"{name} has no (or an incomplete) column {', '.join(absent)}: the sets are made from all of "
+                         f"{', '.join(map(column_of, PROMPTS))}")  # fmt: skip
+    written = {kind: prompts(model, frame, kind, style=style, shots=shots, seed=seed) for kind in PROMPTS}
+    for kind in PROMPTS:
+        tokenize(model, written[kind])  # raises for an empty or too long one, before anything runs
+    parameters = {
+        **models.facts(model), "dataset": name, "n_queries": len(frame), "style": style, "shots": shots, "seed": seed,
+        "max_new_tokens": max_new_tokens, "rule": rule, "limit": limit, "versions": versions(),
+    }  # fmt: skip
+    if resume and models.hooks_left(model):
+        resume = False  # no hash can tell a model with hooks of the user's from one without
+    folder = cache_folder() / "runs" if resume else None
+    known = {"digest": models.weights_digest(model) if resume else "", "max_new_tokens": max_new_tokens}
+
+    def ask(texts: set[str], describe: str) -> dict[str, str]:
+        unique = sorted(texts)  # a hop is asked in many queries: answer it once
+        parts = [unique[start : start + 8 * batch_size] for start in range(0, len(unique), 8 * batch_size)]
+        shards = [
+            {"model": model, "texts": part, "max_new_tokens": max_new_tokens, "batch_size": batch_size,
+             "progress": progress, "key": fingerprint({**known, "texts": part})}
+            for part in parts
+        ]  # fmt: skip
+        done = run_shards(_answer_part, shards, folder=folder, describe=describe, progress=progress)
+        if not done:
+            return {}
+        spoken = pd.concat([part.table for part in done]).fillna({"said": ""})  # an empty text comes back as missing
+        return dict(zip(spoken.text, spoken.said, strict=True))
+
+    hops = ("first_hop", "second_hop", "composition")
+    asked = {text for kind in hops for text in written[kind]}
+    if progress:
+        print(f"{len(frame)} queries: {len(asked)} different prompts for hops and compositions.")
+    said = ask(asked, "hops and compositions")
+    table = _judged(frame, {kind: written[kind] for kind in hops}, said)
+    # A shortcut decides something only where both hops or the composition are right: elsewhere it isn't asked.
+    right = table.pivot(index="example", columns="prompt", values=rule).loc[frame.example]
+    asks = ((right.first_hop & right.second_hop) | (right.first_hop & right.composition)).to_numpy(bool)
+    shortcuts = {
+        kind: [text for text, ask_it in zip(written[kind], asks, strict=True) if ask_it]
+        for kind in PROMPTS
+        if kind not in hops
+    }
+    said = ask({text for texts in shortcuts.values() for text in texts}, "shortcuts")
+    table = pd.concat([table, _judged(frame[asks], shortcuts, said)], ignore_index=True)
+    right = (
+        table.pivot(index="example", columns="prompt", values=rule).loc[frame.example].reindex(columns=list(PROMPTS))
+    )
+    right = right.eq(True)  # not asked: not right
+    groups = frame.group.to_numpy(str)
+    first, second, composition = (right[kind].to_numpy(bool) for kind in hops)
+    taxonomy = hop_statistics.taxonomy(first, second, composition, groups, seed=seed)
+    frame = frame.assign(set=_sets(right).to_numpy(), cell=_cells(right).to_numpy())
+    tables = {
+        "queries": frame,
+        "taxonomy": taxonomy.reset_index(),
+        "inflation": hop_statistics.inflation(table),
+    }
+    return Result("two_hop", table, _shares(table, seed), parameters, tables)
+
+
+def load(data: str | pd.DataFrame, *, limit: int | None = None) -> tuple[pd.DataFrame, str]:
+    """Checked two-hop queries and their name."""
+    frame = datasets.load(data) if isinstance(data, str) else datasets.as_two_hop(data)
+    name = data if isinstance(data, str) else data.attrs.get("card", {}).get("name", "your data")
+    if limit is not None:
+        if limit < 2:
+            raise ValueError(f"limit={limit}: give at least 2 queries")
+        frame = frame.head(limit)
+    datasets.check_two_hop_data(frame, name=name)
+    return frame.reset_index(drop=True), name
+
+
+def prompts(
+    model: TransformerBridge, frame: pd.DataFrame, kind: str, *, style: str = "base", shots: int = 0, seed: int = 0
+) -> list[str]:
+    """The texts that a model gets for one kind of prompt: as it stands, in a chat template, with answered examples."""
+    answers, groups, rng = frame[PROMPTS[kind]].to_numpy(), frame.group.to_numpy(str), np.random.default_rng(seed)
+    plain, texts = frame[column_of(kind)].tolist(), []
+    for i, text in enumerate(plain):
+        lines = []
+        if shots:
+            others = np.flatnonzero((groups != groups[i]) & (frame.r2 == frame.r2.iloc[i]) & (answers != answers[i]))
+            if len(others) < shots:
+                raise ValueError(f"shots={shots}, and row {i} has {len(others)} other queries of its kind to show")
+            lines = [f"{plain[j]} {answers[j]}." for j in rng.choice(others, shots, replace=False)]
+        texts.append("\n".join([*lines, text]))
+    if style == "base":
+        return texts
+    if not model.tokenizer.chat_template:
+        raise ValueError('style="chat" needs a model with a chat template; this one has none: use style="base"')
+    started = []
+    for text in texts:
+        ask = [{"role": "user", "content": f"Complete the sentence with the answer only.\n\n{text}"}]
+        chat = model.tokenizer.apply_chat_template(ask, tokenize=False, add_generation_prompt=True)
+        start = model.tokenizer.bos_token if model.cfg.default_prepend_bos else None
+        started.append(chat.removeprefix(start) if start else chat)  # `tokenize` puts it there
+    return started
+
+
+def greedy(
+    model: TransformerBridge,
+    texts: Sequence[str],
+    *,
+    max_new_tokens: int = 10,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> list[str]:
+    """Greedy continuations of texts, by Hugging Face's own `generate`, in batches of like length, padded on the left."""
+    order = np.argsort([-len(text) for text in texts], kind="stable")
+    said = [""] * len(texts)
+    with tqdm(total=len(texts), unit="prompt", desc="Answering", disable=not progress, leave=False) as bar:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            tokens = tokenize(model, [texts[row] for row in rows], padding_side="left")
+            with torch.inference_mode():
+                out = model.original_model.generate(
+                    input_ids=tokens.ids.to(model.cfg.device),
+                    attention_mask=tokens.mask.long().to(model.cfg.device),
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    pad_token_id=model.tokenizer.pad_token_id,
+                )
+            new = model.tokenizer.batch_decode(
+                out[:, tokens.ids.shape[1] :], skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+            for row, text in zip(rows, new, strict=True):
+                said[row] = text
+            bar.update(len(rows))
+    return said
+
+
+def taxonomy_by_depth(
+    model: TransformerBridge, queries: pd.DataFrame, *, seed: int = 0, progress: bool = True
+) -> pd.DataFrame:
+    """The taxonomy if the model stopped at each depth: a prompt counts when the lens's top token begins its answer.
+
+    The lens is TransformerLens's: final norm and unembedding on the last token's state. A first token is less than an
+    answer, so cells are larger here than with generated answers at the same (last) depth.
+
+    Returns:
+        depth, relative_depth, cell, n, share, low, high.
+    """
+    right = []
+    for kind in ("first_hop", "second_hop", "composition"):
+        states = collect_states(model, queries[column_of(kind)].tolist(), progress=progress)["resid"].values
+        wanted = [first_tokens(model, row) for row in answers_of(queries, PROMPTS[kind])]
+        top = np.stack([lenses.top_tokens(model, states[:, depth]) for depth in range(states.shape[1])], 1)
+        right.append(np.array([[token in ids for token in row] for row, ids in zip(top.tolist(), wanted, strict=True)]))
+    first, second, composition = right
+    table = hop_statistics.taxonomy_by_depth(first, second, composition, queries.group.to_numpy(str), seed=seed)
+    return table.assign(relative_depth=table.depth / model.cfg.n_layers)
+
+
+def decomposition(
+    model: TransformerBridge, result: Result, *, rule: str = "word", seed: int = 0, progress: bool = True
+) -> pd.DataFrame:
+    """Ways to get from query to answer on the same items, with what they cost.
+
+    latent (the query as it stands); explicit (the model's own first-hop answer put into the second hop); oracle (the right
+    bridge there); other (another query's bridge there: the control). After DaSLaM (arXiv 2310.18338) in spirit: a fixed
+    decomposition, nothing is trained.
+
+    Returns:
+        One row a (example, method): right, tokens (read and written), passes (block runs times positions), prompt, said.
+    """
+    queries, table = result.tables["queries"], result.table
+    own = table[table.prompt == "first_hop"].set_index("example").said.loc[queries.example].map(first_phrase).to_list()
+    rng = np.random.default_rng(seed)
+    groups, swapped = queries.group.to_numpy(str), []
+    for i, (relation, answer) in enumerate(zip(queries.r2, queries.e3, strict=True)):
+        others = np.flatnonzero((queries.r2 == relation) & (groups != groups[i]) & (queries.e3 != answer))
+        swapped.append(queries.e2.iloc[rng.choice(others)] if len(others) else "")
+    second = [template[0].upper() + template[1:] + " is" for template in queries.r2_template]
+    written = {
+        "latent": queries.text.tolist(),
+        "explicit": [frame.format(bridge) for frame, bridge in zip(second, own, strict=True)],
+        "oracle": queries.second_hop.tolist(),
+        "other": [frame.format(bridge) if bridge else "" for frame, bridge in zip(second, swapped, strict=True)],
+    }
+    asked = sorted({text for texts in written.values() for text in texts if text})
+    said = dict(zip(asked, greedy(model, asked, progress=progress), strict=True))
+    lengths = dict(zip(asked, tokenize(model, asked).lengths.tolist(), strict=True))
+    first = dict(zip(queries.example, tokenize(model, queries.first_hop.tolist()).lengths.tolist(), strict=True))
+    answers, rows = [answer_of(query, "e3") for query in queries.itertuples()], []
+    for method, texts in written.items():
+        for i, text in enumerate(texts):
+            if not text:
+                continue  # nobody else shares the relation
+            example = queries.example.iloc[i]
+            tokens = lengths[text] + 10 + (first[example] + 10 if method == "explicit" else 0)
+            rows.append({"example": example, "group": groups[i], "method": method, "prompt": text, "said": said[text],
+                         "right": judge(answers[i], said[text], rule), "tokens": tokens,
+                         "passes": (tokens - 1) * model.cfg.n_layers})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+# --- small parts that the other two-hop experiments use, too ----------------------------------------------------------
+
+
+def column_of(kind: str) -> str:
+    """The column of the queries that holds a kind of prompt."""
+    return "text" if kind == "composition" else kind
+
+
+def answers_of(queries: pd.DataFrame, column: str) -> list[list[str]]:
+    """Label and aliases of e1, e2 or e3 for each query."""
+    return [[label, *aliases] for label, aliases in zip(queries[column], queries[f"{column}_aliases"], strict=True)]
+
+
+def answer_of(query: Any, column: str) -> Answer:
+    """e1, e2 or e3 of a query, ready to be looked for. An article may lead where such names take one ("the euro")."""
+    plain = getattr(query, f"{column}_type", "") in ("city", "language")
+    label, aliases = getattr(query, column), getattr(query, f"{column}_aliases")
+    return Answer(label, aliases, lead_ins=frozenset() if plain else ARTICLES)
+
+
+def first_tokens(model: TransformerBridge, answers: Sequence[str]) -> list[int]:
+    """Ids of the first tokens of an answer's names after a space: what a lens or a rank looks for."""
+    return sorted({model.tokenizer(" " + name, add_special_tokens=False).input_ids[0] for name in answers})
+
+
+def first_phrase(said: str) -> str:
+    """What a generation names first: up to the first line break or mark, without an article. The own bridge.
+
+    >>> first_phrase(" India.\\n\\nThe city of Mumbai is"), first_phrase(" the Czech Republic, which")
+    ('India', 'Czech Republic')
+    """
+    phrase = said.strip()
+    for mark in ("\n", ". ", ",", ";", ":", "(", '"'):
+        phrase = phrase.split(mark)[0]
+    phrase = phrase.strip(" .*'“”")
+    for article in ("the ", "The ", "a ", "an "):
+        phrase = phrase.removeprefix(article)
+    return phrase or said.strip()[:20]
+
+
+def judge(answer: Answer, said: str, rule: str) -> bool:
+    """Whether a generation counts under a rule (`RULES`)."""
+    return {"word": answer.word, "published": answer.published, "leading": answer.leads}[rule](said)
+
+
+def _answer_part(
+    model: TransformerBridge, texts: list[str], max_new_tokens: int, batch_size: int, progress: bool, key: str
+) -> Result:
+    said = greedy(model, texts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
+    return Result("two_hop", pd.DataFrame({"text": texts, "said": said}), pd.DataFrame(), {})
+
+
+def _judged(frame: pd.DataFrame, written: dict[str, list[str]], said: dict[str, str]) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    for kind, texts in written.items():
+        for query, text in zip(frame.itertuples(), texts, strict=True):
+            answer, new = answer_of(query, PROMPTS[kind]), said[text]
+            verdicts = {rule: judge(answer, new, rule) for rule in RULES}
+            rows.append({"example": query.example, "group": query.group, "prompt": kind, "said": new, **verdicts})
+    return pd.DataFrame(rows)
+
+
+def _sets(right: pd.DataFrame) -> pd.Series:
+    """Biran et al., section 3: by the answers to the five prompts."""
+    shortcut = right.entity_shortcut | right.relation_shortcut
+    correct = right.first_hop & right.composition & ~shortcut
+    incorrect = right.first_hop & right.second_hop & ~right.composition & ~shortcut
+    return pd.Series(np.select([correct, incorrect], ["correct", "incorrect"], "other"), right.index)
+
+
+def _cells(right: pd.DataFrame) -> pd.Series:
+    both = right.first_hop & right.second_hop
+    return pd.Series(
+        np.select([both & right.composition, both, right.composition], ["CM", "IG", "RM"], "IK"), right.index
+    )  # strict reading
+
+
+def _shares(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    rows = []
+    for kind, part in table.groupby("prompt", sort=False):
+        for rule in RULES:
+            share, low, high = metrics.cluster_bootstrap(
+                part[rule].to_numpy(float), part.group.to_numpy(str), seed=seed
+            )
+            rows.append({"prompt": kind, "rule": rule, "n": len(part), "share": share, "low": low, "high": high})
+    return pd.DataFrame(rows)

@@ -1,0 +1,180 @@
+"""Every shortcut of `lab.branches` against a plain forward pass with one patch, cell by cell, without keys and values."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAMILIES
+
+from lab import branches
+from lab.branches import clean_run, generate, why_plain
+from lab.interventions import block_attention, patch
+
+TEXT = "The capital of the land of Mumbai is"
+
+
+def ids_of(model, text=TEXT):
+    return torch.as_tensor(model.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def plain_logits(model, ids, *, depth, position, value):
+    """Logits of the last position after one patch: the whole prompt, all layers, one hook."""
+    n = model.cfg.n_layers
+    site, layer = ("resid_pre", depth) if depth < n else ("resid_post", n - 1)
+    with torch.inference_mode(), patch(model, site, layer=layer, value=value, position=position):
+        return model.original_model(input_ids=ids[None], use_cache=False).logits[0, -1]
+
+
+def plain_greedy(model, ids, *, steps, **cell):
+    said = []
+    for _ in range(steps):
+        logits = plain_logits(model, torch.cat([ids, torch.tensor(said, dtype=torch.long)]), **cell)
+        said.append(int(logits.argmax()))
+        if said[-1] in branches._end_tokens(model):
+            break
+    return said
+
+
+def all_cells(n_layers):
+    return [(source, target) for target in range(1, n_layers + 1) for source in range(n_layers + 1) if source != target]
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("back", [1, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_cell_says_what_the_plain_path_says(tiny_model, family, back, reuse):
+    model = tiny_model(family)
+    ids = ids_of(model)
+    position = len(ids) - back
+    run = clean_run(model, ids)
+    cells = all_cells(model.cfg.n_layers)
+    depths = np.array([target for _, target in cells])
+    values = torch.stack([run.states[source, position] for source, _ in cells])[:, None]
+    found = generate(model, run, [position], depths, values, max_new_tokens=4, wanted=[70], reuse=reuse,
+                     batch_rows=7)  # fmt: skip
+    for row, (source, target) in enumerate(cells):
+        cell = {"depth": target, "position": position, "value": run.states[source, position]}
+        assert found.ids[row] == plain_greedy(model, ids, steps=4, **cell), (source, target)
+    assert len(set(found.ranks)) > 1, "all patches alike: the test would see nothing"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_and_ranks_are_those_of_the_plain_path(tiny_model, family):
+    model = tiny_model(family)
+    ids = ids_of(model)
+    run = clean_run(model, ids)
+    position, wanted = len(ids) - 2, [70, 80]
+    cells = all_cells(model.cfg.n_layers)
+    values = torch.stack([run.states[source, position] for source, _ in cells])[:, None]
+    depths = np.array([target for _, target in cells])
+    found = generate(model, run, [position], depths, values, max_new_tokens=1, wanted=wanted)
+    for row, (source, target) in enumerate(cells):
+        logits = plain_logits(model, ids, depth=target, position=position, value=run.states[source, position])
+        assert found.ranks[row] == int((logits > logits[wanted].max()).sum())
+
+
+def test_several_positions_at_once(tiny_model):
+    """All positions of one depth taken from another prompt of the same length give that prompt's continuation."""
+    model = tiny_model("llama")
+    ids, other = ids_of(model), ids_of(model, "A river in the north of Sweden, is i")
+    assert len(ids) == len(other)
+    run, donor = clean_run(model, ids), clean_run(model, other)
+    positions = list(range(len(ids)))
+    word = int(donor.logits.argsort()[100])
+    found = generate(model, run, positions, [2], donor.states[2][None], max_new_tokens=1, wanted=[word])
+    assert found.ids[0] == [int(donor.logits.argmax())]
+    assert found.ranks[0] == int((donor.logits > donor.logits[word]).sum())
+    assert found.ranks[0] != int((run.logits > run.logits[word]).sum())
+
+
+def test_the_identity_patch_changes_nothing(tiny_model):
+    model = tiny_model("llama")
+    run = clean_run(model, ids_of(model))
+    depths = np.arange(model.cfg.n_layers + 1)
+    for position in (2, len(run.ids) - 1):
+        found = generate(model, run, [position], depths, run.states[:, position][:, None], max_new_tokens=6)
+        assert len({tuple(said) for said in found.ids}) == 1
+
+
+def test_decoding_stops_where_it_may_and_changes_nothing_else(tiny_model):
+    model = tiny_model("gpt2")
+    run = clean_run(model, ids_of(model))
+    depths = np.array([1, 1, 2, 3])
+    values = torch.stack([run.states[source, 4] for source in (2, 3, 4, 4)])[:, None]
+    whole = generate(model, run, [4], depths, values, max_new_tokens=6)
+    seen = []
+    short = generate(
+        model, run, [4], depths, values, max_new_tokens=6, go_on=lambda text: bool(seen.append(text)) or len(text) < 3
+    )
+    for said, full in zip(short.ids, whole.ids, strict=True):
+        assert said == full[: len(said)]
+    assert sum(map(len, short.ids)) < sum(map(len, whole.ids))
+
+
+def test_rows_keep_their_order(tiny_model):
+    model = tiny_model("llama")
+    run = clean_run(model, ids_of(model))
+    depths = np.array([3, 1, 2, 1])
+    values = torch.stack([run.states[4, 5], run.states[2, 5], run.states[3, 5], run.states[3, 5]])[:, None]
+    together = generate(model, run, [5], depths, values, max_new_tokens=3)
+    for row in range(4):
+        alone = generate(model, run, [5], depths[row : row + 1], values[row : row + 1], max_new_tokens=3)
+        assert alone.ids[0] == together.ids[row]
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox", "gemma2"])
+def test_blocked_attention_is_that_of_the_context_manager_and_has_an_effect(tiny_model, family, reuse):
+    model = tiny_model(family)
+    ids = ids_of(model)
+    last = len(ids) - 1
+    run = clean_run(model, ids)
+    windows = [([0, 1], [3, 4]), ([2], [last - 1]), ([1, 2, 3], list(range(last)))]
+    depths = np.array([layers[0] for layers, _ in windows])
+    values = run.states[depths, last][:, None]
+    found = generate(model, run, [last], depths, values, max_new_tokens=1, blocked=windows, wanted=[70], reuse=reuse)
+    plain = model.original_model(input_ids=ids[None]).logits[0, -1]
+    changed = []
+    for row, (layers, keys) in enumerate(windows):
+        with torch.inference_mode(), block_attention(model, layers, query=last, keys=keys):
+            logits = model.original_model(input_ids=ids[None]).logits[0, -1]
+        changed.append((logits - plain).abs().max().item())
+        assert found.ranks[row] == int((logits > logits[70]).sum())
+        assert found.ids[row] == [int(logits.argmax())]
+    assert min(changed) > 1e-4, "blocking changed nothing"
+
+
+def test_why_plain_says_nothing_where_reuse_works_and_why_where_it_does_not(tiny_model, monkeypatch):
+    for family in FAMILIES:
+        assert why_plain(tiny_model(family)) == ""
+    model = tiny_model("llama")
+    monkeypatch.setattr(branches, "DynamicLayer", torch.nn.Module)  # as if no layer held plain keys and values
+    assert "not keys and values" in why_plain(model)
+
+
+def test_no_hook_is_left(tiny_model):
+    from lab.models import hooks_left
+
+    model = tiny_model("llama")
+    run = clean_run(model, ids_of(model))
+    generate(model, run, [3], [1], run.states[2, 3][None, None], max_new_tokens=2)
+    with pytest.raises(ValueError):
+        generate(model, run, [3], [99], run.states[2, 3][None, None], max_new_tokens=2)
+    assert hooks_left(model) == 0
+
+
+def test_errors_say_what_is_allowed(tiny_model):
+    model = tiny_model("llama")
+    run = clean_run(model, ids_of(model))
+    value = run.states[2, 3][None, None]
+    n, last = model.cfg.n_layers, len(run.ids) - 1
+    for kwargs, text in [
+        ({"positions": [99]}, f"position 99 is out of range: the prompt has positions 0 to {last}"),
+        ({"positions": []}, "give at least one"),
+        ({"depths": [n + 1]}, f"depth {n + 1} is out of range: this model has depths 0 to {n}"),
+        ({"values": value[..., :5].clone()}, r"wanted \[row patched d_model\]"),
+        ({"blocked": [([0], [1])]}, "joins at depth 1 cannot be blocked in layer 0"),
+        ({"blocked": [([n], [1])]}, f"there are layers 0 to {n - 1}"),
+        ({"blocked": []}, "give one for each"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            generate(model, run, **{"positions": [3], "depths": [1], "values": value, **kwargs})
