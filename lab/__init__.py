@@ -5,7 +5,22 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lab import checks, datasets, experiments, interventions, metrics, models, plots, probes, states, texts, widgets
+    from lab import (
+        answers,
+        branches,
+        checks,
+        datasets,
+        experiments,
+        interventions,
+        lenses,
+        metrics,
+        models,
+        plots,
+        probes,
+        states,
+        texts,
+        widgets,
+    )
     from lab.checks import check
     from lab.models import load
     from lab.results import Result
@@ -13,11 +28,14 @@ if TYPE_CHECKING:
 __version__ = version("depth-lab")
 __all__ = [
     "Result",
+    "answers",
+    "branches",
     "check",
     "checks",
     "datasets",
     "experiments",
     "interventions",
+    "lenses",
     "load",
     "metrics",
     "models",

@@ -258,3 +258,12 @@ def test_refusals(unchecked: None) -> None:
             rule("Delhi", [])
         with pytest.raises(ValueError, match="answers is the text 'Delhi': pass a list"):
             rule("Delhi", "Delhi")
+
+
+def test_lead_ins_can_be_chosen() -> None:
+    """Fewer lead-ins, fewer unfinished texts worth another token; all three methods follow the choice."""
+    bare, article = Answer("euro", lead_ins=frozenset()), Answer("euro", lead_ins=answers.ARTICLES)
+    assert not bare.leads(" the euro.") and article.leads(" the euro.") and bare.leads(" euro.")
+    assert not bare.can_still_lead(" the") and article.can_still_lead(" the") and bare.can_still_lead(" eu")
+    assert not bare.decided(" the euro.") and article.decided(" the euro.")
+    assert not article.leads(" the city of euro.")

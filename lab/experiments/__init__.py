@@ -1,5 +1,5 @@
 """One module a question; each has one main function, `run(model, data, ...) -> Result`."""
 
-from lab.experiments import concept_depth
+from lab.experiments import back_patching, concept_depth, hop_stages, hop_statistics, two_hop
 
-__all__ = ["concept_depth"]
+__all__ = ["back_patching", "concept_depth", "hop_stages", "hop_statistics", "two_hop"]

@@ -20,8 +20,8 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab import models
-from lab.answers import Answer
+from lab import metrics, models
+from lab.answers import ARTICLES, Answer
 from lab.branches import CleanRun, Generations, clean_run, generate, why_plain
 from lab.experiments import hop_statistics, two_hop
 from lab.models import cache_folder
@@ -65,7 +65,7 @@ def run(
         n: the first so many queries of the sets correct and incorrect, in the proportion in which they come.
         positions: "t1" (last token of e1), "t2" (last token of the prompt).
         conditions: of `CONDITIONS`; controls are tried on the incorrect set. Donors of `other` and `same_relation` have
-            another bridge entity and another answer.
+            another bridge entity and another answer; queries for which there is none are left out, by name.
         draws: of the random vectors and the donors.
         rule: of success: "leading" (the answer is said first; only tries that can still succeed are decoded on), "word" or
             "published" (anywhere in the tokens; every try is decoded to its end).
@@ -90,8 +90,8 @@ def run(
     """
     for what, given, allowed in (("positions", positions, POSITIONS), ("conditions", conditions, CONDITIONS)):
         wrong = [name for name in given if name not in allowed]
-        if wrong or not given:
-            raise ValueError(f"{what}={list(given)}: choose from {', '.join(allowed)}")
+        if wrong or not given or len(set(given)) < len(given):
+            raise ValueError(f"{what}={list(given)}: choose from {', '.join(allowed)}, none twice")
     if rule not in two_hop.RULES:
         raise ValueError(f"rule={rule!r}: choose one of {', '.join(two_hop.RULES)}")
     if e1_tokens not in ("last", "all"):
@@ -103,6 +103,7 @@ def run(
     if not isinstance(data, Result):
         data = two_hop.run(model, data, limit=limit or 4 * n, seed=seed, resume=resume, progress=progress)
     everything, chosen = chosen_queries(model, data, n)
+    chosen = _with_donors(everything, chosen, conditions)
     reason = why_plain(model)
     if reason:
         print(f"Keys and values cannot be reused in this model ({reason}): every try runs the whole prompt. Slow.")
@@ -116,7 +117,7 @@ def run(
         print(f"{models.hooks_left(model)} hooks are set on this model, so nothing is read from or kept in the cache.")
         resume = False
     folder = cache_folder() / "runs" if resume else None
-    pool = hashlib.sha256(everything[["example", "prompt", "e1", "e2", "e3"]].to_csv().encode()).hexdigest()
+    pool = hashlib.sha256(everything.to_csv().encode()).hexdigest()  # aliases and sets, too: they decide what is a hit
     known = {**parameters, "pool": pool, "digest": models.weights_digest(model) if resume else ""}
     for name in ("n", "n_correct"):  # the parts say which queries they hold
         del known[name]
@@ -132,7 +133,10 @@ def run(
     done = run_shards(_part, shards, folder=folder, executor=executor, describe="parts", progress=progress)
     table = pd.concat([part.table for part in done], ignore_index=True)
     hits = pd.concat([part.tables["hits"] for part in done], ignore_index=True).fillna({"said": ""})
-    tables = {"hits": hits, "queries": chosen.merge(pd.concat([part.tables["plain"] for part in done]), on="example")}
+    plain = pd.concat([part.tables["plain"] for part in done]).fillna(
+        {"plain": ""}
+    )  # an empty text comes back as missing
+    tables = {"hits": hits, "queries": chosen.merge(plain, on="example")}
     return Result("back_patching", table, hop_statistics.oracle_success(table, seed=seed), parameters, tables)
 
 
@@ -205,7 +209,7 @@ def sweep(
     clean = clean_run(model, tokenize(model, [prompt]).ids[0])
     pairs = cells(clean.n_layers)
     values = torch.stack([clean.states[source + 1][list(positions)] for source, _ in pairs])
-    judge = Answer(answer[0], list(answer[1:]))
+    judge = Answer(answer[0], list(answer[1:]), lead_ins=ARTICLES)  # as in `run`, where no type rules out an article
     found = _tries(
         model,
         clean,
@@ -241,6 +245,41 @@ def search_cost(result: Result, position: str, *, folds: int = 5, seed: int = 0)
     return hop_statistics.search_cost(hits, queries.group.to_numpy(str), pairs, folds=folds, seed=seed)
 
 
+def compare_methods(
+    model: TransformerBridge, answers: Result, result: Result, *, folds: int = 5, seed: int = 0, progress: bool = True
+) -> pd.DataFrame:
+    """Share right and cost of four ways to ask and of one fixed back-patch for each position, on the same queries.
+
+    `two_hop.decomposition` on the queries of `result`, under its rule of success, beside `fixed_pair`. A back-patch costs a
+    run of the prompt first, to have the later state. The oracle over all pairs is no method, so it isn't here.
+
+    Returns:
+        method (latent, explicit, oracle, other, back-patch t1 ...), n, share, low, high, difference to latent with its interval
+        (paired, bootstrap over bridge entities), tokens (mean, read and written), passes (mean, block runs times positions).
+    """
+    queries = result.tables["queries"]
+    rows = two_hop.decomposition(
+        model, answers, examples=queries.example, rule=result.parameters["rule"], seed=seed, progress=progress
+    )
+    lengths = tokenize(model, queries.prompt.tolist()).lengths
+    for position in result.parameters["positions"]:
+        chosen = fixed_pair(result, position, folds=folds, seed=seed).examples
+        extra = pd.DataFrame({"example": queries.example, "group": queries.group, "method": f"back-patch {position}",
+                              "right": chosen.fixed.to_numpy(), "tokens": 2 * lengths + 10,
+                              "passes": (2 * lengths + 9) * model.cfg.n_layers})  # fmt: skip
+        rows = pd.concat([rows, extra], ignore_index=True)
+    latent = rows[rows.method == "latent"].set_index("example").right.astype(float)
+    table = []
+    for method, part in rows.groupby("method", sort=False):
+        right, groups = part.right.to_numpy(float), part.group.to_numpy(str)
+        share = metrics.cluster_bootstrap(right, groups, seed=seed)
+        gain = metrics.cluster_bootstrap(right - latent.loc[part.example].to_numpy(), groups, seed=seed)
+        table.append({"method": method, "n": len(part), "share": share.estimate, "low": share.low, "high": share.high,
+                      "difference": gain.estimate, "diff_low": gain.low, "diff_high": gain.high,
+                      "tokens": part.tokens.mean(), "passes": part.passes.mean()})  # fmt: skip
+    return pd.DataFrame(table)
+
+
 def success_matrix(
     result: Result,
     position: str,
@@ -249,9 +288,15 @@ def success_matrix(
     sets: Sequence[str] = ("correct", "incorrect"),
     draw: int = 0,
 ) -> tuple[np.ndarray, pd.DataFrame, list[tuple[int, int]]]:
-    """Which pair succeeded for which query: bool [example pair], the queries of its rows, the pairs of its columns."""
-    queries = result.tables["queries"]
-    queries = queries[queries.set.isin(list(sets))].reset_index(drop=True)
+    """Which pair succeeded for which query: bool [example pair], the queries of its rows, the pairs of its columns.
+
+    Its rows are the queries on which the condition was tried: controls are not tried on the correct set.
+    """
+    queries, rows = result.tables["queries"], result.table
+    tried = rows[(rows.position == position) & (rows.condition == condition) & (rows.draw == draw)].example
+    queries = queries[queries.set.isin(list(sets)) & queries.example.isin(tried)].reset_index(drop=True)
+    if queries.empty:
+        raise ValueError(f"{condition} was not tried at {position} on the sets {' and '.join(sets)} (draw {draw})")
     pairs = cells(result.parameters["n_layers"], condition=condition)
     row, column = {e: i for i, e in enumerate(queries.example)}, {pair: j for j, pair in enumerate(pairs)}
     matrix, hits = np.zeros((len(queries), len(pairs)), bool), result.tables["hits"]
@@ -260,6 +305,12 @@ def success_matrix(
         if example in row:
             matrix[row[example], column[int(source), int(target)]] = True
     return matrix, queries, pairs
+
+
+def places(model: TransformerBridge, prompt: str, e1: str) -> dict[str, int]:
+    """t1 and t2 of one prompt, for looking at a query of one's own. Raises what `positions_of` raises."""
+    found = positions_of(model, pd.DataFrame({"example": ["it"], "prompt": [prompt], "e1": [e1]})).iloc[0]
+    return {"t1": int(found.t1), "t2": int(found.t2)}
 
 
 def positions_of(model: TransformerBridge, queries: pd.DataFrame) -> pd.DataFrame:
@@ -327,14 +378,12 @@ def _query(
     places = positions_of(model, queries[queries.example == example]).iloc[0]
     conditions = about["conditions"] if query.set == "incorrect" else [c for c in about["conditions"] if c == "own"]
     rows, hits = [], []
-    donors: dict[str, list[tuple[CleanRun, pd.Series]]] = {}
-    for name in ("other", "same_relation"):
-        if name in conditions:
-            found_donors = [_donor(model, queries, query, name, rng) for _ in range(about["draws"])]
-            donors[name] = [donor for donor in found_donors if donor is not None]
-            if not donors[name]:  # nobody else has this relation: no such control for this query
-                conditions = [condition for condition in conditions if condition != name]
-    for position in about["positions"]:
+    donors = {
+        name: [_donor(model, queries, query, name, rng) for _ in range(about["draws"])]
+        for name in ("other", "same_relation")
+        if name in conditions
+    }
+    for position in about["positions"] if conditions else ():
         at = [int(places[position])]
         if position == "t1" and about["e1_tokens"] == "all":
             at = list(range(int(places["first"]), int(places["t1"]) + 1))
@@ -403,17 +452,36 @@ def _tries(
 
 def _donor(
     model: TransformerBridge, queries: pd.DataFrame, query: pd.Series, condition: str, rng: np.random.Generator
-) -> tuple[CleanRun, pd.Series] | None:
-    """The clean run of another query: other bridge and answer; of the same two relations, or of others."""
-    same = (queries.r1 == query.r1) & (queries.r2 == query.r2)
-    fits = queries[
-        (same if condition == "same_relation" else ~same) & (queries.group != query.group) & (queries.e3 != query.e3)
-    ]
-    if fits.empty:
-        return None
-    donor = fits.iloc[[int(rng.integers(len(fits)))]]
+) -> tuple[CleanRun, pd.Series]:
+    """The clean run of another query, and its positions."""
+    fits = np.flatnonzero(_fits(queries, query, condition))
+    donor = queries.iloc[[int(fits[rng.integers(len(fits))])]]
     run = clean_run(model, tokenize(model, donor.prompt.tolist()).ids[0])
     return run, positions_of(model, donor).iloc[0]
+
+
+def _fits(queries: pd.DataFrame, query: Any, condition: str) -> np.ndarray:
+    """Which queries may lend a state: other bridge and answer; of the same two relations, or of others. bool [example]"""
+    same = (queries.r1 == query.r1) & (queries.r2 == query.r2)
+    of_relation = same if condition == "same_relation" else ~same
+    return (of_relation & (queries.group != query.group) & (queries.e3 != query.e3)).to_numpy()
+
+
+def _with_donors(everything: pd.DataFrame, chosen: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
+    """The chosen queries without those that no other query can lend a state to: a control is paired query by query."""
+    lent = [name for name in ("other", "same_relation") if name in conditions]
+    absent = [column for column in ("r1", "r2") if column not in everything]
+    if lent and absent:
+        raise ValueError(f"the queries have no column {', '.join(absent)}, which {' and '.join(lent)} need: add it, or "
+                         f"choose from the other conditions")  # fmt: skip
+    alone = [query.example for query in chosen.itertuples() if query.set == "incorrect"
+             and not all(_fits(everything, query, name).any() for name in lent)]  # fmt: skip
+    if alone:
+        print(f"{len(alone)} of {len(chosen)} queries are left out, because no answered query with another bridge and answer "
+              f"fits for {' and '.join(lent)}: {', '.join(alone)}. Answer more queries (limit=).")  # fmt: skip
+    if len(alone) == len(chosen):
+        raise ValueError("no query is left: answer more queries (limit=), or leave out these conditions")
+    return chosen[~chosen.example.isin(alone)]
 
 
 def _prompts(model: TransformerBridge, answers: Result) -> list[str]:

@@ -9,7 +9,7 @@ Inversion" (arXiv 2601.03542) reports answers that appear before their bridge.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -122,7 +122,7 @@ def describe(
 ) -> tuple[list[tuple[int, int]], list[str]]:
     """What the description prompt says with each state (after source layer l) at its last token, after each target layer.
 
-    Decoded on while one of the answers can still be the first thing said.
+    Decoded on while further tokens can change for one of the answers whether it is the first thing said.
 
     Args:
         states: [depth d_model], depths 0..L of one position.
@@ -134,13 +134,36 @@ def describe(
     pairs = [(source, target) for source in range(len(states) - 1) for target in target_layers]
 
     def undecided(text: str) -> bool:
-        return not any(answer.decided(text) for answer in answers) and any(a.can_still_lead(text) for a in answers)
+        return any(answer.can_still_lead(text) and not answer.decided(text) for answer in answers)
 
     found = generate(
         model, clean, [len(clean.ids) - 1], np.array([target + 1 for _, target in pairs]),
         states[[source + 1 for source, _ in pairs]][:, None], go_on=undecided, reuse=reuse,
     )  # fmt: skip
     return pairs, found.texts
+
+
+def lens(
+    model: TransformerBridge, prompt: str, positions: Mapping[str, int], names: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
+    """Rank of the first token of some names at each depth of one prompt, read through the logit lens.
+
+    Args:
+        positions: for example `back_patching.places(model, prompt, e1)`.
+        names: for example {"e2": ["India"], "e3": ["New Delhi", "Delhi"]}.
+
+    Returns:
+        position, depth, what, rank (0 = top).
+    """
+    clean, rows = clean_run(model, tokenize(model, [prompt]).ids[0]), []
+    for position, at in positions.items():
+        states = clean.states[:, at].float().cpu().numpy()
+        for what, spelled in names.items():
+            found = lenses.ranks(model, states, [two_hop.first_tokens(model, spelled)] * len(states))
+            rows += [
+                {"position": position, "depth": d, "what": what, "rank": int(rank)} for d, rank in enumerate(found)
+            ]
+    return pd.DataFrame(rows)
 
 
 def knockout(
@@ -250,13 +273,14 @@ def _summary(table: pd.DataFrame, queries: pd.DataFrame, seed: int) -> pd.DataFr
             layers = table[(table.stage == stage) & (table.set == kind)].groupby("example").layer.min()
             reached = members.example.isin(layers.index).to_numpy(float)
             share = metrics.cluster_bootstrap(reached, members.group.to_numpy(str), seed=seed)
-            row = {"set": kind, "stage": stage, "n": len(members), "share": share.estimate, "low": share.low,
-                   "high": share.high}  # fmt: skip
+            row = {"set": kind, "stage": stage, "n": len(members), "share": float(share.estimate),
+                   "low": float(share.low), "high": float(share.high)}  # fmt: skip
             there = members[members.example.isin(layers.index)]
             if there.group.nunique() > 1:
                 median = metrics.cluster_bootstrap(
                     layers.loc[there.example].to_numpy(float), there.group.to_numpy(str), np.median, seed=seed
                 )
-                row |= {"median_layer": median.estimate, "median_low": median.low, "median_high": median.high}
+                row |= {"median_layer": float(median.estimate), "median_low": float(median.low),
+                        "median_high": float(median.high)}  # fmt: skip
             rows.append(row)
     return pd.DataFrame(rows)

@@ -44,7 +44,7 @@ def run(
     shots: int = 0,
     max_new_tokens: int = 10,
     rule: str = "word",
-    batch_size: int = 64,
+    batch_size: int = 128,
     resume: bool = True,
     progress: bool = True,
 ) -> Result:
@@ -90,8 +90,10 @@ def run(
         raise ValueError(f"{name} has no (or an incomplete) column {', '.join(absent)}: the sets are made from all of "
                          f"{', '.join(map(column_of, PROMPTS))}")  # fmt: skip
     written = {kind: prompts(model, frame, kind, style=style, shots=shots, seed=seed) for kind in PROMPTS}
-    for kind in PROMPTS:
-        tokenize(model, written[kind])  # raises for an empty or too long one, before anything runs
+    longest = max(int(tokenize(model, written[kind]).lengths.max()) for kind in PROMPTS)  # raises for an empty one
+    if longest + max_new_tokens > model.cfg.n_ctx:
+        raise ValueError(f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit into this model's context of "
+                         f"{model.cfg.n_ctx}: shorten it, or show fewer examples (shots=)")  # fmt: skip
     parameters = {
         **models.facts(model), "dataset": name, "n_queries": len(frame), "style": style, "shots": shots, "seed": seed,
         "max_new_tokens": max_new_tokens, "rule": rule, "limit": limit, "versions": versions(),
@@ -142,7 +144,7 @@ def run(
     tables = {
         "queries": frame,
         "taxonomy": taxonomy.reset_index(),
-        "inflation": hop_statistics.inflation(table),
+        "inflation": hop_statistics.inflation(table).reset_index(),
     }
     return Result("two_hop", table, _shares(table, seed), parameters, tables)
 
@@ -164,6 +166,10 @@ def prompts(
 ) -> list[str]:
     """The texts that a model gets for one kind of prompt: as it stands, in a chat template, with answered examples."""
     answers, groups, rng = frame[PROMPTS[kind]].to_numpy(), frame.group.to_numpy(str), np.random.default_rng(seed)
+    if shots and "r2" not in frame:
+        raise ValueError(
+            f"shots={shots} needs a column r2: examples are taken from queries with the same second relation"
+        )
     plain, texts = frame[column_of(kind)].tolist(), []
     for i, text in enumerate(plain):
         lines = []
@@ -191,7 +197,7 @@ def greedy(
     texts: Sequence[str],
     *,
     max_new_tokens: int = 10,
-    batch_size: int = 64,
+    batch_size: int = 128,
     progress: bool = True,
 ) -> list[str]:
     """Greedy continuations of texts, by Hugging Face's own `generate`, in batches of like length, padded on the left."""
@@ -241,7 +247,13 @@ def taxonomy_by_depth(
 
 
 def decomposition(
-    model: TransformerBridge, result: Result, *, rule: str = "word", seed: int = 0, progress: bool = True
+    model: TransformerBridge,
+    result: Result,
+    *,
+    examples: Sequence[str] | None = None,
+    rule: str = "word",
+    seed: int = 0,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Ways to get from query to answer on the same items, with what they cost.
 
@@ -249,11 +261,20 @@ def decomposition(
     bridge there); other (another query's bridge there: the control). After DaSLaM (arXiv 2310.18338) in spirit: a fixed
     decomposition, nothing is trained.
 
+    Args:
+        result: of `run` on this model. examples: which of its queries; None is all.
+        rule: of success.
+
     Returns:
         One row a (example, method): right, tokens (read and written), passes (block runs times positions), prompt, said.
     """
     queries, table = result.tables["queries"], result.table
-    own = table[table.prompt == "first_hop"].set_index("example").said.loc[queries.example].map(first_phrase).to_list()
+    if examples is not None:
+        queries = queries.set_index("example", drop=False).loc[list(examples)].reset_index(drop=True)
+    own = (
+        table[table.prompt == "first_hop"].set_index("example").said.fillna("")
+    )  # a saved empty text comes back as missing
+    own = own.loc[queries.example].map(first_phrase).to_list()
     rng = np.random.default_rng(seed)
     groups, swapped = queries.group.to_numpy(str), []
     for i, (relation, answer) in enumerate(zip(queries.r2, queries.e3, strict=True)):
@@ -279,7 +300,7 @@ def decomposition(
             tokens = lengths[text] + 10 + (first[example] + 10 if method == "explicit" else 0)
             rows.append({"example": example, "group": groups[i], "method": method, "prompt": text, "said": said[text],
                          "right": judge(answers[i], said[text], rule), "tokens": tokens,
-                         "passes": (tokens - 1) * model.cfg.n_layers})  # fmt: skip
+                         "passes": (tokens - (2 if method == "explicit" else 1)) * model.cfg.n_layers})  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -364,8 +385,7 @@ def _shares(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     rows = []
     for kind, part in table.groupby("prompt", sort=False):
         for rule in RULES:
-            share, low, high = metrics.cluster_bootstrap(
-                part[rule].to_numpy(float), part.group.to_numpy(str), seed=seed
-            )
+            found = metrics.cluster_bootstrap(part[rule].to_numpy(float), part.group.to_numpy(str), seed=seed)
+            share, low, high = map(float, found)
             rows.append({"prompt": kind, "rule": rule, "n": len(part), "share": share, "low": low, "high": high})
     return pd.DataFrame(rows)

@@ -1,0 +1,532 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Two hops: where is the bridge found, where the answer, and does sending a later state back help?
+#
+# **Paper.** Biran et al., "Hopping Too Late: Exploring the Limitations of Large Language Models on Multi-Hop Queries",
+# EMNLP 2024, [arXiv 2406.12775](https://arxiv.org/abs/2406.12775). "The capital of the country that contains the city of
+# Mumbai is" needs two hops: Mumbai → *India* (the **bridge entity**) → *New Delhi*. The paper finds that a model resolves the
+# bridge early and sometimes has too few layers left for the second hop. Its cure is **back-patching**: take the state after a
+# later layer and put it back after an earlier one. We repeat that on a model that runs on a laptop, and add what the paper
+# lacks: controls, intervals, and a use without an oracle.
+#
+# **You need** notebooks `00_start_here` (residual stream, depth) and `01_concept_depth` (why a control stands beside each result).
+#
+# **It takes** about a quarter of an hour on two processor cores (`quick = True`: about three minutes), 3 GB of memory, no network.
+#
+# **In class**: sections 1 to 3 make a lesson of 45 minutes, 4 to 6 a second one, 7 to 9 a seminar.
+
+# %% tags=["parameters"]
+model_name = "smollm2-135m"
+accept_license = False  # for Gemma, which has terms of its own: see the README
+seed = 0
+n_asked = 600  # queries that the model is asked in section 2
+n_patched = 24  # of those that it should know: back-patched in section 4 (200 take about an hour)
+n_stages = 12  # described and cut in section 6
+quick = False  # True: small numbers, for a first look or a test
+
+# %%
+import matplotlib.pyplot as plt
+import pandas as pd
+
+import lab
+from lab.answers import Answer
+from lab.experiments import back_patching, hop_stages, hop_statistics, two_hop
+
+if quick:
+    n_asked, n_patched, n_stages = 90, 4, 3
+model = lab.load(model_name, accept_license=accept_license)
+health = lab.check(model)
+assert health.ok.all(), "a check failed: look at the table before you trust a number"
+health
+
+# %% [markdown]
+# ## 1. One query, watched through the depth
+#
+# The **logit lens** asks each depth: if the model stopped here, what would it say? We follow the rank of two names at two
+# places: *t1*, the last token of the entity (Parthenon), and *t2*, the last token of the prompt. Rank 1 is what would be said.
+#
+# **What do you expect?** Which name comes up first, and where?
+#
+# - (a) The bridge (Greece) at t1, early; then the answer (Athens) at t2.
+# - (b) Both only in the last layers at t2, where words are chosen.
+# - (c) The answer before its bridge.
+
+# %%
+prompt, e1, e2, e3 = (
+    "The capital of the country whose territory includes the Parthenon is",
+    "the Parthenon",
+    "Greece",
+    "Athens",
+)
+at = back_patching.places(model, prompt, e1)
+ranks = hop_stages.lens(model, prompt, at, {"e2": [e2], "e3": [e3]})
+figure = lab.plots.lens_strip(ranks, n_layers=model.cfg.n_layers)
+
+# %%
+said = two_hop.greedy(
+    model, [prompt, "The country whose territory includes the Parthenon is", "The capital of Greece is"], progress=False
+)
+pd.DataFrame({"asked": ["both hops", "first hop", "second hop"], "said": said})
+
+# %% [markdown]
+# **Things to notice.** With the default model both names move up together, in the last quarter, and reach the top at t2 only. So the
+# lens does not show (a) here. That is no proof that the bridge isn't there earlier: a lens reads with the last layer's eyes, and in
+# section 6 we ask in another way. (c) has been reported, too ("Layer-Order Inversion", [arXiv 2601.03542](https://arxiv.org/abs/2601.03542)). And one
+# query is one query: the rest of this notebook counts.
+
+# %% [markdown]
+# ## 2. What does the model know?
+#
+# Before asking *where*, ask *whether*. Each query is asked whole and hop by hop, ten tokens each, as in the paper; and without
+# the first hop (entity shortcut: "The capital of the Parthenon is") and without the entity (relation shortcut: "The capital
+# of the country is"), because an answer that comes that way needed no hops.
+#
+# When does an answer count? The published rule takes any alias anywhere in the text, as a substring:
+
+# %%
+answer = Answer("United States", ["US", "USA", "America"])
+for text in (" Australia.", " the US.", " not known to us.", " home to many Americans"):
+    print(
+        f"{text!r:26} published rule: {answer.published(text)!s:6} whole words: {answer.word(text)!s:6} said first: {answer.leads(text)}"
+    )
+
+# %%
+queries = lab.datasets.load("two_hop").query(
+    "r2 in ['capital', 'currency', 'language']"
+)  # the others are too hard for 135 M
+asked = two_hop.run(model, queries, limit=n_asked, seed=seed)
+figure = asked.plot()
+
+# %% [markdown]
+# **Things to notice**
+#
+# - Four cells, by what is known: **IK** (insufficient knowledge: a hop is wrong, and so is the whole), **IG** (both hops right, the
+#   whole wrong: the case that the paper is about), **CM** (all right), **RM** (the whole right although a hop is wrong: by rote, or by
+#   luck). The scheme is that of We-Math ([arXiv 2407.01284](https://arxiv.org/abs/2407.01284)).
+# - The mark on RM is what it would be if hops and whole had nothing to do with each other. Compare.
+# - The rules differ more where answers are short. How much the published one adds:
+
+# %%
+asked.tables["inflation"].reset_index()[["prompt", "n", "published", "word", "leading", "not_word"]]
+
+# %%
+sets = asked.tables["queries"].set.value_counts()
+print(
+    f"correct (hops used, it seems): {sets.get('correct', 0)}, incorrect (both hops known, whole wrong): {sets.get('incorrect', 0)}, "
+    f"of {len(asked.tables['queries'])} queries"
+)
+asked.tables["queries"].query("set == 'incorrect'")[["text", "e2", "e3"]].head(8)
+
+# %% [markdown]
+# **Exercise 1.** If being right on the first hop, on the second and on the whole were independent of each other, which share of
+# queries would be RM (whole right, at least one hop wrong)? Use the three shares of `asked.summary` for the rule `word`.
+
+# %% tags=["exercise"]
+your_rm = None
+
+
+# %% tags=["check"]
+def check_rm(given):
+    p = asked.summary.query("rule == 'word'").set_index("prompt").share
+    right = p.composition * (1 - p.first_hop * p.second_hop)
+    if given is None:
+        return print("No answer yet. You need p(whole right), and the chance that not both hops are right.")
+    if abs(given - p.composition * p.first_hop * p.second_hop) < 0.002:
+        return print("That is the share with everything right (CM). RM wants at least one hop wrong.")
+    if abs(given - p.composition * (1 - p.first_hop) * (1 - p.second_hop)) < 0.002 and abs(given - right) > 0.002:
+        return print("That has both hops wrong. One wrong hop is enough for RM.")
+    if abs(given - right) > 0.002:
+        return print("Not yet: p(whole) times one minus p(first) p(second).")
+    found = asked.tables["taxonomy"].set_index("cell").share["RM_strict"]
+    print(f"Yes: {right:.3f}. Found: {found:.3f}. Fewer than by chance means that hops do help the whole.")
+    return True
+
+
+check_rm(your_rm)
+
+# %% tags=["solution"] jupyter={"outputs_hidden": true, "source_hidden": true}
+shares = asked.summary.query("rule == 'word'").set_index("prompt").share
+assert check_rm(shares.composition * (1 - shares.first_hop * shares.second_hop))
+
+# %% [markdown]
+# ## 3. Back-patch one query
+#
+# Take the state of one position after a *source* layer, and put it in the place of the state after an earlier *target* layer, in
+# the same prompt. The model then has the layers in between a second time. All pairs of layers at once:
+
+# %%
+incorrect = asked.tables["queries"].query("set == 'incorrect'")
+capitals = incorrect.query("r2 == 'capital'")
+example = (capitals if len(capitals) else incorrect).iloc[0]
+where = back_patching.places(model, example.text, example.e1)
+tries = {name: back_patching.sweep(model, example.text, [example.e3, *example.e3_aliases], positions=[position])
+         for name, position in where.items()}  # fmt: skip
+print(f"{example.text} → {example.e2} → {example.e3}")
+for name, table in tries.items():
+    print(f"{name}: {table.right.sum()} of {len(table)} pairs give the answer")
+figure = lab.plots.success_map(tries["t2"], n_layers=model.cfg.n_layers)
+
+# %% [markdown]
+# Colour is the rank of the answer's first token; a dot says that the answer is what the model says first. One of these tries
+# by hand (a success if there is one, else the pair that brings the answer nearest):
+
+# %%
+best = tries["t2"].sort_values(["right", "rank"], ascending=[False, True]).iloc[0]
+source, target = int(best.source_layer), int(best.target_layer)
+print("without a patch:", repr(two_hop.greedy(model, [example.text], progress=False)[0]))
+print(
+    f"state after layer {source} put after layer {target}:",
+    repr(back_patching.patch_once(model, example.text, position=where["t2"], source_layer=source, target_layer=target)),
+)
+
+# %% [markdown]
+# **Exercise 2.** How many tries does the oracle have? Give the number of pairs (source, target) with source after target for a
+# model with $L$ layers, for *this* model.
+
+# %% tags=["exercise"]
+your_pairs = None
+
+
+# %% tags=["check"]
+def check_pairs(given):
+    layers = model.cfg.n_layers
+    if given is None:
+        return print("No answer yet. For each source, how many targets come before it?")
+    if given == layers**2:
+        return print("That counts every pair of layers. Only targets before the source are back-patches.")
+    if given == layers * (layers + 1) // 2:
+        return print("That includes source = target, which changes nothing.")
+    if given != layers * (layers - 1) // 2:
+        return print("Not yet: add up 0 targets for source 0, 1 for source 1, ...")
+    print(
+        f"Yes, {given}. 'Some pair works' is the best of {given} tries: what would the best of {given} RANDOM tries give?"
+    )
+    return True
+
+
+check_pairs(your_pairs)
+
+# %% tags=["solution"] jupyter={"outputs_hidden": true, "source_hidden": true}
+assert check_pairs(len(back_patching.cells(model.cfg.n_layers)))
+
+# %% [markdown]
+# ## 4. All queries, and the controls
+#
+# The paper reports that for up to 57 % (later version: up to 66 %) of the incorrect queries *some* pair gives the answer. It has no
+# control. Here are five, each with the same number of tries (but for the identity) on the same queries:
+#
+# - **random**: a Gaussian vector of the same norm. **other**: the state of a query about something else, same layer and position.
+# - **same relation**: the state of a query with the same relations about another entity, with another answer.
+# - **forward**: the query's own *earlier* state put *later*. **identity**: the state itself, which must change nothing.
+#
+# **What do you expect** for *random*, of which the model can learn nothing about the query?
+#
+# - (a) Zero: noise has no answer in it.
+# - (b) A little: a few lucky hits among hundreds of tries.
+# - (c) As much as the own later state.
+
+# %%
+patched = back_patching.run(model, asked, n=n_patched, seed=seed)
+figure = patched.plot()
+
+# %%
+table = patched.summary.query("set == 'incorrect'")
+table[
+    [
+        "position",
+        "condition",
+        "n",
+        "n_groups",
+        "success",
+        "low",
+        "high",
+        "difference",
+        "diff_low",
+        "diff_high",
+        "p_holm",
+    ]
+].round(2)
+
+# %% [markdown]
+# **Things to notice**
+#
+# - *difference* is own minus control, query by query, with its interval over bridge entities; *p_holm* is corrected for the number of
+#   controls. A claim that the later state carries the bridge needs own clearly above **other** and **same relation**.
+# - (c) is nearer the truth than one would like. (a) is tempting because noise knows nothing; but it need not *know*: it only has to
+#   disturb what the model would otherwise say ("the city of ..."), and a frequent answer comes out. An oracle over hundreds of tries
+#   finds that disturbance.
+# - *hit_share* (share of all pairs that work, in `patched.summary`) tells another story than *success* (some pair works). A method that
+#   one could use would need the first.
+# - The identity must stand at zero. If it didn't, the table would measure something else than the patch.
+
+# %% [markdown]
+# Do frequent answers come out more easily? The same success for rare and for frequent answers of each relation:
+
+# %%
+by_share = hop_statistics.by_answer_share(patched.table, seed=seed)
+by_share.query("set == 'incorrect' and condition in ['own', 'random', 'other']")[
+    ["answers", "position", "condition", "n", "success", "low", "high"]
+].round(2)
+
+# %% [markdown]
+# ## 5. Without an oracle
+#
+# To use back-patching one would have to fix the pair beforehand. So: choose the best pair on queries of some bridge entities, apply it to
+# the queries of others; the correct queries are in, too, because a patch can also break what worked.
+
+# %%
+rows = []
+for position in patched.parameters["positions"]:
+    fixed = back_patching.fixed_pair(patched, position, folds=2 if quick else 5, seed=seed)
+    for measure in ("plain", "fixed", "gain", "naive_gain"):
+        rows.append({"position": position, "measure": measure, **fixed.summary.loc[measure].round(3)})
+    print(f"{position}: {fixed.wrong_to_right} repaired, {fixed.right_to_wrong} broken, of {len(fixed.examples)}")
+pd.DataFrame(rows)
+
+# %% [markdown]
+# *gain* is what a fixed pair gives on unseen bridge entities; *naive_gain* is that of the pair that was best on the very queries it is
+# reported on. The distance between the two is what choosing and reporting on the same data would add.
+#
+# And other ways to the answer, on the same queries: ask the first hop, put the model's own answer into the second (**explicit**); put
+# the right bridge there (**oracle**); put another query's bridge there (**other**, the control).
+
+# %%
+ways = back_patching.compare_methods(model, asked, patched, folds=2 if quick else 5, seed=seed)
+figure = lab.plots.methods(ways)
+
+# %%
+ways.round(2)
+
+# %% [markdown]
+# **Things to notice.** *Explicit* and *oracle* are high here by construction: the queries were chosen because the model knows both hops.
+# What is not by construction: that one fixed back-patch, which costs as many tokens as the explicit way, stays so far below it. On
+# queries that were *not* chosen:
+
+# %%
+some = asked.tables["queries"].head(40 if quick else 200)
+all_ways = two_hop.decomposition(model, asked, examples=some.example, seed=seed)
+all_ways.groupby("method", sort=False).agg(
+    right=("right", "mean"), tokens=("tokens", "mean"), n=("right", "size")
+).round(2)
+
+# %% [markdown]
+# *other* says how often the second relation alone gives the answer away.
+#
+# One more use: a search that may check the answer. In which order should one try the pairs?
+
+# %%
+try:
+    cost = pd.concat(
+        [
+            back_patching.search_cost(patched, p, folds=2 if quick else 5, seed=seed).assign(position=p)
+            for p in patched.parameters["positions"]
+        ]
+    )
+    look = cost[
+        ["position", "order", "n", "tries", "low", "high", "difference", "diff_low", "diff_high", "all_tries"]
+    ].round(1)
+except ValueError as reason:  # in a small run there may be nothing to find
+    look = print("No search to compare:", reason)
+look
+
+# %% [markdown]
+# ## 6. Where are the hops?
+#
+# Ask the states themselves: put the state of t1 (or t2) into a prompt that asks for a description ("Syria: Syria is a country in the
+# Middle East, ..., x") and read which entity the model describes. And cut the attention from t2 to the entity in seven
+# neighbouring layers: where does the next word change?
+
+# %%
+stages = hop_stages.run(
+    model, asked, n=n_stages, target_layers=range(0, model.cfg.n_layers, 6 if quick else 3), seed=seed
+)
+figure = stages.plot()
+
+# %%
+described = stages.tables["descriptions"]
+described.groupby(["position", "names"]).agg(
+    share=("resolved", "mean"), pairs=("cells", "mean"), n=("example", "nunique")
+).round(2)
+
+# %% [markdown]
+# The row *decoy* is the control: the bridge of another query, which a description may name by chance. Only what is clearly above
+# it is resolved. The cut of attention has a control, too: the word before the entity.
+
+# %%
+cut = stages.tables["knockout"].groupby(["keys", "layer"]).changed.mean().unstack("keys")
+with lab.plots.classroom():
+    figure, ax = plt.subplots(figsize=(9, 4.2), layout="constrained")
+    for name, color, dash in (
+        ("e1", lab.plots.BLUE, "-"),
+        ("t1", lab.plots.ORANGE, "--"),
+        ("other", lab.plots.BLACK, ":"),
+    ):
+        ax.plot(
+            cut.index,
+            cut[name],
+            color=color,
+            ls=dash,
+            label={"e1": "all of e1", "t1": "t1 only", "other": "the word before e1"}[name],
+        )
+    ax.set(
+        xlabel="middle of the seven layers in which attention is cut",
+        ylabel="share whose next word changes",
+        ylim=(-0.03, 1.03),
+    )
+    ax.legend()
+    ax.grid(alpha=0.25)
+
+# %% [markdown]
+# **Exercise 3.** At which middle layer does cutting attention to e1 change most, *over and above* the control? Use the table `cut`.
+
+# %% tags=["exercise"]
+your_layer = None
+
+
+# %% tags=["check"]
+def check_layer(given):
+    gap = cut.e1 - cut.other
+    if given is None:
+        return print("No answer yet. Subtract the column `other` from `e1` and look for the largest difference.")
+    if given not in gap.index:
+        return print(f"A layer is a whole number from 0 to {model.cfg.n_layers - 1}.")
+    if gap[given] < gap.max() - 1e-9:
+        best_of_e1 = cut.e1[given] >= cut.e1.max() - 1e-9
+        return print(
+            "There e1 is largest, but so may be the control."
+            if best_of_e1
+            else f"There the difference is {gap[given]:.2f}; somewhere it is larger."
+        )
+    print(f"Yes: {cut.e1[given]:.2f} against {cut.other[given]:.2f} for the control.")
+    return True
+
+
+check_layer(your_layer)
+
+# %% tags=["solution"] jupyter={"outputs_hidden": true, "source_hidden": true}
+assert check_layer(int((cut.e1 - cut.other).idxmax()))
+
+# %% [markdown]
+# The taxonomy once more, now as if the model stopped at each depth (a prompt counts when the lens's top word begins its answer):
+
+# %%
+by_depth = two_hop.taxonomy_by_depth(model, asked.tables["queries"].head(40 if quick else 200), seed=seed)
+figure = lab.plots.taxonomy_by_depth(by_depth)
+
+# %% [markdown]
+# ## 7. Published numbers beside ours
+#
+# The verdicts are computed from this notebook's tables.
+
+# %%
+oracle = patched.summary.query("set == 'incorrect'").set_index(["position", "condition"])
+own = {p: oracle.loc[(p, "own")] for p in patched.parameters["positions"]}
+controls = oracle.query("condition in ['random', 'other', 'same_relation']")
+beats = (controls.diff_low > 0).all()
+first = stages.summary.groupby("stage").median_layer.median() / model.cfg.n_layers
+resolved = described.groupby(["position", "names"]).resolved.mean()
+above = resolved.get(("t1", "e2"), 0) - resolved.get(("t1", "decoy"), 0)
+changes = (cut.e1 - cut.other).max()
+verdicts = [
+    ("some back-patch rescues an incorrect query", "up to 57 % (v1), 66 % (v2); 32 to 66 % over models",
+     ", ".join(f"{p}: {own[p].success:.0%} ({own[p].low:.0%} to {own[p].high:.0%})" for p in own),
+     "agrees" if max(o.high for o in own.values()) >= 0.32 else "differs", "an oracle over all pairs; our rule is stricter: the answer is said first"),
+    ("... more than by chance", "no control published",
+     "own above random, other, same relation everywhere: " + ("yes" if beats else "no"), "holds" if beats else "does not hold here",
+     f"{len(controls)} comparisons on {int(own['t1'].n) if 't1' in own else int(own['t2'].n)} queries: look at the intervals"),
+    ("the bridge is described at t1", "most queries, early layers", f"{resolved.get(('t1', 'e2'), 0):.0%}, decoy {resolved.get(('t1', 'decoy'), 0):.0%}",
+     "agrees" if above > 0.1 else "not above the decoy", "greedy instead of three samples; every third target layer"),
+    ("cutting attention from t2 to e1 changes the answer", "in middle layers (but see 8.2)", f"up to {changes:+.0%} over the control",
+     "agrees" if changes > 0.1 else "differs", "ours counts any change of the next word"),
+]  # fmt: skip
+pd.DataFrame(verdicts, columns=["claim", "published", "ours", "verdict", "bear in mind"])
+
+# %% [markdown]
+# ## 8. What the published code really does
+#
+# **8.1 Substrings.** Section 2 showed the rule. A relation template that does not end in " of {}" is cut by four characters to make the
+# relation shortcut, inside a word if it so happens.
+#
+# **8.2 A knockout that knocks nothing out.** The published code adds to an attention mask. Under current versions of the library that
+# mask may be one of booleans, or not be there, and the result is silently the unchanged model. Ours writes into the attention
+# scores, and a test requires an effect. Here, too:
+
+# %%
+hop = f"The capital of {e2} is"
+word = back_patching.places(model, hop, e2)["t1"]
+effect = hop_stages.knockout(model, hop, [word], window=model.cfg.n_layers)  # a window over all layers
+for cut_in, row in (("no layer", effect.iloc[0]), ("all layers", effect.iloc[1])):
+    print(f"{hop} ... with attention to {e2} cut in {cut_in}:", repr(model.tokenizer.decode([int(row.token)])))
+
+# %% [markdown]
+# **8.3 A generation for every pair.** The published path generates ten tokens for all $L^2$ pairs and throws away the half that is no
+# back-patch. But a patch at position *t* leaves all earlier positions and all earlier layers as they were. So here one clean run
+# serves all pairs, each is a row of one batch, and a row joins it at its own layer (`lab.branches`). The same successes, in seconds
+# (`tests/benchmark_back_patching.py` prints the ratio).
+
+# %% [markdown]
+# ## 9. Explore
+#
+# Choose a query or type your own; choose t1 or t2; move source and target; read what the model says with that patch.
+
+# %%
+from lab.widgets import back_patching_explorer
+
+
+def sweep_one(text, entity, names, place):
+    return back_patching.sweep(model, text, names, positions=[back_patching.places(model, text, entity)[place]])
+
+
+def generate_one(text, entity, place, source_layer, target_layer):
+    position = back_patching.places(model, text, entity)[place]
+    return back_patching.patch_once(
+        model, text, position=position, source_layer=source_layer, target_layer=target_layer
+    )
+
+
+def lens_one(text, entity, bridge_names, answer_names):
+    names = {"e2": bridge_names, "e3": answer_names}
+    return hop_stages.lens(
+        model, text, back_patching.places(model, text, entity), {k: v for k, v in names.items() if v}
+    )
+
+
+back_patching_explorer(incorrect.head(30), sweep_one, generate=generate_one, lens=lens_one)
+
+# %% [markdown]
+# The explorer's first view as a fixed picture, for paper and for pages without widgets:
+
+# %%
+figure = lab.plots.success_map(tries["t1"], n_layers=model.cfg.n_layers)
+
+# %% [markdown]
+# ## What this does and does not show
+#
+# - That *some* patch brings out the answer does not show that the state carried it. The controls say how often that happens anyway.
+# - A description that names the bridge shows that the state *can be made* to name it. Compare with the decoy.
+# - The sets are made from what this model says to these prompts. Another wording makes other sets, and a small model knows few hops.
+# - One draw of each control per query (`draws=` takes more). Intervals are over bridge entities, because queries that share one are not
+#   independent.
+# - The offline models come from 4-bit files that were read back to float32. For full-precision weights, give a hub name.
+
+# %%
+import os
+from pathlib import Path
+
+folder = Path(os.environ.get("LAB_OUT", "depth-lab-out")) / "back_patching"
+patched.save(folder)
+again = lab.Result.load(folder)
+print(
+    f"{len(again.table)} rows and {len(again.tables['hits'])} hits in {folder.name}, made with {again.parameters['versions']}"
+)
