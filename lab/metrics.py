@@ -283,7 +283,7 @@ def _counts(groups: int, draws: int, seed: int) -> np.ndarray:
 def _percentiles(estimate: np.ndarray | float, drawn: np.ndarray, confidence: float) -> Interval:
     _inside(confidence, "confidence")
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
-    return Interval(estimate, low, high)
+    return Interval(np.asarray(estimate)[()], low, high)  # a number, not an array without axes
 
 
 # --- points on the depth axis, with intervals ----------------------------------------------------------------------

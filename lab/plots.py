@@ -247,7 +247,7 @@ def two_hop(result: Any) -> Figure:
                           textcoords="offset points")  # fmt: skip
         row, beside = cells.loc["RM_expected"], len(CELLS) - 0.6  # the last bar is RM
         bars.vlines(beside, row.low, row.high, color=BLACK)
-        bars.plot(beside, row.share, "D", color="white", mec=BLACK, mew=1.8, ms=9, label="RM if all were independent")
+        bars.plot(beside, row.share, "D", color="white", mec=BLACK, mew=1.8, ms=7, label="RM if all were independent")
         bars.set_xticks(range(len(CELLS)), [f"{name}\n{words}" for name, words, *_ in CELLS.values()])
         bars.set(ylabel="share of queries", title=f"hops and query: {RULES[result.parameters['rule']][0]}")
         bars.set_ylim(0, 1.12 * max(0.1, cells.loc[list(CELLS)].high.max(), cells.loc["RM_expected"].high))

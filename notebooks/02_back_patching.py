@@ -483,13 +483,16 @@ for cut_in, row in (("no layer", effect.iloc[0]), ("all layers", effect.iloc[1])
 # %%
 from lab.widgets import back_patching_explorer
 
+found_places = {}  # of the prompts that were swept
+
 
 def sweep_one(text, entity, names, place):
-    return back_patching.sweep(model, text, names, positions=[back_patching.places(model, text, entity)[place]])
+    found_places[text] = back_patching.places(model, text, entity)
+    return back_patching.sweep(model, text, names, positions=[found_places[text][place]])
 
 
-def generate_one(text, entity, place, source_layer, target_layer):
-    position = back_patching.places(model, text, entity)[place]
+def generate_one(text, place, source_layer, target_layer):
+    position = found_places[text][place]
     return back_patching.patch_once(
         model, text, position=position, source_layer=source_layer, target_layer=target_layer
     )

@@ -359,7 +359,9 @@ def test_fixed_pair_and_search_cost_get_the_right_columns(found):
     assert fixed.summary.estimate["plain"] == pytest.approx(2 / 8)  # the two of the correct set
     matrix, queries, pairs = back_patching.success_matrix(found, "t1", sets=("incorrect",))
     cost = back_patching.search_cost(found, "t1", folds=3, seed=1)
-    wanted = hop_statistics.search_cost(matrix, queries.group.to_numpy(str), pairs, folds=3, seed=1)
+    wanted = hop_statistics.search_cost(  # six pairs: "among the first ten" is no question here
+        matrix, queries.group.to_numpy(str), pairs, first=(1, 3), folds=3, seed=1
+    )
     pd.testing.assert_frame_equal(cost, wanted)
 
 
@@ -445,8 +447,9 @@ def assert_same(one: lab.Result, other: lab.Result) -> None:
         pd.testing.assert_frame_equal(frame, there, check_dtype=False)
 
 
-def test_an_interrupted_run_goes_on_and_gives_the_same_table(model, answers, monkeypatch, own_cache, passes):
-    whole = run(model, answers, n=8, queries_a_part=2)
+def test_an_interrupted_run_goes_on_and_gives_the_same_table(model, answers, monkeypatch, own_cache):
+    few = {"n": 5, "queries_a_part": 2, "conditions": ("own", "random")}
+    whole = run(model, answers, **few)
     original, asked = back_patching._query, []
 
     def three_times(model, queries, example, about):
@@ -457,18 +460,26 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_table(model, answers, mon
 
     monkeypatch.setattr(back_patching, "_query", three_times)
     with pytest.raises(KeyboardInterrupt):
-        run(model, answers, n=8, queries_a_part=2, resume=True)
+        run(model, answers, **few, resume=True)
     assert asked == ["q00", "q01", "q02"] and len(list((own_cache / "runs").glob("*/result.json"))) == 1
     monkeypatch.setattr(back_patching, "_query", lambda *given: asked.append(given[2]) or original(*given))
-    again = run(model, answers, n=8, queries_a_part=2, resume=True)
-    assert asked[3:] == ["q02", "q03", "q04", "q05", "q06", "q07"], "a finished part was computed again"
+    again = run(model, answers, **few, resume=True)
+    assert asked[3:] == ["q02", "q03", "q04"], "a finished part was computed again, or an unfinished one was not"
     assert_same(again, whole)
-    there = len(asked)
-    assert_same(run(model, answers, n=6, queries_a_part=2, resume=True), run(model, answers, n=6, queries_a_part=2))
-    assert asked[there:] == ["q00", "q01", "q02", "q03", "q04", "q05"]  # of the run without resume
-    there = len(asked)
-    run(model, answers, n=8, queries_a_part=2, resume=True, seed=SEED + 1)
-    assert len(asked) == there + 8
+    fewer = run(model, answers, **{**few, "n": 4}, resume=True)  # the same parts
+    assert len(asked) == 6 and fewer.table.equals(again.table[again.table.example != "q04"])
+    run(model, answers, **few, resume=True, seed=SEED + 1)
+    assert len(asked) == 11
+
+
+def test_a_result_with_queries_that_have_no_hit_is_the_same_after_loading(model, answers, tmp_path):
+    """A part without a hit has a table without rows: its columns are numbers all the same."""
+    result = run(model, answers, n=5, queries_a_part=1, conditions=("own",))
+    assert (result.table.groupby("example").hits.sum() == 0).any() and result.table.hits.any()
+    loaded = lab.Result.load(result.save(tmp_path / "saved"))
+    for position in ("t1", "t2"):
+        here, there = (back_patching.success_matrix(r, position)[0] for r in (result, loaded))
+        assert here.any() and (here == there).all()
 
 
 def test_other_aliases_and_other_sets_are_not_read_from_the_cache(model, answers):
@@ -592,8 +603,16 @@ def test_layers_that_make_no_back_patch_are_refused(model, passes, source, targe
 
 
 def test_a_place_out_of_range_is_refused(model):
-    with pytest.raises(ValueError, match="position 40 is out of range: the prompt has positions 0 to"):
-        back_patching.sweep(model, "The land of Rome is", ["Rome"], positions=[40])
+    text, message = "The land of Rome is", "position 40 is out of range: the prompt has positions 0 to 14"
+    pair = {"source_layer": 2, "target_layer": 1}
+    with pytest.raises(ValueError, match=message):
+        back_patching.sweep(model, text, ["Rome"], positions=[40])
+    with pytest.raises(ValueError, match=message):
+        back_patching.patch_once(model, text, position=40, **pair)
+    with pytest.raises(ValueError, match=message):
+        back_patching.patch_once(model, text, position=1, donor=text, donor_position=40, **pair)
+    with pytest.raises(ValueError, match="rule='exact': choose one of word, published, leading"):
+        back_patching.sweep(model, text, ["Rome"], positions=[4], rule="exact")
 
 
 # --- the real model -------------------------------------------------------------------------------------------------------

@@ -180,7 +180,10 @@ def patch_once(
         )
     clean = clean_run(model, tokenize(model, [prompt]).ids[0])
     origin = clean if donor is None else clean_run(model, tokenize(model, [donor]).ids[0])
-    value = origin.states[source_layer + 1, position if donor_position is None else donor_position]
+    there = position if donor_position is None else donor_position
+    _check_places(clean, [position])
+    _check_places(origin, [there])
+    value = origin.states[source_layer + 1, there]
     found = generate(
         model, clean, [position], [target_layer + 1], value[None, None], max_new_tokens=max_new_tokens,
         reuse=not why_plain(model),
@@ -204,9 +207,12 @@ def sweep(
 
     Returns:
         source_layer, target_layer, said (decoded on while it could still succeed), right, rank (of the answer's first token
-        as next token; 0 = it is said).
+        as next token; 0 = it is said). `.attrs["plain"]` is what the model says without a patch.
     """
+    if rule not in two_hop.RULES:
+        raise ValueError(f"rule={rule!r}: choose one of {', '.join(two_hop.RULES)}")
     clean = clean_run(model, tokenize(model, [prompt]).ids[0])
+    _check_places(clean, positions)
     pairs = cells(clean.n_layers)
     values = torch.stack([clean.states[source + 1][list(positions)] for source, _ in pairs])
     judge = Answer(answer[0], list(answer[1:]), lead_ins=ARTICLES)  # as in `run`, where no type rules out an article
@@ -224,7 +230,9 @@ def sweep(
     )
     right = [two_hop.judge(judge, said, rule) for said in found.texts]
     table = pd.DataFrame(pairs, columns=["source_layer", "target_layer"])
-    return table.assign(said=found.texts, right=right, rank=found.ranks)
+    table = table.assign(said=found.texts, right=right, rank=found.ranks)
+    table.attrs["plain"] = two_hop.greedy(model, [prompt], max_new_tokens=max_new_tokens, progress=False)[0]
+    return table
 
 
 def fixed_pair(result: Result, position: str, *, folds: int = 5, seed: int = 0) -> hop_statistics.FixedPair:
@@ -242,7 +250,8 @@ def fixed_pair(result: Result, position: str, *, folds: int = 5, seed: int = 0) 
 def search_cost(result: Result, position: str, *, folds: int = 5, seed: int = 0) -> pd.DataFrame:
     """Tries until the first success on the incorrect set, in several orders (`hop_statistics.search_cost`)."""
     hits, queries, pairs = success_matrix(result, position, sets=("incorrect",))
-    return hop_statistics.search_cost(hits, queries.group.to_numpy(str), pairs, folds=folds, seed=seed)
+    first = tuple(tries for tries in (1, 3, 10) if tries <= len(pairs))
+    return hop_statistics.search_cost(hits, queries.group.to_numpy(str), pairs, first=first, folds=folds, seed=seed)
 
 
 def compare_methods(
@@ -350,6 +359,12 @@ def require_answers_of(model: TransformerBridge, answers: Result) -> None:
         raise ValueError(f"these answers are those of {theirs['model']}, not of {ours['model']}: sets differ by model")
 
 
+def _check_places(run: CleanRun, positions: Sequence[int]) -> None:
+    for position in positions:
+        if not 0 <= position < len(run.ids):
+            raise ValueError(f"position {position} is out of range: the prompt has positions 0 to {len(run.ids) - 1}")
+
+
 # --- the work --------------------------------------------------------------------------------------------------------
 
 
@@ -363,7 +378,12 @@ def _part(model: Any, queries: pd.DataFrame, examples: list[str], parameters: di
         hits += found[1]
         plain.append(found[2])
     columns = ["example", "position", "condition", "draw", "source_layer", "target_layer", "said"]
-    tables = {"hits": pd.DataFrame(hits, columns=columns), "plain": pd.DataFrame(plain)}
+    whole = {
+        "draw": int,
+        "source_layer": int,
+        "target_layer": int,
+    }  # also without a hit: else the joined columns are text
+    tables = {"hits": pd.DataFrame(hits, columns=columns).astype(whole), "plain": pd.DataFrame(plain)}
     return Result("back_patching", pd.DataFrame(rows), pd.DataFrame(), {}, tables)
 
 
