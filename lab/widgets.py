@@ -6,7 +6,7 @@ asked for through a callback that the notebook passes in.
 
 import html
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ipywidgets as ipw
@@ -124,6 +124,7 @@ def back_patching_explorer(
     *,
     generate: Callable[[str, str, int, int], str] | None = None,
     lens: Callable[[str, str, list[str], list[str]], Any] | None = None,
+    swept: Mapping[tuple[str, str], Any] | None = None,
 ) -> ipw.VBox:
     """Choose or type a two-hop query; see which back-patches bring out its answer, and what the model says after each.
 
@@ -136,6 +137,7 @@ def back_patching_explorer(
         generate: `generate(prompt, position, source_layer, target_layer) -> str`: the whole text after one patch. Asked
             for each pair that is looked at; without it the text is as far as `sweep` decoded it.
         lens: `lens(prompt, e1, e2_names, e3_names) -> table` for `lab.plots.lens_strip`, asked with `sweep`.
+        swept: tables that are there already, by (prompt, position) of offered queries; the first of them is shown.
 
     Returns:
         The explorer; the last expression of a cell shows it.
@@ -147,7 +149,7 @@ def back_patching_explorer(
     if absent:
         raise ValueError(f"queries has no column {', '.join(absent)}: give a table of two-hop queries with their sets")
     rows = queries.to_dict("records")
-    swept: dict[tuple, Any] = {}
+    tables: dict[tuple, Any] = {}
     strips: dict[tuple, Any] = {}
     texts: dict[tuple, str] = {}
     moving = False  # the explorer itself is moving its sliders
@@ -188,7 +190,7 @@ def back_patching_explorer(
 
     def known() -> tuple[Any, Any]:
         sweep_key, lens_key = keys()
-        return swept.get(sweep_key), strips.get(lens_key)
+        return tables.get(sweep_key), strips.get(lens_key)
 
     def place(source_layer: int, target_layer: int, n_layers: int) -> None:
         nonlocal moving
@@ -204,7 +206,9 @@ def back_patching_explorer(
         lens_missing = lens is not None and lines is None and bool(chosen()[2])
         own.layout.display = "" if query.value < 0 else "none"
         button.layout.display = "" if table is None or lens_missing else "none"
-        found.layout.display = "none" if table is None else ""
+        source.disabled = target.disabled = table is None
+        for part in (picture, said):
+            part.layout.display = "none" if table is None else ""
         strip.layout.display = "none" if lines is None else ""
         if table is None:
             message.value = "Not run yet: the button tries all pairs of layers (seconds with a small model)."
@@ -222,7 +226,7 @@ def back_patching_explorer(
 
     def draw() -> None:
         prompt, _, _, _, plain = chosen()
-        table, pair, at = swept[keys()[0]], (source.value, target.value), position.value
+        table, pair, at = tables[keys()[0]], (source.value, target.value), position.value
         picture.value = _png(plots.success_map(table, n_layers=source.max + 1, chosen=pair))
         row = table[(table.source_layer == pair[0]) & (table.target_layer == pair[1])].iloc[0]
         full, message.value = (*keys()[0], *pair), ""
@@ -254,7 +258,7 @@ def back_patching_explorer(
         if lens is not None and bridge and lines is None and not wrong:
             lines, wrong = _ask(log, lens, prompt, subject, bridge, names)
         button.disabled = False
-        swept.update({} if table is None else {sweep_key: table})
+        tables.update({} if table is None else {sweep_key: table})
         strips.update({} if lines is None else {lens_key: lines})
         show()
         message.value = wrong or message.value
@@ -264,6 +268,11 @@ def back_patching_explorer(
     for slider in (source, target):
         slider.observe(turn, "value")
     button.on_click(run)
+    for i, row in reversed(list(enumerate(rows))):
+        for at in ("t2", "t1"):
+            if (row["text"], at) in (swept or {}):
+                query.value, position.value = i, at
+                tables[keys()[0]] = (swept or {})[row["text"], at]
     show()
     return ipw.VBox([query, own, position, button, message, log, found])
 

@@ -40,6 +40,7 @@ import pandas as pd
 import lab
 from lab.experiments import concept_depth
 
+pd.options.display.max_colwidth = 160  # sentences in tables, whole
 n = 160 if quick else n
 model = lab.load(model_name, accept_license=accept_license)
 health = lab.check(model)

@@ -43,6 +43,7 @@ import lab
 from lab.answers import Answer
 from lab.experiments import back_patching, hop_stages, hop_statistics, two_hop
 
+pd.options.display.max_colwidth = 160  # sentences in tables, whole
 if quick:
     n_asked, n_patched, n_stages = 90, 4, 3
 model = lab.load(model_name, accept_license=accept_license)
@@ -175,19 +176,22 @@ tries = {name: back_patching.sweep(model, example.text, [example.e3, *example.e3
 print(f"{example.text} → {example.e2} → {example.e3}")
 for name, table in tries.items():
     print(f"{name}: {table.right.sum()} of {len(table)} pairs give the answer")
-figure = lab.plots.success_map(tries["t2"], n_layers=model.cfg.n_layers)
+place = max(tries, key=lambda name: tries[name].right.sum())  # where more pairs work
+figure = lab.plots.success_map(tries[place], n_layers=model.cfg.n_layers)
 
 # %% [markdown]
 # Colour is the rank of the answer's first token; a dot says that the answer is what the model says first. One of these tries
 # by hand (a success if there is one, else the pair that brings the answer nearest):
 
 # %%
-best = tries["t2"].sort_values(["right", "rank"], ascending=[False, True]).iloc[0]
+best = tries[place].sort_values(["right", "rank"], ascending=[False, True]).iloc[0]
 source, target = int(best.source_layer), int(best.target_layer)
 print("without a patch:", repr(two_hop.greedy(model, [example.text], progress=False)[0]))
 print(
     f"state after layer {source} put after layer {target}:",
-    repr(back_patching.patch_once(model, example.text, position=where["t2"], source_layer=source, target_layer=target)),
+    repr(
+        back_patching.patch_once(model, example.text, position=where[place], source_layer=source, target_layer=target)
+    ),
 )
 
 # %% [markdown]
@@ -483,7 +487,7 @@ for cut_in, row in (("no layer", effect.iloc[0]), ("all layers", effect.iloc[1])
 # %%
 from lab.widgets import back_patching_explorer
 
-found_places = {}  # of the prompts that were swept
+found_places = {example.text: where}  # of the prompts that were swept
 
 
 def sweep_one(text, entity, names, place):
@@ -505,7 +509,8 @@ def lens_one(text, entity, bridge_names, answer_names):
     )
 
 
-back_patching_explorer(incorrect.head(30), sweep_one, generate=generate_one, lens=lens_one)
+swept = {(example.text, name): table for name, table in tries.items()}
+back_patching_explorer(incorrect, sweep_one, generate=generate_one, lens=lens_one, swept=swept)
 
 # %% [markdown]
 # The explorer's first view as a fixed picture, for paper and for pages without widgets:

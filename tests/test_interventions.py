@@ -5,7 +5,7 @@ from conftest import FAMILIES
 
 import lab
 from lab.checks import hooks_left
-from lab.interventions import ablate, patch, quantized, skip
+from lab.interventions import ablate, block_attention, patch, quantized, skip
 from lab.models import SITES, plain_twin
 from lab.states import collect_states
 
@@ -155,6 +155,62 @@ def test_ablation_by_zero_and_by_a_mean(tiny_model):
         assert (states_of(model, CLEAN, "mlp_out")[1] == mean).all()
 
 
+# --- block_attention ---
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocked_keys_get_no_attention_and_the_others_share_it(tiny_model, family):
+    model, names = tiny_model(family), [f"blocks.{layer}.attn.hook_pattern" for layer in range(4)]
+    before = logits(model)
+
+    def patterns(ids=CLEAN):
+        with torch.no_grad():
+            return [model.run_with_cache(ids, names_filter=names)[1][name] for name in names]
+
+    clean = patterns()
+    with block_attention(model, [1], query=8, keys=[2, 5]):
+        cut = patterns()
+        changed = logits(model)
+    assert torch.equal(cut[0], clean[0])
+    row = cut[1][:, :, 8]
+    assert (row[..., [2, 5]] == 0).all() and (row[..., 9:] == 0).all() and (clean[1][:, :, 8, [2, 5]] > 0).all()
+    kept = clean[1][:, :, 8].clone()
+    kept[..., [2, 5]] = 0
+    torch.testing.assert_close(row, kept / kept.sum(-1, keepdim=True))  # softmax over what is left
+    others = [position for position in range(11) if position != 8]
+    torch.testing.assert_close(cut[1][:, :, others], clean[1][:, :, others])
+    assert torch.equal(changed[:, :8], before[:, :8])  # earlier positions never look at it
+    assert ((changed - before)[0, 8:].abs().amax(-1) > 1e-6).all()
+    assert torch.equal(logits(model), before) and hooks_left(model) == 0
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox", "gemma2"])
+def test_blocked_attention_is_that_of_an_explicit_mask(tiny_model, family):
+    """In all layers at once it is what an untouched Hugging Face model computes under a mask of its own."""
+    model = tiny_model(family)
+    mask = torch.full((11, 11), torch.finfo(torch.float32).min).triu(1)
+    mask[10, [0, 3, 4]] = torch.finfo(torch.float32).min
+    four = mask[None, None]
+    given = {"full_attention": four, "sliding_attention": four} if family == "gemma2" else four
+    with torch.no_grad():
+        wanted = plain_twin(model)(CLEAN, attention_mask=given).logits
+    with block_attention(model, range(4), query=10, keys=[0, 3, 4]):
+        assert gap(logits(model), wanted) < 1e-5
+    assert gap(logits(model), wanted) > 1e-3
+
+
+def test_generated_positions_look_as_before(tiny_model):
+    """A pass over later positions only holds no row for the query, and is left alone."""
+    model = tiny_model("llama")
+    with torch.no_grad(), block_attention(model, [0, 1, 2, 3], query=10, keys=[3]):
+        out = model.original_model(CLEAN, use_cache=True)
+        seen = []
+        hook = ("blocks.2.attn.hook_pattern", lambda value, hook: seen.append(value))
+        with model.hooks(fwd_hooks=[hook]):
+            model.original_model(torch.tensor([[40]]), past_key_values=out.past_key_values)
+    assert seen[0].shape[-2:] == (1, 12) and (seen[0] > 0).all()
+
+
 # --- nothing outlives the block ---
 
 
@@ -296,6 +352,19 @@ def test_weights_on_the_grid_stay(tiny_folder):
         ),
         ("llama", lambda m: skip(m, -1), "layer -1 is out of range: this model has layers 0 to 3"),
         ("llama", lambda m: ablate(m, "resid_pre", layer=0), "ablate takes attn_out or mlp_out, .* got 'resid_pre'"),
+        ("llama", lambda m: block_attention(m, [4], query=3, keys=[1]), "layer 4 is out of range: .* 0 to 3"),
+        (
+            "llama",
+            lambda m: block_attention(m, [1], query=3, keys=[]),
+            r"keys=\[\]: give positions from 0 to .* own, 3",
+        ),
+        ("llama", lambda m: block_attention(m, [1], query=3, keys=[1, 4]), r"keys=\[1, 4\]: give positions from 0"),
+        ("llama", lambda m: block_attention(m, [1], query=3, keys=[-1]), r"keys=\[-1\]: give positions from 0"),
+        (
+            "llama",
+            lambda m: block_attention(m, [1], query=2, keys=[0, 1, 2]),
+            "position 2 would have nothing left to look at: leave it at least one key",
+        ),
         ("llama", lambda m: quantized(m, 1), "bits=1: give 2 to 8"),
         (
             "llama",

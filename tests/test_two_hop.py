@@ -220,7 +220,9 @@ def test_few_shot_prompts_show_other_answered_queries_of_the_kind(model, planned
 
 def test_chat_prompts_need_a_template_and_keep_one_start_token(folder, planned):
     model = lab.load(folder, device="cpu")
-    with pytest.raises(ValueError, match='style="chat" needs a model with a chat template; this one has none: use style'):
+    with pytest.raises(
+        ValueError, match='style="chat" needs a model with a chat template; this one has none: use style'
+    ):
         run(model, planned, style="chat")
     model.tokenizer.chat_template = (
         "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}\n{% endfor %}"

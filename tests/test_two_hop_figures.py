@@ -291,12 +291,12 @@ def test_explorer_runs_on_demand_and_follows_the_sliders():
     message, found = explorer.children[4], explorer.children[-1]
     _, _, picture, said, strip = found.children
     at = controls(explorer)
-    assert "Not run yet" in message.value and found.layout.display == "none" and asked.sweeps == []
+    assert "Not run yet" in message.value and found.children[2].layout.display == "none" and asked.sweeps == []
     at["Run"].click()
     names = ["New Delhi", "Delhi, India"]
     assert asked.sweeps == [(MUMBAI, "Mumbai", names, "t1")]
     assert asked.lenses == [(MUMBAI, "Mumbai", ["India"], names)]
-    assert message.value == "" and found.layout.display == "" and at["Run"].layout.display == "none"
+    assert message.value == "" and found.children[2].layout.display == "" and at["Run"].layout.display == "none"
     assert bytes(picture.value).startswith(b"\x89PNG") and bytes(strip.value).startswith(b"\x89PNG")
     source, target = at["source layer"], at["target layer"]
     assert (source.value, source.max, target.value, target.max) == (5, 5, 2, 4)  # the pair that gives the answer
@@ -344,10 +344,10 @@ def test_explorer_takes_a_query_of_ones_own_and_shows_errors():
     at["Run"].click()
     assert message.value == "<b>ValueError</b>: &#x27;Cuzco&#x27; is not in the &lt;prompt&gt;"
     assert asked.sweeps == [("The capital of Peru is", "Cuzco", ["Lima", "City of Kings"], "t1")]
-    assert found.layout.display == "none" and not at["Run"].disabled
+    assert found.children[2].layout.display == "none" and not at["Run"].disabled
     at["e1"].value = "Peru"
     at["Run"].click()
-    assert message.value == "" and found.layout.display == "" and asked.lenses == []
+    assert message.value == "" and found.children[2].layout.display == "" and asked.lenses == []
     said = found.children[3].value
     assert " said 5-2 [...]" in said and "(not known)" in said
     assert found.children[4].layout.display == "none" and at["Run"].layout.display == "none"
@@ -387,9 +387,18 @@ def test_explorer_on_a_real_model(tiny_model):
     explorer = back_patching_explorer(shipped(), sweep, generate=generate, lens=lens)
     at, message, found = controls(explorer), explorer.children[4], explorer.children[-1]
     at["Run"].click()
-    assert message.value == "" and found.layout.display == ""
+    assert message.value == "" and found.children[2].layout.display == ""
     assert at["source layer"].max == 3 and bytes(found.children[4].value).startswith(b"\x89PNG")
     at["query"].value = -1
     at["your query"].value, at["e1"].value, at["answer e3"].value = "The capital of Peru is", "Cuzco", "Lima"
     at["Run"].click()
     assert message.value.startswith("<b>ValueError</b>: ") and "Cuzco" in message.value
+
+
+def test_explorer_opens_on_what_was_swept_already():
+    asked, before = Asked(), Asked()
+    table = before.sweep(MUMBAI, "Mumbai", ["New Delhi", "Delhi, India"], "t2")
+    explorer = back_patching_explorer(shipped(), asked.sweep, swept={(MUMBAI, "t2"): table})
+    found, at = explorer.children[-1], controls(explorer)
+    assert asked.sweeps == [] and found.children[2].layout.display == "" and not at["source layer"].disabled
+    assert "at t2" in found.children[3].value

@@ -98,9 +98,9 @@ def run(
     del known["n"]
     parts = [chosen.iloc[i : i + queries_a_part] for i in range(0, len(chosen), queries_a_part)]
     shards = [
-        {"model": model, "queries": part, "decoys": _decoys(everything, part, seed), "about": parameters,
-         "key": fingerprint({**known, "queries": part.prompt.tolist()})}
-        for part in parts
+        {"model": model, "queries": part, "decoys": decoys, "about": parameters,
+         "key": fingerprint({**known, "queries": part.to_csv(), "decoys": decoys})}
+        for part, decoys in zip(parts, [_decoys(everything, part, seed) for part in parts], strict=True)
     ]  # fmt: skip
     if progress:
         rows = 2 * n_layers * len(parameters["target_layers"])
@@ -197,7 +197,7 @@ def knockout(
 # --- the work --------------------------------------------------------------------------------------------------------
 
 
-def _part(model: Any, queries: pd.DataFrame, decoys: list[str], about: dict[str, Any], key: str) -> Result:
+def _part(model: Any, queries: pd.DataFrame, decoys: list[list[str]], about: dict[str, Any], key: str) -> Result:
     places = back_patching.positions_of(model, queries)
     names = ("descriptions", "projections", "knockout", "lens")
     rows: dict[str, list[dict]] = {name: [] for name in names}
@@ -209,7 +209,10 @@ def _part(model: Any, queries: pd.DataFrame, decoys: list[str], about: dict[str,
         t1, t2 = int(places.t1.iloc[i]), int(places.t2.iloc[i])
         clean = clean_run(model, tokenize(model, [query.prompt]).ids[0])
         said[query.example] = int(clean.logits.argmax())
-        answers = {name: two_hop.answer_of(query, name) for name in ("e1", "e2", "e3")} | {"decoy": Answer(decoys[i])}
+        answers = {name: two_hop.answer_of(query, name) for name in ("e1", "e2", "e3")}
+        answers["decoy"] = Answer(
+            decoys[i][0], decoys[i][1:], lead_ins=answers["e2"].lead_ins
+        )  # judged as the bridge is
         for position, at in (("t1", t1), ("t2", t2)):
             pairs, texts = describe(
                 model, clean.states[:, at], about["target_layers"], list(answers.values()), reuse=about["reuse"]
@@ -252,15 +255,19 @@ def _part(model: Any, queries: pd.DataFrame, decoys: list[str], about: dict[str,
     return Result("hop_stages", table, pd.DataFrame(), {}, {name: pd.DataFrame(part) for name, part in rows.items()})
 
 
-def _decoys(everything: pd.DataFrame, part: pd.DataFrame, seed: int) -> list[str]:
+def _decoys(everything: pd.DataFrame, part: pd.DataFrame, seed: int) -> list[list[str]]:
     """For each query the bridge of another one, with another answer: what a description may name by chance."""
+    kinds = everything.e2_type if "e2_type" in everything else pd.Series("", index=everything.index)
     decoys = []
     for query in part.itertuples():
         rng = np.random.default_rng([seed, int(hashlib.sha256(query.example.encode()).hexdigest()[:8], 16)])
-        fits = everything[
-            (everything.e2_type == query.e2_type) & (everything.e2 != query.e2) & (everything.e3 != query.e3)
-        ]
-        decoys.append(str(fits.e2.iloc[int(rng.integers(len(fits)))]))
+        own = getattr(query, "e2_type", "")
+        fits = everything[(kinds == own) & (everything.e2 != query.e2) & (everything.e3 != query.e3)]
+        if fits.empty:
+            raise ValueError(f"{query.example} has no decoy: no answered query has another bridge of type {own!r} and another "
+                             "answer; answer more queries (limit=)")  # fmt: skip
+        decoy = fits.iloc[int(rng.integers(len(fits)))]
+        decoys.append([decoy.e2, *decoy.e2_aliases])
     return decoys
 
 

@@ -1,0 +1,331 @@
+"""Descriptions, knockouts, projections and the stages made of them, on a small real model with planned queries."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from test_back_patching import places, plain_text, states_of
+from test_two_hop import changed, ids_of, next_token, planned_queries, talking_model
+from transformer_lens.model_bridge import TransformerBridge
+
+import lab
+from lab.answers import Answer
+from lab.branches import clean_run
+from lab.experiments import back_patching, hop_stages, two_hop
+from lab.experiments.hop_stages import DESCRIPTION, STAGES
+from lab.interventions import block_attention
+from lab.models import SITES
+
+TARGETS = [0, 2]
+NAMED = "q02"  # the query whose names are what its states are described as
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return talking_model(tmp_path_factory.mktemp("talking") / "talking")
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> TransformerBridge:
+    return lab.load(folder, device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LAB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def passes(model: TransformerBridge) -> Iterator[list[int]]:
+    """Counts forward passes."""
+    counted: list[int] = []
+    handle = model.original_model.base_model.register_forward_pre_hook(lambda *_: counted.append(1))
+    yield counted
+    handle.remove()
+
+
+@pytest.fixture(scope="module")
+def described(model: TransformerBridge) -> dict[str, list[tuple[int, int, str]]]:
+    """The plain reference for one query: (source, target, full text) of each description, for t1 and t2."""
+    query = planned_queries(model).set_index("example").loc[NAMED]
+    at, states, last = (
+        places(model, query.text, query.e1),
+        states_of(model, query.text),
+        len(ids_of(model, DESCRIPTION)) - 1,
+    )
+    return {
+        position: [
+            (source, target, plain_text(model, DESCRIPTION, target, {last: states[source, at[position][0]]}))
+            for source in range(4)
+            for target in TARGETS
+        ]
+        for position in ("t1", "t2")
+    }
+
+
+@pytest.fixture(scope="module")
+def answers(model: TransformerBridge, described: dict[str, list[tuple[int, int, str]]]) -> lab.Result:
+    """Planned queries, one of them with bridge and answer named as its states are described from source layer 1 and 2 on."""
+    queries = planned_queries(model)
+    row = queries.example.tolist().index(NAMED)
+    names = {"e2": [described["t1"][3][2], described["t2"][5][2]], "e3": [described["t2"][4][2]]}
+    for column, more in names.items():
+        aliases = queries[f"{column}_aliases"].tolist()
+        aliases[row] = [*aliases[row], *(text.strip() for text in more)]
+        queries[f"{column}_aliases"] = aliases
+    return two_hop.run(model, queries, resume=False, progress=False)
+
+
+@pytest.fixture(scope="module")
+def result(model: TransformerBridge, answers: lab.Result) -> lab.Result:
+    return run(model, answers)
+
+
+def run(model: TransformerBridge, data: lab.Result | pd.DataFrame, **options) -> lab.Result:
+    given = {"n": 4, "target_layers": TARGETS, "window": 1, "progress": False, "resume": False, **options}
+    return hop_stages.run(model, data, **given)
+
+
+# --- tables -------------------------------------------------------------------------------------------------------------
+
+
+def test_tables_have_every_row(result):
+    tables, examples = result.tables, {"q00", "q01", "q02", "q03"}
+    wanted = {
+        "descriptions": (["position", "names"], 2 * 3),
+        "projections": (["site", "layer", "what"], 2 * 4 * 3),
+        "knockout": (["keys", "layer"], 3 * 4),
+        "lens": (["position", "depth", "what"], 2 * 5 * 2),
+    }
+    for name, (keys, rows) in wanted.items():
+        table = tables[name]
+        assert len(table) == 4 * rows and not table.duplicated(["example", *keys]).any(), name
+        assert set(table.example) == examples and not table.isna().any(axis=None), name
+    assert set(tables["descriptions"].names) == {"e2", "e3", "decoy"}
+    assert set(tables["knockout"]["keys"]) == {"e1", "t1", "other"}
+    assert set(result.table.stage) <= set(STAGES) and set(result.summary.stage) == set(STAGES)
+    assert result.parameters["target_layers"] == TARGETS and result.parameters["window"] == 1
+
+
+def test_names_are_found_where_the_reference_says_them(model, answers, result, described):
+    """By the full texts of the plain path; as published, a text that names e1 does not count for e2."""
+    query = next(q for q in answers.tables["queries"].itertuples() if q.example == NAMED)
+    table = result.tables["descriptions"].query("example == @NAMED").set_index(["position", "names"])
+    e1 = two_hop.answer_of(query, "e1")
+    for position in ("t1", "t2"):
+        for name in ("e2", "e3"):
+            answer = two_hop.answer_of(query, name)
+            sources = [s for s, _, text in described[position] if answer.leads(text) and not e1.leads(text)]
+            row = table.loc[position, name]
+            assert (row.resolved, row.cells) == (bool(sources), len(sources))
+            assert row.first_source_layer == (min(sources) if sources else -1)
+    assert table.first_source_layer["t1", "e2"] == 1 and table.first_source_layer["t2", "e3"] <= 2
+    assert not table.resolved["t1", "decoy"]
+
+
+def test_a_description_that_names_e1_names_no_bridge(model, answers, described):
+    queries = answers.tables["queries"].copy()
+    row = queries.example.tolist().index(NAMED)
+    queries = changed("e1_aliases", [queries.e1[row], described["t1"][3][2].strip()], row=row)(queries)
+    table = run(model, replace(answers, tables={**answers.tables, "queries": queries}), n=3).tables["descriptions"]
+    assert table.query("example == @NAMED and position == 't1' and names == 'e2'").first_source_layer.item() != 1
+
+
+def test_stages_are_the_first_layers_of_the_tables(result):
+    tables = result.tables
+    expected = set()
+    for (position, name), stage in {
+        ("t1", "e2"): "bridge at t1", ("t2", "e2"): "bridge at t2", ("t2", "e3"): "answer at t2",
+    }.items():  # fmt: skip
+        rows = tables["descriptions"].query("position == @position and names == @name and resolved")
+        expected |= {(row.example, stage, row.first_source_layer) for row in rows.itertuples()}
+    cut = tables["knockout"].query("keys == 'e1' and changed")
+    expected |= {(row.example, "moved", row.layer) for row in cut.itertuples()}
+    top = tables["projections"].query("what == 'prediction' and rank == 0").groupby("example").layer.min()
+    expected |= {(example, "prediction", layer) for example, layer in top.items()}
+    assert set(zip(result.table.example, result.table.stage, result.table.layer, strict=True)) == expected
+    assert len(result.table) == len(expected)
+    assert {"bridge at t1", "bridge at t2", "answer at t2", "moved"} <= {stage for _, stage, _ in expected}
+    summary = result.summary.set_index(["set", "stage"])
+    sets = result.tables["queries"].set_index("example").set
+    for (kind, stage), row in summary.iterrows():
+        reached = {example for example, name, _ in expected if name == stage and sets[example] == kind}
+        assert row.n == 2 and row.share == pytest.approx(len(reached) / 2)
+    assert summary.share.dtype == float and summary.median_layer.dtype == float
+
+
+def test_projections_and_lens_are_ranks_of_the_models_own_unembedding(model, answers, result):
+    query = next(q for q in answers.tables["queries"].itertuples() if q.example == NAMED)
+    ids, at, plain = ids_of(model, query.text), places(model, query.text, query.e1), model.original_model
+    names = [SITES[site].format(layer=layer) for site in ("attn_out", "mlp_out", "resid_post") for layer in range(4)]
+    with torch.inference_mode():
+        logits, cache = model.run_with_cache(torch.tensor([ids]), names_filter=names)
+
+    def rank(state: torch.Tensor, wanted: list[int]) -> int:
+        with torch.inference_mode():
+            row = plain.lm_head(plain.model.norm(state))
+        return int((row > row[wanted].max()).sum())
+
+    first = {name: [ids_of(model, f" {n}")[0] for n in [getattr(query, name), *getattr(query, f"{name}_aliases")]]
+             for name in ("e2", "e3")}  # fmt: skip
+    first["prediction"] = [int(logits[0, -1].argmax())]
+    for row in result.tables["projections"].query("example == @NAMED").itertuples():
+        state = cache[SITES[row.site].format(layer=row.layer)][0, -1]
+        assert row.rank == rank(state, first[row.what]), row
+    for row in result.tables["lens"].query("example == @NAMED and depth > 0").itertuples():
+        state = cache[SITES["resid_post"].format(layer=row.depth - 1)][0, at[row.position][0]]
+        assert row.rank == rank(state, first[row.what]), row
+    table = hop_stages.lens(model, query.text, {"t2": at["t2"][0]}, {"e3": [query.e3, *query.e3_aliases]})
+    wanted = result.tables["lens"].query("example == @NAMED and position == 't2' and what == 'e3'")
+    assert table["rank"].tolist() == wanted["rank"].tolist()
+
+
+def test_the_decoy_is_another_bridge_with_another_answer(model, answers):
+    queries = answers.tables["queries"]
+    by_bridge = queries.set_index("e2")
+    for seed in range(5):
+        decoys = hop_stages._decoys(queries, queries, seed)
+        for query, (label, *aliases) in zip(queries.itertuples(), decoys, strict=True):
+            other = by_bridge.loc[label]
+            assert label != query.e2 and other.e3 != query.e3 and other.e2_type == query.e2_type
+            assert aliases == other.e2_aliases  # as many names as the bridge has
+    assert hop_stages._decoys(queries, queries, 0) == hop_stages._decoys(queries, queries[:], 0) != decoys
+    untyped = hop_stages._decoys(queries.drop(columns="e2_type"), queries.drop(columns="e2_type"), 0)
+    assert len(untyped) == len(queries)
+
+
+# --- descriptions and knockouts against a plain forward pass --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_describe_is_a_plain_patched_forward(model, described, reuse):
+    query = planned_queries(model).set_index("example").loc[NAMED]
+    at = places(model, query.text, query.e1)
+    clean = clean_run(model, torch.tensor(ids_of(model, query.text)))
+    for position in ("t1", "t2"):
+        full = described[position]
+        words = [text.split()[0] for _, _, text in full if len(text.split()[0]) > 1]
+        names = [
+            Answer(words[0]),
+            Answer(f"{words[0]} {full[0][2].split()[1]}"),
+            Answer(full[-1][2].strip()),
+            Answer("Nowhere"),
+        ]
+        pairs, texts = hop_stages.describe(model, clean.states[:, at[position][0]], TARGETS, names, reuse=reuse)
+        assert pairs == [(source, target) for source, target, _ in full]
+        for said, (_, _, text) in zip(texts, full, strict=True):
+            assert text.startswith(said)
+            for name in names:  # a longer name that begins with a shorter one is waited for
+                assert name.leads(said) == name.leads(text), (name, said, text)
+        assert sum(map(len, texts)) < sum(len(text) for _, _, text in full), "nothing was cut short"
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_knockout_is_the_context_manager_layer_by_layer(model, reuse):
+    prompt = "The capital of the land of Rome is"
+    ids = ids_of(model, prompt)
+    last, keys = len(ids) - 1, [8, 9, 10]
+    table = hop_stages.knockout(model, prompt, keys, window=1, wanted=[70, 90], reuse=reuse)
+    assert table.layer.tolist() == [-1, 0, 1, 2, 3]
+    assert table.token[0] == next_token(model, ids)
+    for centre in range(4):
+        layers = [layer for layer in range(4) if abs(layer - centre) <= 1]
+        with block_attention(model, layers, query=last, keys=keys), torch.inference_mode():
+            logits = model.original_model(input_ids=torch.tensor([ids])).logits[0, -1]
+        assert table.token[centre + 1] == int(logits.argmax())
+        assert table["rank"][centre + 1] == int((logits > logits[[70, 90]].max()).sum())
+    # the partner: blind to everything but itself in all layers, the last token says what it says alone
+    alone = hop_stages.knockout(model, prompt, list(range(last)), window=4, reuse=reuse)
+    assert alone.token[0] == table.token[0] and (alone.token[1:] != table.token[0]).all()
+    assert alone.token[1:].nunique() == 1
+
+
+def test_a_blind_last_token_says_what_it_says_alone(model):
+    """Rotary positions are relative, so a token that sees itself only does not know where it stands."""
+    ids = ids_of(model, "The capital of the land of Rome is")
+    alone = hop_stages.knockout(model, "The capital of the land of Rome is", list(range(len(ids) - 1)), window=4)
+    assert set(alone.token[1:]) == {next_token(model, ids[-1:])}
+
+
+# --- kept, saved ---------------------------------------------------------------------------------------------------------
+
+
+def test_parts_are_read_and_other_names_are_not(model, answers, passes, own_cache):
+    first = run(model, answers, resume=True, queries_a_part=3)
+    there = len(passes)
+    assert len(list((own_cache / "runs").glob("*/result.json"))) == 2
+    again = run(model, answers, resume=True, queries_a_part=3)
+    assert len(passes) - there < 10  # `why_plain`, which tries four tokens
+    for name in ("descriptions", "projections", "knockout", "lens"):
+        pd.testing.assert_frame_equal(first.tables[name], again.tables[name], check_dtype=False)
+    pd.testing.assert_frame_equal(first.table, again.table, check_dtype=False)
+    pd.testing.assert_frame_equal(first.summary, again.summary, check_dtype=False)
+    queries = answers.tables["queries"]
+    bare = queries.assign(e2_aliases=pd.Series([[e2] for e2 in queries.e2]))
+    other = run(model, replace(answers, tables={**answers.tables, "queries": bare}), resume=True, queries_a_part=3)
+    assert first.tables["descriptions"].query("names == 'e2'").resolved.any()
+    assert not other.tables["descriptions"].query("names == 'e2'").resolved.any()
+
+
+def test_a_result_is_saved_and_comes_back(result, tmp_path):
+    loaded = lab.Result.load(result.save(tmp_path / "saved"))
+    assert loaded.parameters == json.loads(json.dumps(result.parameters))
+    for name, frame in {"table": result.table, "summary": result.summary, **result.tables}.items():
+        there = {"table": loaded.table, "summary": loaded.summary, **loaded.tables}[name]
+        pd.testing.assert_frame_equal(there, frame, check_dtype=False)
+
+
+def test_parallel_blocks_and_a_small_window(tmp_path):
+    model = lab.load(talking_model(tmp_path / "neox", "neox"), device="cpu")
+    answers = two_hop.run(model, planned_queries(model), resume=False, progress=False)
+    result = run(model, answers, n=3, window=0, target_layers=[1])
+    assert len(result.tables["projections"]) == 3 * 24 and result.tables["knockout"].changed.any()
+    assert np.isin(result.tables["descriptions"].cells, range(5)).all()
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"target_layers": [0, 4]}, r"target_layers=\[0, 4\]: choose from 0 to 3"),
+        ({"target_layers": [-1]}, r"target_layers=\[-1\]: choose from 0 to 3"),
+        ({"target_layers": []}, r"target_layers=\[\]: choose from 0 to 3"),
+        ({"window": -1}, r"window=-1: give 0 \(one layer\) or more"),
+    ],
+)
+def test_bad_options_are_refused_before_the_model_runs(model, answers, passes, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(model, answers, **options)
+    assert passes == []
+
+
+def test_what_cannot_be_measured_is_refused(model, answers, passes, monkeypatch):
+    with pytest.raises(ValueError, match="this is a result of hop_stages; give one of two_hop.run"):
+        run(model, replace(answers, kind="hop_stages"))
+    queries = answers.tables["queries"]
+    with pytest.raises(ValueError, match="no query in the sets correct and incorrect"):
+        run(model, replace(answers, tables={**answers.tables, "queries": queries.assign(set="other")}))
+    lone = queries.assign(e2_type=["alone", *queries.e2_type[1:]])
+    with pytest.raises(ValueError, match="q00 has no decoy: no answered query has another bridge of type 'alone'"):
+        run(model, replace(answers, tables={**answers.tables, "queries": lone}))
+    hidden = {name: point for name, point in model.hook_dict.items() if "hook_mlp_out" not in name}
+    with monkeypatch.context() as patched:
+        patched.setattr(type(model), "hook_dict", hidden)
+        assert SITES["mlp_out"].format(layer=0) not in model.hook_dict
+        with pytest.raises(ValueError, match="no site mlp_out: this model's blocks do not expose it; use one of"):
+            run(model, answers)
+
+
+@pytest.mark.parametrize("keys", [[], [14], [-1], [3, 99]])
+def test_a_knockout_needs_keys_before_the_last_token(model, passes, keys):
+    assert back_patching.places(model, "The land of Rome is", "Rome")["t2"] == 14
+    with pytest.raises(ValueError, match=r"give positions from 0 to 13, before the last token"):
+        hop_stages.knockout(model, "The land of Rome is", keys)
