@@ -44,7 +44,7 @@ WAYS = ("published", "hooks", "batched", "leading", "word")
 
 @dataclass(frozen=True)
 class Query:
-    """One prompt with what is looked for, and the states after each layer from both kinds of model."""
+    """One prompt, what is looked for, and where it is patched."""
 
     prompt: str
     answer: Answer
@@ -414,8 +414,9 @@ def main() -> None:
         return
     plain, queries = plain_twin(model), prepared(model, texts)
     times = measure(model, plain, queries, arguments.positions, arguments.cells, arguments.seed)
-    print(f"{arguments.model}, {model.cfg.n_layers} layers, {torch.get_num_threads()} threads, {STEPS} tokens a try; (a), (b) and "
-          f"(d) from {arguments.cells} sampled pairs a query and position, scaled to all of theirs")  # fmt: skip
+    print(f"{arguments.model}, {model.cfg.n_layers} layers, {torch.get_num_threads()} threads, {STEPS} tokens a try; (a), (b) "
+          f"and (d) from {arguments.cells} sampled pairs a query and position, scaled to all of theirs; (d) with "
+          f"{min(32, len(queries))} queries a batch")  # fmt: skip
     report(times, arguments.positions, model.cfg.n_layers)
     if arguments.full_matrix:
         compare_everything(model, plain, queries, arguments.positions)

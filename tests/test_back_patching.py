@@ -1,5 +1,6 @@
-"""Back-patching against a plain reference: one hooked forward pass of the whole prompt a token, cell by cell."""
+"""Back-patching against a plain reference: an untouched Hugging Face model, one hooked pass a token, cell by cell."""
 
+import functools
 import hashlib
 import json
 import os
@@ -22,11 +23,10 @@ from test_two_hop import PLAN, changed, ids_of, planned_queries, talking_model
 from transformer_lens.model_bridge import TransformerBridge
 
 import lab
-from lab.answers import Answer
+from lab.answers import ARTICLES, Answer
 from lab.experiments import back_patching, hop_statistics, two_hop
 from lab.experiments.back_patching import cells
-from lab.interventions import patch
-from lab.models import SITES
+from lab.models import plain_twin
 
 REFERENCE = ("q00", "q01", "q02")  # the first three of the sets: two correct, one incorrect
 SEED = 5
@@ -36,11 +36,10 @@ KILLED = """
 import sys
 import lab
 from lab.experiments import back_patching, two_hop
-lab.load(sys.argv[1])
 model = lab.load(sys.argv[1])
 data = lab.datasets.load("two_hop").query("r2 in ['capital', 'currency', 'language']")
-answers = two_hop.run(model, data, limit=160, progress=False)
-result = back_patching.run(model, answers, n=4, conditions=("own", "random", "other"), queries_a_part=1,
+answers = two_hop.run(model, data, limit=120, progress=False)
+result = back_patching.run(model, answers, n=4, conditions=("own", "random"), positions=("t2",), queries_a_part=1,
                            resume=sys.argv[3] == "resume", progress=False)
 result.save(sys.argv[2])
 """
@@ -74,22 +73,42 @@ def passes(model: TransformerBridge) -> Iterator[list[int]]:
 # --- the plain reference: no batch, no keys and values, no rule that stops -----------------------------------------------
 
 
+@functools.cache
+def twin(model: TransformerBridge) -> torch.nn.Module:
+    """The same weights in an untouched Hugging Face model: the reference knows neither the Bridge nor our hooks."""
+    return plain_twin(model)
+
+
+def state_in(out: torch.Tensor | tuple) -> torch.Tensor:
+    return out[0] if isinstance(out, tuple) else out
+
+
 def states_of(model: TransformerBridge, prompt: str) -> torch.Tensor:
     """States after each layer; [layer position d_model]."""
-    names = [SITES["resid_post"].format(layer=layer) for layer in range(model.cfg.n_layers)]
-    with torch.inference_mode():
-        cache = model.run_with_cache(torch.tensor([ids_of(model, prompt)]), names_filter=names)[1]
-    return torch.stack([cache[name][0] for name in names])
+    kept: list[torch.Tensor] = []
+    with torch.inference_mode(), ExitStack() as stack:
+        for layer in twin(model).base_model.layers:
+            handle = layer.register_forward_hook(lambda module, given, out: kept.append(state_in(out)[0].clone()))
+            stack.callback(handle.remove)
+        twin(model)(torch.tensor([ids_of(model, prompt)]))
+    return torch.stack(kept)
 
 
 def plain_logits(
     model: TransformerBridge, ids: list[int], target: int, values: Mapping[int, torch.Tensor]
 ) -> torch.Tensor:
     """Next-token logits when the states after layer `target` are replaced at some positions."""
-    with torch.inference_mode(), ExitStack() as stack:
+
+    def write(module: torch.nn.Module, given: tuple, out: torch.Tensor | tuple) -> None:
         for position, value in values.items():
-            stack.enter_context(patch(model, "resid_post", layer=target, value=value, position=position))
-        return model.original_model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+            state_in(out)[0, position] = value
+
+    handle = twin(model).base_model.layers[target].register_forward_hook(write)
+    try:
+        with torch.inference_mode():
+            return twin(model)(torch.tensor([ids]), use_cache=False).logits[0, -1]
+    finally:
+        handle.remove()
 
 
 def plain_text(
@@ -151,7 +170,7 @@ def answers(model: TransformerBridge, reference: dict[str, Tries]) -> lab.Result
     for row, example in enumerate(REFERENCE):
         said = [" ".join(two_hop.greedy(model, [queries[column][row]], progress=False)[0].split())
                 for column in ("text", "entity_shortcut", "relation_shortcut", "first_hop")]  # fmt: skip
-        for (condition, position), tries in reference[example].items():
+        for (condition, _), tries in reference[example].items():
             if condition == "identity":
                 continue
             for cell, spell in ((0, str.strip), (3, first_words), (5, last_words)):
@@ -295,10 +314,10 @@ def test_controls_alone(model, answers):
 
 
 def test_the_plain_fallback_gives_the_same_and_says_that_it_is_slow(model, answers, monkeypatch, capsys):
-    wanted = run(model, answers)
+    wanted = run(model, answers, conditions=("own", "other"))
     assert "Slow" not in capsys.readouterr().out
     monkeypatch.setattr(back_patching, "why_plain", lambda model: "its memory is a river")
-    found = run(model, answers)
+    found = run(model, answers, conditions=("own", "other"))
     said = capsys.readouterr().out
     assert "cannot be reused in this model (its memory is a river)" in said and "Slow." in said
     assert (found.parameters["reuse"], wanted.parameters["reuse"]) == (False, True)
@@ -523,11 +542,8 @@ def test_another_process_gives_the_same_table(model, answers):
 
 
 def test_the_estimate_names_queries_and_tries(model, answers, capsys):
-    run(model, answers, progress=True)
-    said = capsys.readouterr().out
-    assert "3 queries to go, 34 tries each at t1 and t2: about 1 min." in said
-    run(model, answers, progress=True, conditions=("own", "random"), draws=3, positions=("t2",))
-    assert "3 queries to go, 24 tries each at t2: about" in capsys.readouterr().out
+    run(model, answers, progress=True, conditions=("own", "random", "identity"), draws=3)
+    assert "3 queries to go, 28 tries each at t1 and t2: about 1 min." in capsys.readouterr().out
 
 
 # --- refusals: before a patch is tried -----------------------------------------------------------------------------------
@@ -648,7 +664,7 @@ def test_killed_in_the_middle_goes_on_and_ends_with_the_same_bytes(smollm2, own_
     for name in ("table", "hits", "queries", "summary"):
         killed, whole = (tmp_path / run / f"{name}.csv.gz" for run in ("killed", "whole"))
         assert killed.read_bytes() == whole.read_bytes(), name
-    assert len(lab.Result.load(tmp_path / "whole").table) > 8
+    assert len(lab.Result.load(tmp_path / "whole").table) > 4
 
 
 @pytest.mark.slow
@@ -656,7 +672,7 @@ def test_all_pairs_of_a_real_query_are_those_of_the_plain_reference(smollm2):
     """435 pairs at t1 and at t2, each a full forward pass a token without keys and values."""
     prompt, e1 = "The capital of the country whose territory includes the Parthenon is", "the Parthenon"
     names, ids = ["Athens"], ids_of(smollm2, prompt)
-    answer, states = Answer("Athens"), states_of(smollm2, prompt)
+    answer, states = Answer("Athens", lead_ins=ARTICLES), states_of(smollm2, prompt)
     first = [ids_of(smollm2, " Athens")[0]]
     hits = 0
     for position, at in back_patching.places(smollm2, prompt, e1).items():

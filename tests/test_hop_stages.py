@@ -140,10 +140,13 @@ def test_a_description_that_names_e1_names_no_bridge(model, answers, described):
 def test_stages_are_the_first_layers_of_the_tables(result):
     tables = result.tables
     expected = set()
-    for (position, name), stage in {
-        ("t1", "e2"): "bridge at t1", ("t2", "e2"): "bridge at t2", ("t2", "e3"): "answer at t2",
-    }.items():  # fmt: skip
-        rows = tables["descriptions"].query("position == @position and names == @name and resolved")
+    descriptions = tables["descriptions"]
+    for stage, place, name in (
+        ("bridge at t1", "t1", "e2"),
+        ("bridge at t2", "t2", "e2"),
+        ("answer at t2", "t2", "e3"),
+    ):
+        rows = descriptions[(descriptions.position == place) & (descriptions.names == name) & descriptions.resolved]
         expected |= {(row.example, stage, row.first_source_layer) for row in rows.itertuples()}
     cut = tables["knockout"].query("keys == 'e1' and changed")
     expected |= {(row.example, "moved", row.layer) for row in cut.itertuples()}

@@ -178,13 +178,13 @@ def cut(said: str) -> str:
 
 def test_the_rule_makes_the_sets(model):
     """The same answers: names said first, said later, and found inside a word only."""
-    plan = PLAN[:1] + PLAN[2:4]
+    plan = [PLAN[0], PLAN[2]]
 
     def sets(spell):
         frame = planned_queries(model, spell, plan)
         return {rule: run(model, frame, rule=rule).tables["queries"].set.tolist() for rule in two_hop.RULES}
 
-    kinds, nothing = [kind for kind, _, _ in plan], ["other"] * 3
+    kinds, nothing = [kind for kind, _, _ in plan], ["other"] * 2
     assert sets(str.strip) == {"word": kinds, "published": kinds, "leading": kinds}
     later = sets(lambda said: said.strip().split(" ", 1)[1])
     assert later == {"word": kinds, "published": kinds, "leading": nothing}
@@ -193,7 +193,7 @@ def test_the_rule_makes_the_sets(model):
     assert inside["published"] == kinds
     frame = planned_queries(model, cut, plan)
     inflation = run(model, frame).tables["inflation"].set_index("prompt")
-    assert inflation.not_word["first_hop"] == 3 and inflation.word["first_hop"] == 0
+    assert inflation.not_word["first_hop"] == 2 and inflation.word["first_hop"] == 0
 
 
 # --- prompts -----------------------------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def one_at_a_time(model: TransformerBridge, text: str, steps: int) -> str:
 
 
 def test_a_padded_batch_says_what_each_prompt_says_alone(model, planned):
-    texts = [*planned.text, *planned.second_hop, "Lima"]
+    texts = [*planned.text[:7], *planned.second_hop[:3], "Lima"]
     assert len({len(text) for text in texts}) > 5
     alone = [one_at_a_time(model, text, 10) for text in texts]
     assert greedy(model, texts, progress=False) == alone
