@@ -90,6 +90,13 @@ def check(model: TransformerBridge) -> pd.DataFrame:
         rows.append(
             ("... and those differ from the clean ones (1 / difference)", 1 / changed if changed else np.inf, 1e3)
         )
+        rows.append(
+            (
+                "continuation with kept keys and values = without (tokens that differ)",
+                _cache_difference(model, first),
+                0.0,
+            )
+        )
     rows.append(("hooks left behind", float(hooks_left(model)), 0.0))
     table = pd.DataFrame(rows, columns=["check", "value", "limit"])
     table["ok"] = (table.value <= table.limit) | table.limit.isna()
@@ -128,6 +135,19 @@ def _padding_difference(model: TransformerBridge, side: str) -> float:
         batched = np.stack([cache[name][i, last].float().cpu().numpy() for name in names])
         worst = max(worst, float(np.abs(batched - alone).max() / np.abs(alone).max()))
     return worst
+
+
+def _cache_difference(model: TransformerBridge, ids: torch.Tensor) -> float:
+    """How many of five greedy tokens change when keys and values are kept. A Bridge that does not see the cache under the
+    name that Hugging Face gives it forgets the prompt without a word (TransformerLens 4.3 with transformers 5.24)."""
+    said = [
+        model.original_model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, min_new_tokens=5, do_sample=False,
+            use_cache=kept, pad_token_id=model.tokenizer.pad_token_id,
+        )
+        for kept in (True, False)
+    ]  # fmt: skip
+    return float((said[0] != said[1]).sum())
 
 
 def _difference(ours: torch.Tensor, reference: torch.Tensor) -> float:

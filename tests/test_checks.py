@@ -15,11 +15,11 @@ def failed(table):
 def test_check_passes_on_every_family(tiny_model, family):
     model = tiny_model(family)
     table = lab.check(model)
-    assert list(table.columns) == ["check", "value", "limit", "ok"] and len(table) == 11
+    assert list(table.columns) == ["check", "value", "limit", "ok"] and len(table) == 12
     assert failed(table) == [] and hooks_left(model) == 0
     absent = table[table.check == "resid_mid: no such site (attention and MLP run in parallel)"]
     assert len(absent) == (family == "neox") and absent.value.isna().all()
-    assert table.value.notna().sum() == 11 - len(absent)
+    assert table.value.notna().sum() == 12 - len(absent)
 
 
 def test_check_passes_on_smollm2(smollm2):
@@ -47,6 +47,14 @@ def test_check_does_not_change_the_model(tiny_model):
 
 
 # --- what it is for: each kind of damage is seen ---
+
+
+def test_a_cache_that_attention_does_not_see_is_noticed(tiny_model, monkeypatch):
+    """As with a transformers that names the cache otherwise: attention goes on without the prompt, and says nothing."""
+    model = tiny_model("llama")
+    attention = type(model.blocks[0].attn)
+    monkeypatch.setattr(attention, "_update_kv_cache", lambda self, keys, values, **kwargs: (keys, values))
+    assert failed(lab.check(model)) == ["continuation with kept keys and values = without (tokens that differ)"]
 
 
 @pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.1.self_attn.v_proj.weight", "model.norm.weight"])
