@@ -22,7 +22,7 @@
 #
 # **You need** notebooks `00_start_here` (residual stream, depth) and `01_concept_depth` (why a control stands beside each result).
 #
-# **It takes** about a quarter of an hour on two processor cores (`quick = True`: about three minutes), 3 GB of memory, no network.
+# **It takes** about a quarter of an hour on two processor cores (`quick = True`: about four minutes), 3 GB of memory, no network.
 #
 # **In class**: sections 1 to 3 make a lesson of 45 minutes, 4 to 6 a second one, 7 to 9 a seminar.
 
