@@ -45,7 +45,7 @@ from lab.experiments import back_patching, hop_stages, hop_statistics, two_hop
 
 pd.options.display.max_colwidth = 160  # sentences in tables, whole
 if quick:
-    n_asked, n_patched, n_stages = 80, 3, 2
+    n_asked, n_patched, n_stages = 90, 4, 3
 model = lab.load(model_name, accept_license=accept_license)
 health = lab.check(model)
 assert health.ok.all(), "a check failed: look at the table before you trust a number"
@@ -353,7 +353,7 @@ look
 
 # %%
 stages = hop_stages.run(
-    model, asked, n=n_stages, target_layers=range(0, model.cfg.n_layers, 8 if quick else 3), seed=seed
+    model, asked, n=n_stages, target_layers=range(0, model.cfg.n_layers, 6 if quick else 3), seed=seed
 )
 figure = stages.plot()
 
