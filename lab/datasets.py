@@ -25,6 +25,14 @@ instruction, instruction_place, licence, source, sha256) and its prose under "te
 
 Two-hop queries come as a DataFrame of one query a row. `as_two_hop` says which columns there are and which of them a
 table needs; the card of `two_hop` says what they hold.
+
+    lab.datasets.names(kind="prompts")            # prompts of graded difficulty: "5 + 7 + 5 = "
+    lab.datasets.load("chains")
+    lab.datasets.load("published/gsm8k")          # downloaded once
+    lab.datasets.as_prompts(pd.read_csv("mine.csv"))
+    lab.datasets.load("prose")                    # plain text, for losses, norms and maps
+
+Prompts come one a row, with their `level` (steps, hops, terms), prose one document a row: see `as_prompts`, `as_prose`.
 """
 
 import ast
@@ -32,11 +40,13 @@ import errno
 import hashlib
 import json
 import os
+import re
 import tarfile
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from numbers import Integral
 from pathlib import Path
 
 import pandas as pd
@@ -51,33 +61,46 @@ TWO_HOP_NEEDED = ("text", "e1", "e2", "e3")
 TWO_HOP_ALIASES = ("e1_aliases", "e2_aliases", "e3_aliases")
 TWO_HOP_SETS = ("two_hop",)
 
+PROMPT_NEEDED = ("prompt", "level")
+PROMPT_LISTS = ("aliases", "hop_prompts", "hop_answers", "relations", "entities", "partial_sums")  # JSON in a CSV
+PROMPT_SETS = ("word_problems", "sums", "chains")
+PROSE_SETS = ("prose",)
+KINDS = ("concept", "two_hop", "prompts", "prose")
+
 
 def names(kind: str = "concept") -> list[str]:
     """Names that `load` knows: the sets in the data folder, then the published ones.
 
     Args:
-        kind: "concept" (labelled statements) or "two_hop" (queries that take two facts).
+        kind: "concept" (labelled statements), "two_hop" (queries that take two facts), "prompts" (of graded difficulty)
+            or "prose" (plain text).
     """
-    if kind not in ("concept", "two_hop"):
-        raise ValueError(f"kind={kind!r}: there are 'concept' and 'two_hop'")
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: there are 'concept' and 'two_hop', 'prompts' and 'prose'")
     ours = sorted(path.stem for path in _data_folder().glob("*.csv"))
     if kind == "two_hop":
         return [name for name in ours if name in TWO_HOP_SETS] + [PUBLISHED_TWO_HOP.name]
-    return [name for name in ours if name not in TWO_HOP_SETS] + sorted(PUBLISHED)
+    if kind == "prompts":
+        return [name for name in ours if name in PROMPT_SETS] + sorted(PUBLISHED_PROMPTS)
+    if kind == "prose":
+        return [name for name in ours if name in PROSE_SETS]
+    return [name for name in ours if name not in TWO_HOP_SETS + PROMPT_SETS + PROSE_SETS] + sorted(PUBLISHED)
 
 
 def load(name: str, *, source: str | Path | None = None) -> pd.DataFrame:
-    """Statements of one concept, with their labels, groups and card; or two-hop queries.
+    """Statements of one concept, with their labels, groups and card; or two-hop queries, graded prompts, prose.
 
     Args:
-        name: one of `names()` or `names(kind="two_hop")`. "published/..." is downloaded from its authors on first use
-            and kept in the user's cache (the environment variable LAB_CACHE moves it); nothing of it ships with the kit.
+        name: one of `names()`, or of `names(kind=...)` for the other kinds. "published/..." is downloaded from its
+            authors on first use and kept in the user's cache (the environment variable LAB_CACHE moves it); nothing of
+            it ships with the kit.
         source: for published sets only, instead of a download: a folder that holds the authors' file under its own
             name. Its checksum is verified in the same way.
 
     Returns:
         DataFrame with the columns in `COLUMNS`, then columns of its own; for two-hop queries, the columns that
-        `as_two_hop` describes, aliases as lists. `.attrs["card"]` is its card.
+        `as_two_hop` describes, for prompts and prose those of `as_prompts` and `as_prose`; lists as lists.
+        `.attrs["card"]` is its card.
 
     Raises:
         ValueError: unknown name; a file whose checksum, columns, classes or counts are not those of its card.
@@ -87,7 +110,9 @@ def load(name: str, *, source: str | Path | None = None) -> pd.DataFrame:
         return load_published(PUBLISHED[name], source=source)
     if name == PUBLISHED_TWO_HOP.name:
         return load_published_two_hop(source=source)
-    if name not in (known := names() + names(kind="two_hop")):
+    if name in PUBLISHED_PROMPTS:
+        return load_published_prompts(PUBLISHED_PROMPTS[name], source=source)
+    if name not in (known := [*names(), *names("prompts"), *names("prose"), *names("two_hop")]):
         raise ValueError(
             f"no data set {name!r}. There are: {', '.join(known)}. For a CSV of your own: lab.datasets.read(path)"
         )
@@ -103,14 +128,10 @@ def load(name: str, *, source: str | Path | None = None) -> pd.DataFrame:
         )
     if name in TWO_HOP_SETS:
         frame = pd.read_csv(path, keep_default_na=False, na_values={"e2_popularity": [""]})  # people have none
-        frame = as_two_hop(frame, name=name)
-        if (counted := (len(frame), frame["group"].nunique())) != (card["n"], card["groups"]):
-            raise ValueError(
-                f"{name}: the card says n = {card['n']}, groups = {card['groups']}, the file has {counted[0]}, "
-                f"{counted[1]}: build the set again"
-            )
-        frame.attrs["card"] = card
-        return frame
+        return _with_card(as_two_hop(frame, name=name), card)
+    if name in PROMPT_SETS + PROSE_SETS:
+        frame = pd.read_csv(path, keep_default_na=False, dtype={"answer": str})  # answers are texts, "20" among them
+        return _with_card((as_prompts if name in PROMPT_SETS else as_prose)(frame, name=name), card)
     frame = pd.read_csv(path, dtype={"example": str, "text": str, "group": str, "template": str}, keep_default_na=False)
     _check_columns(frame, COLUMNS, name=name)
     return _finish(frame, card)
@@ -428,6 +449,175 @@ def _stands_in(name: str, text: str) -> bool:
     return False
 
 
+def as_prompts(frame: pd.DataFrame, *, name: str = "your table") -> pd.DataFrame:
+    """Prompts of graded difficulty with what can be filled in filled in, checked by `check_prompts`.
+
+    Args:
+        frame: one prompt a row. Needed: `prompt` (text), `level` (int from 1 on: number of steps, hops, terms). Known:
+            `answer` and `solution` (texts that follow the prompt as they stand, with the space between, if any),
+            `aliases` (accepted forms of the answer), `hop_prompts` and `hop_answers` (for each of `level` hops the prompt
+            that asks for it alone, and the accepted forms of its answer). Lists may be JSON lists, as in a CSV.
+        name: what to call it in messages.
+
+    Returns:
+        A new table with `example`, `group`, `level`, `prompt` first and all other columns of `frame` behind them, JSON
+        lists as lists. Where they were missing:
+
+        - `example`: numbered.
+        - `group`: the example, so that a split takes each row for itself.
+        - `aliases`: the answer alone, without the space; only where there are answers.
+
+    Raises:
+        ValueError: what `check_prompts` refuses, and lists that are neither lists nor JSON lists.
+
+    >>> mine = pd.DataFrame({"prompt": ["2 + 2 = ", "2 + 2 + 3 = "], "level": [2, 3], "answer": ["4", "7"]})
+    >>> as_prompts(mine).loc[1, ["example", "group", "aliases"]].tolist()
+    ['prompt-0002', 'prompt-0002', ['7']]
+    """
+    _check_needed(frame, PROMPT_NEEDED, what="prompts", one="prompt", name=name)
+    frame = frame.copy()
+    if "example" not in frame:
+        frame["example"] = _number("prompt", len(frame))
+    if "group" not in frame:
+        frame["group"] = frame["example"]
+    for column in PROMPT_LISTS:
+        if column in frame:
+            cells = zip(frame["example"], frame[column], strict=True)
+            parsed = [
+                _json_list(cell, f"{name}: {column} in row {i} (example {e!r})") for i, (e, cell) in enumerate(cells)
+            ]
+            frame[column] = pd.Series(parsed, index=frame.index, dtype=object)
+    check_prompts(frame, name=name)
+    if "answer" in frame and "aliases" not in frame:
+        frame["aliases"] = pd.Series([[answer.strip()] for answer in frame["answer"]], index=frame.index, dtype=object)
+    first = ["example", "group", "level", "prompt"]
+    return frame[first + [column for column in frame.columns if column not in first]]
+
+
+def check_prompts(frame: pd.DataFrame, *, name: str) -> None:
+    """Refuse prompts that no experiment can use.
+
+    Args:
+        frame: one prompt a row, with the columns prompt and level at least; the others that `as_prompts` names are checked
+            where they are there.
+        name: what to call it in messages.
+
+    Raises:
+        ValueError: a missing column, no rows, an empty prompt, answer, solution or group, a level that is no whole number
+            from 1 on, an example named twice, lists that are none or contain anything but texts, hops that are not as
+            many as the level.
+    """
+    _check_needed(frame, PROMPT_NEEDED, what="prompts", one="prompt", name=name)
+    place = _places(frame)
+    _check_texts(frame, ("prompt", "answer", "solution", "group"), name=name)
+    for row, level in enumerate(frame["level"].tolist()):
+        if not isinstance(level, Integral) or isinstance(level, bool) or level < 1:
+            raise ValueError(
+                f"{name}: level {level!r} in {place(row)}: levels are whole numbers from 1 on (steps, hops, terms), of an "
+                "integer type; frame['level'].astype(int) turns 2.0 into 2, and 1 for all rows will do where there are none"
+            )
+    _check_examples(frame, name=name)
+    for column in ("aliases", "hop_prompts", "hop_answers"):
+        for row, cell in enumerate(frame[column] if column in frame else []):
+            lists = cell if column == "hop_answers" and isinstance(cell, list) else [cell]
+            if not all(isinstance(one, list) and one for one in lists):
+                raise ValueError(
+                    f"{name}: {column} in {place(row)} is {cell!r}, not a list{' of lists' * (lists is cell)}, or an "
+                    "empty one: as_prompts(table) reads JSON lists; leave the column out if there is nothing to say"
+                )
+            if wrong := [text for one in lists for text in one if not isinstance(text, str) or not text.strip()]:
+                raise ValueError(f"{name}: {column} in {place(row)} contains {wrong[0]!r}: each is a text, not empty")
+            if column != "aliases" and len(cell) != frame["level"].iloc[row]:
+                raise ValueError(
+                    f"{name}: {column} in {place(row)} has {len(cell)} hops, its level is {frame['level'].iloc[row]}: one "
+                    "entry a hop is needed"
+                )
+
+
+def as_prose(frame: pd.DataFrame, *, name: str = "your table") -> pd.DataFrame:
+    """Plain text with what can be filled in filled in, checked by `check_prose`.
+
+    Args:
+        frame: one document a row. Needed: `text`.
+        name: what to call it in messages.
+
+    Returns:
+        A new table with `example`, `group`, `genre`, `text` first and all other columns of `frame` behind them. Where they
+        were missing: `example` is numbered, `group` is the example (a split takes each document for itself), `genre` is
+        "own".
+
+    Raises:
+        ValueError: what `check_prose` refuses.
+    """
+    _check_needed(frame, ("text",), what="documents", one="document", name=name)
+    frame = frame.copy()
+    if "example" not in frame:
+        frame["example"] = _number("document", len(frame))
+    if "group" not in frame:
+        frame["group"] = frame["example"]
+    if "genre" not in frame:
+        frame["genre"] = "own"
+    check_prose(frame, name=name)
+    first = ["example", "group", "genre", "text"]
+    return frame[first + [column for column in frame.columns if column not in first]]
+
+
+def check_prose(frame: pd.DataFrame, *, name: str) -> None:
+    """Refuse documents that can't be split and read.
+
+    Raises:
+        ValueError: no column text, no rows, an empty text, group or genre, an example named twice, a text that stands in
+            two groups, so that a split could put it on both sides.
+    """
+    _check_needed(frame, ("text",), what="documents", one="document", name=name)
+    _check_texts(frame, ("text", "group", "genre"), name=name)
+    _check_examples(frame, name=name)
+    if "group" in frame:
+        mixed = frame.groupby("text", sort=False)["group"].nunique() > 1
+        if mixed.any():
+            raise ValueError(
+                f"{name}: the text {mixed.index[mixed][0][:80]!r} stands in several groups, so that a split could put it on "
+                "both sides: drop one, or give both the same group"
+            )
+
+
+def _check_needed(frame: pd.DataFrame, needed: tuple[str, ...], *, what: str, one: str, name: str) -> None:
+    missing = [column for column in needed if column not in frame]
+    if missing:
+        raise ValueError(
+            f"{name} has no column {', '.join(map(repr, missing))}: {what} need {', '.join(needed)}; it has "
+            f"{', '.join(map(str, frame.columns))}"
+        )
+    if frame.empty:
+        raise ValueError(f"{name} has no rows: at least one {one} is needed")
+
+
+def _places(frame: pd.DataFrame) -> Callable[[int], str]:
+    """How messages call a row."""
+    if "example" not in frame:
+        return lambda row: f"row {row}"
+    return lambda row: f"row {row} (example {frame['example'].iloc[row]!r})"
+
+
+def _check_texts(frame: pd.DataFrame, columns: tuple[str, ...], *, name: str) -> None:
+    place = _places(frame)
+    for column in columns:
+        for row, value in enumerate(frame[column] if column in frame else []):
+            if not isinstance(value, str):
+                raise ValueError(
+                    f"{name}: {column} in {place(row)} is {value!r}, not a text: frame[{column!r}].astype(str) makes texts "
+                    "of numbers; drop the row if there is nothing"
+                )
+            if not value.strip():
+                raise ValueError(f"{name}: {column} in {place(row)} is {value!r}: give it a text or drop the row")
+
+
+def _check_examples(frame: pd.DataFrame, *, name: str) -> None:
+    if "example" in frame and (twice := frame["example"].duplicated()).any():
+        example = frame["example"][twice].iloc[0]
+        raise ValueError(f"{name}: example {example!r} occurs twice: every row needs a name of its own")
+
+
 def cache_folder() -> Path:
     """Where downloads are kept: LAB_CACHE, or the user's cache folder for the kit; "datasets" in it."""
     root = os.environ.get("LAB_CACHE")
@@ -512,11 +702,11 @@ def load_published(published: Published, *, source: str | Path | None = None) ->
     return _finish(frame, card)
 
 
-def _verified_file(url: str, checksum: str, source: str | Path | None) -> Path:
-    """The file of this address: from the cache or its authors, or from the folder `source`."""
+def _verified_file(url: str, checksum: str, source: str | Path | None, *, subfolder: str = "") -> Path:
+    """The file of this address: from the cache (`subfolder` in it) or its authors, or from the folder `source`."""
     file_name = url.rsplit("/", 1)[1]
     if source is None:
-        return _fetch(url, file_name, checksum)
+        return _fetch(url, file_name, checksum, cache_folder() / subfolder)
     path = Path(source).expanduser() / file_name
     if not path.is_file():
         raise ValueError(f"no file {file_name} in {path.parent}: source= is the folder that holds the file of {url}")
@@ -525,9 +715,8 @@ def _verified_file(url: str, checksum: str, source: str | Path | None) -> Path:
     return path
 
 
-def _fetch(url: str, file_name: str, checksum: str) -> Path:
-    """The verified file in the cache, downloaded if it isn't there. A file that fails the check is deleted."""
-    folder = cache_folder()
+def _fetch(url: str, file_name: str, checksum: str, folder: Path) -> Path:
+    """The verified file in this folder, downloaded if it isn't there. A file that fails the check is deleted."""
     by_hand = f"download it elsewhere, put it in a folder under the name {file_name} and pass source=<that folder>"
     corrupt = (
         f"{url} arrived corrupt or was changed: it doesn't have {checksum}. Nothing was kept; try again, or {by_hand}"
@@ -901,6 +1090,234 @@ def _python_list(written: str, where: str) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Published prompts of graded difficulty, as Csordás et al. (arXiv 2505.13898) use them.
+
+
+@dataclass(frozen=True)
+class PublishedPrompts:
+    """One published set of prompts: where its file is, how it is verified, how it is read."""
+
+    name: str
+    title: str
+    url: str
+    checksum: str  # as in `Published`
+    rows: Callable[[Path], pd.DataFrame]  # file -> columns of `as_prompts`
+    n: int | None  # None: not known for certain when the loader was written
+    licence: str
+    note: str
+
+
+def load_published_prompts(published: PublishedPrompts, *, source: str | Path | None = None) -> pd.DataFrame:
+    """A published set in the columns of `as_prompts`, from a folder or from its authors; every row is kept.
+
+    Raises:
+        ValueError: a file of another checksum or number of rows, or not of the form that is expected.
+        ConnectionError: a download that could not be had. OSError: no room for it.
+    """
+    # Several of these files are called test.jsonl: each set has a folder of its own in the cache.
+    path = _verified_file(published.url, published.checksum, source, subfolder=published.name.partition("/")[2])
+    frame = as_prompts(published.rows(path), name=published.name)
+    if published.n is not None and len(frame) != published.n:
+        raise ValueError(
+            f"{published.name}: {len(frame)} rows where {published.n} are expected: please report this with the version "
+            "of this kit"
+        )
+    frame.attrs["card"] = {
+        "name": published.name,
+        "kind": "prompts",
+        "title": published.title,
+        "n": len(frame),
+        "groups": frame["group"].nunique(),
+        "levels": ", ".join(map(str, sorted(frame["level"].unique()))),
+        "licence": published.licence,
+        "source": published.url,
+        "sha256": _sha256(path),
+        "text": published.note,
+    }
+    return frame
+
+
+def gsm8k_rows(path: Path) -> pd.DataFrame:
+    """GSM8K in its authors' form: JSON lines of question and answer, the answer ending in a line "#### number".
+
+    `level` is the number of lines of the solution. Calculator marks (<<48/2=24>>) are left in.
+    """
+    rows = []
+    for place, entry in _json_lines(path, ("question", "answer")):
+        reasoning, mark, number = entry["answer"].rpartition("\n#### ")
+        if not mark:
+            raise ValueError(f"{place}: the answer {entry['answer'][-60:]!r} doesn't end in a line '#### number'")
+        rows.append(
+            {
+                "level": sum(bool(line.strip()) for line in reasoning.splitlines()),
+                "prompt": f"Problem: {entry['question']}\nAnswer:",
+                "solution": f" {reasoning}\nThe final answer is {number}.",
+                "answer": f" {number}",
+            }
+        )
+    frame = pd.DataFrame(rows)
+    frame.insert(0, "example", _number("gsm8k", len(frame)))
+    return frame
+
+
+def math_rows(path: Path, *, subject: str = "Intermediate Algebra") -> pd.DataFrame:
+    """One subject of MATH from JSON lines of problem, level ("Level 3"), solution and subject (or type).
+
+    The answer is the entry's, or, without one, what stands in the solution's last box.
+    """
+    rows: list[dict[str, object]] = []
+    subjects = set()
+    for place, entry in _json_lines(path, ("problem", "level", "solution")):
+        here = str(entry.get("subject") or entry.get("type"))
+        subjects.add(here)
+        if here.lower().replace("_", " ") != subject.lower():
+            continue
+        level = re.fullmatch(r"Level (\d)", str(entry["level"]))
+        if level is None:
+            raise ValueError(f"{place}: level {entry['level']!r}; 'Level 1' to 'Level 5' are expected")
+        answer = entry["answer"] if "answer" in entry else _last_box(entry["solution"], place)
+        rows.append(
+            {
+                "example": f"math-{entry['unique_id']}" if "unique_id" in entry else f"math-{len(rows) + 1:04d}",
+                "level": int(level.group(1)),
+                "prompt": f"Problem: {entry['problem']}\nAnswer:",
+                "solution": f" {entry['solution']}",
+                "answer": f" {answer}",
+            }
+        )
+    if not rows:
+        raise ValueError(f"{path.name} has no problems of {subject!r}; its subjects are {', '.join(sorted(subjects))}")
+    return pd.DataFrame(rows)
+
+
+def _last_box(solution: str, place: str) -> str:
+    r"""What stands between the braces of the last \boxed{...}; braces in it are counted."""
+    start = solution.rfind("\\boxed{") + len("\\boxed{")
+    depth = 1
+    for end in range(start, len(solution)):
+        depth += {"{": 1, "}": -1}.get(solution[end], 0)
+        if depth == 0 and "\\boxed{" in solution:
+            return solution[start:end]
+    raise ValueError(f"{place}: no \\boxed{{...}} in the solution, and no answer: {solution[-60:]!r}")
+
+
+def mquake_rows(path: Path) -> pd.DataFrame:
+    """MQuAKE in its authors' form: a JSON list of cases. The first of the three paraphrases, the answer before any edit.
+
+    `level` is the number of triples, `group` the first triple's subject (Wikidata's identifier). `hop_prompts` are the
+    clozes ("Dudley Town F.C. is associated with the sport of") with their answers, where all cases have as many as triples.
+    """
+    cases = json.loads(path.read_text(encoding="utf-8"))
+    rows, hops = [], []
+    for i, case in enumerate(cases):
+        missing = [key for key in ("questions", "answer", "answer_alias") if key not in case]
+        triples = case.get("orig", {}).get("triples") or case.get("orig_triples")  # on GitHub; on the Hugging Face hub
+        if missing or not triples:
+            raise ValueError(f"{path.name}, case {i}: no {', '.join(missing) or 'triples'}; it has {', '.join(case)}")
+        rows.append(
+            {
+                "example": f"mquake-{case.get('case_id', i + 1)}",
+                "group": str(triples[0][0]),
+                "level": len(triples),
+                "prompt": f"Question: {case['questions'][0]}\nAnswer:",
+                "answer": f" {case['answer']}",
+                "aliases": list(dict.fromkeys([case["answer"], *case["answer_alias"]])),
+            }
+        )
+        single = case.get("single_hops", [])
+        hops.append(single if len(single) == len(triples) and all("cloze" in hop for hop in single) else [])
+    frame = pd.DataFrame(rows)
+    if all(hops):
+        frame["hop_prompts"] = [[hop["cloze"] for hop in single] for single in hops]
+        frame["hop_answers"] = [
+            [list(dict.fromkeys([hop["answer"], *hop["answer_alias"]])) for hop in single] for single in hops
+        ]
+    return frame
+
+
+def _json_lines(path: Path, needed: tuple[str, ...]) -> list[tuple[str, dict]]:
+    """Where each entry stands, for messages, and the entry."""
+    entries = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"{path.name}, line {number}"
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{place} is no JSON: {line[:60]!r}") from error
+        if missing := [key for key in needed if key not in entry]:
+            raise ValueError(f"{place}: no {', '.join(missing)}; it has {', '.join(entry)}")
+        entries.append((place, entry))
+    return entries
+
+
+_SAMPLE = """The paper takes 20 a level: `order = list(frame.index[frame.level == k]); random.Random(42).shuffle(order);
+  order[:20]` are its rows if they stand in the same order on the Hugging Face hub, which was not compared."""
+PUBLISHED_PROMPTS = {
+    published.name: published
+    for published in (
+        PublishedPrompts(
+            name="published/gsm8k",
+            title="GSM8K, test (Cobbe et al.)",
+            url="https://raw.githubusercontent.com/openai/grade-school-math/3101c7d5072418e28b9008a6636bde82a006892c/"
+            "grade_school_math/data/test.jsonl",
+            checksum="sha256:3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
+            rows=gsm8k_rows,
+            n=1319,
+            licence="MIT; fetched from its authors, not part of this kit",
+            note="""Rows and order are the authors' (openai/grade-school-math at 3101c7d).
+
+- `level` counts the lines of the solution (2 to 11), which are about its steps.
+- `prompt` is "Problem: ...", a new line, "Answer:"; `solution` a space, the gold solution, and "The final answer is N."
+  in the place of the authors' "#### N". Calculator marks such as <<48/2=24>> are left in, as the paper does;
+  `frame["solution"].str.replace("<<.*?>>", "", regex=True)` takes them away.
+- The paper (arXiv 2505.13898) takes the first N rows, with an instruction around the problem that is not reproduced here.
+""",
+        ),
+        PublishedPrompts(
+            name="published/math_intermediate_algebra",
+            title="MATH, intermediate algebra, test (Hendrycks et al.)",
+            url="https://raw.githubusercontent.com/QwenLM/Qwen2.5-Math/a45202bd16f1ec06f433442dc1152d0074773465/"
+            "evaluation/data/math/test.jsonl",
+            checksum="git:9ef3334841057f53caac5522332e38391d3fb33b",
+            rows=math_rows,
+            n=903,
+            licence="MIT (its authors'); the problems come from competitions. Fetched, not part of this kit",
+            note=f"""The 903 test problems of one subject, from a copy of the 5,000 in a public repository
+(QwenLM/Qwen2.5-Math at a45202b), in plain JSON lines; the authors themselves link to a copy on the Hugging Face hub.
+
+- `level` is the authors' (1 to 5). `prompt` and `solution` are joined as in the paper: "Problem: ...", a new line, "Answer:",
+  a space, the gold solution. `answer` is what the solution boxes.
+- {_SAMPLE}
+- SHA-256 NOT PINNED: the file is pinned by its git id in that repository, and its content had not been seen when this loader
+  was written; its form had, in another copy.
+""",
+        ),
+        PublishedPrompts(
+            name="published/mquake",
+            title="MQuAKE-Remastered, CF-3k (Zhong et al.)",
+            url="https://raw.githubusercontent.com/henryzhongsc/MQuAKE-Remastered/"
+            "59eb58c35deb267bb796fc9883d37f8070f6faf2/datasets/MQuAKE-Remastered-CF-3k.json",
+            checksum="git:6413d4b494cd476a9f2c096f6f18dbe87151a19d",
+            rows=mquake_rows,
+            n=None,
+            licence="CC BY 4.0; fetched from its authors, not part of this kit",
+            note=f"""Rows and order are the authors' (henryzhongsc/MQuAKE-Remastered at 59eb58c, after princeton-nlp/MQuAKE).
+
+- `prompt` is "Question: ...", a new line, "Answer:", with the first of three paraphrases; `answer` is the true one, before
+  the edits that the set was made for. `level` is the number of facts in the chain (2 to 4).
+- Nothing was dropped or repaired: answers may stand in the question, facts may be out of date.
+- {_SAMPLE}
+- SHA-256 NOT PINNED: the file is pinned by its git id in the authors' repository, and its content had not been seen when this
+  loader was written; its form was taken from the authors' documentation and code.
+""",
+        ),
+    )
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _data_folder() -> Path:
@@ -925,6 +1342,17 @@ def _read_card(path: Path) -> dict[str, str | int]:
         if key in card:
             card[key] = int(card[key])
     return {**card, "text": prose.strip()}
+
+
+def _with_card(frame: pd.DataFrame, card: dict[str, str | int]) -> pd.DataFrame:
+    """Check the numbers of rows and groups against the card, and attach it."""
+    if (counted := (len(frame), frame["group"].nunique())) != (card["n"], card["groups"]):
+        raise ValueError(
+            f"{card['name']}: the card says n = {card['n']}, groups = {card['groups']}, the file has {counted[0]}, "
+            f"{counted[1]}: build the set again"
+        )
+    frame.attrs["card"] = card
+    return frame
 
 
 def _finish(frame: pd.DataFrame, card: dict[str, str | int]) -> pd.DataFrame:
