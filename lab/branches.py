@@ -36,6 +36,8 @@ class CleanRun:
     keys: list[Float[torch.Tensor, "1 head position d_head"]]  # one a layer; empty where they cannot be reused
     values: list[Float[torch.Tensor, "1 head position d_head"]]
     logits: Float[torch.Tensor, " d_vocab"]  # of the last position
+    attn_out: Float[torch.Tensor, "layer position d_model"] | None = None  # what the sublayers add, where asked for
+    mlp_out: Float[torch.Tensor, "layer position d_model"] | None = None
 
     @property
     def n_layers(self) -> int:
@@ -51,18 +53,20 @@ class Generations:
     ranks: Int[np.ndarray, " row"]
 
 
-def clean_run(model: TransformerBridge, ids: Int[torch.Tensor, " position"]) -> CleanRun:
-    """Run a prompt once and keep its states at every depth, and its keys and values."""
+def clean_run(model: TransformerBridge, ids: Int[torch.Tensor, " position"], *, sublayers: bool = False) -> CleanRun:
+    """Run a prompt once and keep its states at every depth, its keys and values, and what the sublayers add if asked."""
     n_layers, cache = model.cfg.n_layers, DynamicCache()
-    kept: dict[int, torch.Tensor] = {}
+    kept: dict[Any, torch.Tensor] = {}
 
-    def keep(depth: int) -> Any:
+    def keep(key: Any) -> Any:
         def read(state: torch.Tensor, hook: Any) -> None:
-            kept[depth] = state[0].clone()
+            kept[key] = state[0].clone()
 
         return read
 
-    hooks = [(_depth_hook(depth, n_layers), keep(depth)) for depth in range(n_layers + 1)]
+    hooks = [(depth_hook(depth, n_layers), keep(depth)) for depth in range(n_layers + 1)]
+    both = ("attn_out", "mlp_out") if sublayers else ()
+    hooks += [(SITES[site].format(layer=i), keep((site, i))) for site in both for i in range(n_layers)]
     ids = ids.to(model.cfg.device)
     with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
         out = model.original_model.base_model(input_ids=ids[None], past_key_values=cache, use_cache=True)
@@ -71,7 +75,9 @@ def clean_run(model: TransformerBridge, ids: Int[torch.Tensor, " position"]) -> 
     keys, values = ([layer.keys for layer in whole], [layer.values for layer in whole])
     if len(whole) != n_layers:  # a recurrent or otherwise unusual memory: see `why_plain`
         keys, values = [], []
-    return CleanRun(ids, torch.stack([kept[depth] for depth in range(n_layers + 1)]), keys, values, logits)
+    states = torch.stack([kept[depth] for depth in range(n_layers + 1)])
+    added = {site: torch.stack([kept[site, i] for i in range(n_layers)]) for site in both}
+    return CleanRun(ids, states, keys, values, logits, **added)
 
 
 def generate(
@@ -225,7 +231,7 @@ class _Reusing:
 
             return grow
 
-        hooks = [(_depth_hook(depth, n_layers), join(depth)) for depth in np.unique(depths).tolist()]
+        hooks = [(depth_hook(depth, n_layers), join(depth)) for depth in np.unique(depths).tolist()]
         if blocked is not None:
             hooks += _blocking_hooks(blocked, offset=1)  # row 0 of the batch is the clean one, which carries the rest
         self.depths, self.cache = depths, _Branching(run, self.start)
@@ -309,7 +315,7 @@ class _Plain:
 
             return write
 
-        hooks = [(_depth_hook(depth, n_layers), replace(depth)) for depth in np.unique(depths).tolist()]
+        hooks = [(depth_hook(depth, n_layers), replace(depth)) for depth in np.unique(depths).tolist()]
         if self.of_row[rows[0]][2] is not None:
             hooks += _blocking_hooks([self.of_row[row][2] for row in rows], offset=0, query=len(self.run.ids) - 1)
         new = torch.tensor(ids, device=self.run.ids.device, dtype=torch.long).reshape(len(rows), -1)
@@ -342,8 +348,8 @@ def _blocking_hooks(
 # --- small parts ----------------------------------------------------------------------------------------------------
 
 
-def _depth_hook(depth: int, n_layers: int) -> str:
-    """Depth d is what block d reads; depth L is what the last block writes."""
+def depth_hook(depth: int, n_layers: int) -> str:
+    """Name of the hook where depth d is what block d reads; depth L is what the last block writes."""
     return SITES["resid_pre" if depth < n_layers else "resid_post"].format(layer=min(depth, n_layers - 1))
 
 

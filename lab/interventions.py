@@ -9,7 +9,7 @@ Reading a site and writing it are two claims. In TransformerLens 4.3 a write to 
 only, not the stream, so `resid_mid` is set here by writing `attn_out = wanted - resid_pre` instead.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lab.models import SITES, require_site
 
+Program = Callable[[torch.Tensor, Any], torch.Tensor]  # of a block's input and a function `step`: see `rewritten`
 WRITABLE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
 
@@ -134,6 +135,58 @@ def block_attention(
 
     with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_attn_scores", cut) for layer in layers]):
         yield
+
+
+@contextmanager
+def rewritten(model: TransformerBridge, programs: Mapping[int, Program]) -> Iterator[None]:
+    """Run other functions in the place of some blocks: a step twice, in another order, of another size.
+
+    A program gets the block's input x and `step(x, attn=1, mlp=1, layer=None)`: x plus `attn` times what attention adds to
+    x, plus `mlp` times what the MLP then adds; of this block, or of another one at the same place. The block itself is
+    `lambda x, step: step(x)`; without it: `lambda x, step: x`; MLP before attention:
+
+        with rewritten(model, {3: lambda x, step: step(step(x, attn=0), mlp=0)}):
+            logits = model(ids)
+
+    Raises:
+        ValueError: a layer out of range, or a model whose blocks run attention and MLP in parallel.
+    """
+    require_site(model, "resid_mid")
+    for layer in programs:
+        _check(model, "resid_post", layer)
+    scale = {"attn_out": 1.0, "mlp_out": 1.0}
+
+    def scaled(site: str) -> Any:
+        return lambda added, hook: added if scale[site] == 1 else added * scale[site]
+
+    def program(layer: int) -> Any:
+        def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            def step(x: torch.Tensor, attn: float | int = 1, mlp: float | int = 1, layer: int = layer) -> torch.Tensor:
+                scale.update(attn_out=attn, mlp_out=mlp)
+                try:
+                    out = plain[layer](x, *args, **kwargs)
+                finally:
+                    scale.update(attn_out=1.0, mlp_out=1.0)
+                outs["tuple"] = isinstance(out, tuple)
+                return out[0] if isinstance(out, tuple) else out
+
+            outs: dict[str, bool] = {}
+            state = programs[layer](hidden_states, step)
+            return (state,) if outs.get("tuple") else state
+
+        return forward
+
+    blocks = [block.original_component for block in model.blocks]  # what the Bridge's block wraps
+    plain = [block.forward for block in blocks]
+    sites = [(SITES[site].format(layer=i), scaled(site)) for site in scale for i in range(model.cfg.n_layers)]
+    try:
+        for layer in programs:
+            blocks[layer].forward = program(layer)
+        with model.hooks(fwd_hooks=sites):
+            yield
+    finally:
+        for layer in programs:
+            vars(blocks[layer]).pop("forward", None)  # the class's own comes back
 
 
 @contextmanager

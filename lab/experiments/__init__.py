@@ -1,5 +1,21 @@
 """One module a question; each has one main function, `run(model, data, ...) -> Result`."""
 
-from lab.experiments import back_patching, concept_depth, hop_stages, hop_statistics, two_hop
+from lab.experiments import (
+    back_patching,
+    concept_depth,
+    depth_efficiency,
+    depth_statistics,
+    hop_stages,
+    hop_statistics,
+    two_hop,
+)
 
-__all__ = ["back_patching", "concept_depth", "hop_stages", "hop_statistics", "two_hop"]
+__all__ = [
+    "back_patching",
+    "concept_depth",
+    "depth_efficiency",
+    "depth_statistics",
+    "hop_stages",
+    "hop_statistics",
+    "two_hop",
+]

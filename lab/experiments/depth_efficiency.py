@@ -1,0 +1,521 @@
+"""Depth efficiency: which layers still compute, for whom, and how far down, beside nulls.
+
+After Csordas et al., "Do Language Models Use Their Depth Efficiently?" (arXiv 2505.13898). Per prompt: what layers add
+(section 1 of the method), what skipping a layer changes later on (2 and 3), what the logit lens reads (4), and whether harder
+prompts use deeper layers (5a). Added: the headline is the mean over tokens, then prompts, with intervals (the paper
+takes maxima); position 0, often an attention sink, is left out and shown beside; a model with random weights, pushes of
+equal size, another prompt's update and the mean update stand beside each skip; an unchanged row gives the rounding floor.
+
+What it does not show: a layer that is not missed when skipped may still compute something that others also compute.
+"""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from lab import datasets, models
+from lab.branches import CleanRun, clean_run, why_plain
+from lab.effects import KINDS, Effects, global_effects, local_effects, probabilities, skipped
+from lab.experiments import depth_statistics
+from lab.models import cache_folder
+from lab.results import Result, fingerprint, run_shards, versions
+from lab.texts import tokenize
+
+TREATMENTS = {
+    "skip": "the layer adds nothing (published)",
+    "random": "it adds a random vector of the same norm",
+    "other": "it adds what it added in another prompt",
+    "mean": "it adds its mean over the other prompts",
+    "push": "it works as usual, and the state is pushed at random by a fixed fraction of its norm",
+}
+CUT_STEP, CUT_MARGIN = 8, 4  # cuts come from 8, 16, 24, ... below T - 4, as published
+_EPSILON = 1e-6
+
+
+def run(
+    model: TransformerBridge,
+    data: str | pd.DataFrame = "word_problems",
+    *,
+    seed: int = 0,
+    n: int = 12,
+    kinds: Sequence[str] = KINDS,
+    treatments: Sequence[str] = tuple(TREATMENTS),
+    local: bool = True,
+    null: bool = True,
+    n_cuts: int = 4,
+    n_read: int = 12,
+    push: float = 0.1,
+    max_tokens: int = 96,
+    resume: bool = True,
+    executor: Executor | None = None,
+    progress: bool = True,
+) -> Result:
+    """Contributions, effects of skipping, and the logit lens, for n prompts and for the same model with random weights.
+
+    Args:
+        data: a name from `lab.datasets.names(kind="prompts")` or `kind="prose"`, or a table with a column `text`, or
+            `prompt` and `solution`; `group` says which prompts share a story (else each is its own).
+        n: prompts, drawn with the seed.
+        kinds: what is skipped: "layer", "attn", "mlp". Treatments but "skip" are tried on whole layers.
+        treatments: of `TREATMENTS`.
+        local: also the effects that are not propagated.
+        null: also for random weights (layers skipped, globally).
+        n_cuts: cuts a prompt (only positions before a cut are changed, effects are measured from it on); the same cuts in
+            all parts.
+        n_read: positions a prompt at which output and lens are read (the last one among them).
+        push: size of the random push, as a fraction of the state's norm.
+        max_tokens: longer prompts are cut off there.
+        resume, executor, progress: as in `concept_depth.run`.
+
+    Returns:
+        Result with
+        `.table`: example, group, weights, treatment, kind, mode (global, local), scope (all, future), skipped_layer, effect
+            (e_s, mean over later layers and measured tokens), effect_max (with the maximum over tokens), output (mean over
+            read positions), output_max.
+        `.summary`: `depth_statistics.summary`: ED_50, ED_90, ED_cos, ED_KL, ED_ov with intervals over prompts.
+        `.tables["pairs"]`: E: as `.table`, with layer, mean, median, p95, max over measured tokens.
+        `.tables["contributions"]`: example, group, weights, layer, position_0 (with it?), quantity, value, largest.
+        `.tables["lens"]`: example, group, weights, depth, position_0, kl (nats, KL(p_l || y)), overlap (of the top 5).
+        `.tables["floor"]`: example, weights, scope, layer, mean, max: effects where nothing was changed.
+        `.tables["against_null"]`, `.tables["against_treatments"]`: differences of the statistics, paired by prompt.
+        `.tables["claims"]`: `depth_statistics.claims`.
+
+    Raises:
+        ValueError: an unknown kind or treatment or an empty list of them, a prompt too short for its cuts.
+        FloatingPointError: states that are not finite, named by prompt and layer.
+    """
+    for what, given, allowed in (("kinds", kinds, KINDS), ("treatments", treatments, TREATMENTS)):
+        wrong = [name for name in given if name not in allowed]
+        if wrong or not len(given) or len(set(given)) < len(given):
+            raise ValueError(f"{what}={list(given)}: choose at least one of {', '.join(allowed)}, none twice")
+    if n < 2 or n_cuts < 1 or n_read < 1 or push <= 0:
+        raise ValueError(f"n={n}, n_cuts={n_cuts}, n_read={n_read}, push={push}: give n >= 2, the others above 0")
+    for site in ("attn_out", "mlp_out"):
+        models.require_site(model, site)
+    frame, name = prompts(data)
+    chosen = frame.sample(n=min(n, len(frame)), random_state=seed).reset_index(drop=True)
+    ids = _ids(model, chosen.text, max_tokens)
+    needed = CUT_STEP + CUT_MARGIN + 1
+    short = [i for i, row in enumerate(ids) if len(row) < needed]
+    if short:
+        raise ValueError(
+            f"prompt {chosen.example[short[0]]!r} has {len(ids[short[0]])} tokens; cuts at {CUT_STEP}, {2 * CUT_STEP}, ... need "
+            f"{needed} at least. Take longer prompts ({len(short)} of {len(ids)} are too short)"
+        )
+    parameters = {
+        **models.facts(model), "dataset": name, "n": len(chosen), "seed": seed, "kinds": list(kinds),
+        "treatments": list(treatments), "local": local, "null": null, "n_cuts": n_cuts, "n_read": n_read, "push": push,
+        "max_tokens": max_tokens, "reuse": not why_plain(model), "versions": versions(),
+    }  # fmt: skip
+    folder = cache_folder() / "runs" if resume and not models.hooks_left(model) else None
+    known = {**parameters, "texts": chosen.to_csv(), "digest": models.weights_digest(model) if folder else ""}
+    shards = []
+    for weights in ("trained", "random") if null else ("trained",):
+        for i in range(len(chosen)):
+            here = dict(parameters) if weights == "trained" else {**parameters, "kinds": ["layer"], "local": False,
+                                                                    "treatments": ["skip"]}  # fmt: skip
+            shards.append({"weights": weights, "queries": chosen, "which": i, "parameters": here,
+                           "key": fingerprint({**known, "part": [weights, i]})})  # fmt: skip
+    worker = _Worker(model) if executor is None else _Worker(models.require_source(model))
+    missing = [s for s in shards if folder is None or not (folder / s["key"] / "result.json").exists()]
+    if progress and missing:
+        _print_estimate(model, ids, parameters, missing)
+    done = run_shards(worker, shards, folder=folder, executor=executor, describe="prompts", progress=progress)
+    names = ("pairs", "contributions", "lens", "floor")
+    tables = {key: pd.concat([part.tables[key] for part in done], ignore_index=True) for key in names}
+    table = pd.concat([part.table for part in done], ignore_index=True)
+    measured = (table, tables["lens"], tables["contributions"])
+    tables["against_null"] = depth_statistics.against(*measured, seed=seed)
+    others = [
+        depth_statistics.against(*measured, seed=seed, column="treatment", base="skip", other=treatment)
+        .rename(columns={treatment: "other"})
+        .assign(treatment=treatment)
+        for treatment in treatments
+        if treatment != "skip" and "skip" in treatments
+    ]
+    tables["against_treatments"] = pd.concat(others, ignore_index=True) if others else pd.DataFrame()
+    if "skip" in treatments and "layer" in kinds:
+        tables["claims"] = depth_statistics.claims(*measured, seed=seed)
+    tables["queries"] = chosen
+    return Result("depth_efficiency", table, depth_statistics.summary(*measured, seed=seed), parameters, tables)
+
+
+def prompts(data: str | pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Texts to run, teacher forced: columns example, group, text (and what else the data has), and the data's name."""
+    frame = datasets.load(data) if isinstance(data, str) else data.copy()
+    if "text" not in frame and "prompt" in frame:
+        rest = next((name for name in ("solution", "answer") if name in frame), None)
+        frame = frame.assign(text=frame.prompt + frame[rest] if rest else frame.prompt)
+    if "text" not in frame or not len(frame):
+        raise ValueError(
+            f"data has columns {list(frame)} and {len(frame)} rows: wanted a column text, or prompt and solution"
+        )
+    frame = frame.reset_index(drop=True)
+    if "example" not in frame:
+        frame["example"] = [f"prompt {i}" for i in range(len(frame))]
+    if "group" not in frame:
+        frame["group"] = frame.example
+    name = data if isinstance(data, str) else frame.attrs.get("name", "your prompts")
+    return frame, name
+
+
+def contributions(run: CleanRun, *, parallel: bool = False) -> pd.DataFrame:
+    """What each layer adds, relative to what it is added to, and in which direction; means and maxima over tokens.
+
+    Quantities: attn_norm |a|/|h|, mlp_norm |m|/|h + a| (in parallel blocks |m|/|h|), block_norm |c|/|h|, and the cosines
+    attn_cosine(a, h), mlp_cosine(m, h + a), block_cosine(c, h), state_cosine(h_l+1, h_l). A negative cosine erases.
+
+    Args:
+        run: with its sublayers.
+        parallel: whether attention and MLP read the same state.
+
+    Returns:
+        Columns layer, position_0 (whether position 0 counts), quantity, value (mean over tokens), largest.
+    """
+    if run.attn_out is None or run.mlp_out is None:
+        raise ValueError("this run has no sublayers: make it with clean_run(model, ids, sublayers=True)")
+    before, after = run.states[:-1].double(), run.states[1:].double()
+    attn, mlp = run.attn_out.double(), run.mlp_out.double()
+    middle = before if parallel else before + attn
+    pairs = {"attn": (attn, before), "mlp": (mlp, middle), "block": (after - before, before)}
+    found = {f"{name}_norm": a.norm(dim=-1) / b.norm(dim=-1).clamp_min(_EPSILON) for name, (a, b) in pairs.items()}
+    pairs["state"] = (after, before)
+    found |= {f"{name}_cosine": torch.cosine_similarity(a, b, dim=-1) for name, (a, b) in pairs.items()}
+    rows = []
+    for name, value in found.items():
+        for with_0 in (False, True):
+            part = value[:, 0 if with_0 else 1 :]
+            rows += [{"layer": layer, "position_0": with_0, "quantity": name, "value": float(mean), "largest": float(top)}
+                     for layer, (mean, top) in enumerate(zip(part.mean(1), part.amax(1), strict=True))]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def lens(model: TransformerBridge, run: CleanRun, positions: Sequence[int]) -> pd.DataFrame:
+    """KL(p_l || y) in nats and overlap of the top five tokens, for the logit lens at each depth; means over positions.
+
+    The direction is the published one (the tuned lens uses the reverse). Early values also measure that early states are
+    written in another basis than the last ones, not only that nothing has been decided.
+    """
+    final = probabilities(model, run.states[-1, list(positions)])
+    top = final.topk(5).indices
+    rows = []
+    for depth, states in enumerate(run.states[:, list(positions)]):
+        here = probabilities(model, states)
+        kl = (here * (here.clamp_min(1e-38).log() - final.clamp_min(1e-38).log())).sum(-1)
+        shared = (here.topk(5).indices[:, :, None] == top[:, None]).any(-1).float().mean(-1)
+        rows.append({"depth": depth, "kl": float(kl.mean()), "overlap": float(shared.mean())})
+    return pd.DataFrame(rows)
+
+
+def cuts_of(length: int, n_cuts: int, seed: Any) -> list[int]:
+    """Up to n cuts of a prompt: of 8, 16, 24, ... below T - 4, drawn without replacement."""
+    allowed = np.arange(CUT_STEP, length - CUT_MARGIN, CUT_STEP)
+    return sorted(np.random.default_rng(seed).permutation(allowed)[:n_cuts].tolist())
+
+
+def depth_scores(
+    model: TransformerBridge,
+    data: str | pd.DataFrame = "chains",
+    *,
+    seed: int = 0,
+    n_per_level: int = 20,
+    levels: Sequence[int] | None = None,
+    known: bool = True,
+    progress: bool = True,
+) -> Result:
+    """Do harder prompts use deeper layers? Skip each layer before the position that predicts the answer, measure there.
+
+    The published score measures after that position, where the answer is already in the input, and takes maxima over as many
+    tokens as there are. Here one token is measured at every level: the one whose output is the answer's first token.
+
+    Args:
+        data: a name from `lab.datasets.names(kind="prompts")`, or a table with prompt, level, answer (and group).
+        n_per_level: prompts of each level, drawn with the seed.
+        levels: None takes all.
+        known: whether to ask each hop by itself (data with hop_prompts), to tell known from unknown questions.
+
+    Returns:
+        Result with
+        `.table`: example, group, level, tokens, right (the answer's first token is said), known, measure (effect, output),
+            score (depth score, in layers), ed_50.
+        `.summary`: measure, level, n, score, low, high; and for each measure the slope of the score on the level
+            (`.tables["slopes"]`: measure, questions (all, right, known), covariate (none, tokens), slope, low, high, n).
+        `.tables["profiles"]`: example, level, skipped_layer, effect, output.
+
+    Raises:
+        ValueError: no column level, a level that is not there, prompts of fewer than three tokens.
+    """
+    frame, name = prompts(data)
+    if "level" not in frame or "prompt" not in frame:
+        raise ValueError(f"data has columns {list(frame)}: depth scores need prompt and level (hops, steps, terms)")
+    there = sorted(frame.level.unique().tolist())
+    wanted = there if levels is None else list(levels)
+    if not wanted or set(wanted) - set(there):
+        raise ValueError(f"levels={wanted}: choose from {there}")
+    parts = [part.sample(n=min(n_per_level, len(part)), random_state=seed)
+             for level, part in frame.groupby("level") if level in wanted]  # fmt: skip
+    chosen = pd.concat(parts, ignore_index=True)
+    reuse = not why_plain(model)
+    rows, profiles = [], []
+    for i, (query, ids) in enumerate(
+        zip(chosen.itertuples(), _ids(model, chosen.prompt, model.cfg.n_ctx), strict=True)
+    ):
+        if len(ids) < 3:
+            raise ValueError(f"prompt {query.example!r} has {len(ids)} tokens; a depth score needs at least 3")
+        clean = _clean(model, ids, query.example)
+        cut = len(ids) - 1
+        depths, states = skipped(model, clean, "layer")
+        (found,) = global_effects(model, clean, depths, states, cuts=[cut], read=[cut], reuse=reuse)
+        effect = depth_statistics.effect_profile(found.contribution[:, :, 0].astype(float))
+        output = found.output[:, 0].astype(float)
+        said = int(clean.logits.argmax())
+        right = said in _first_ids(model, query)
+        where = {"example": query.example, "group": query.group, "level": query.level}
+        profiles += [
+            {**where, "skipped_layer": s, "effect": effect[s], "output": output[s]} for s in range(len(effect))
+        ]
+        for measure, profile in (("effect", effect), ("output", output)):
+            rows.append({**where, "tokens": len(ids), "right": right, "measure": measure,
+                         "score": float(depth_statistics.depth_score(profile)),
+                         "ed_50": float(depth_statistics.effective_depth(profile, 0.5))})  # fmt: skip
+        if progress and (i + 1) % max(1, len(chosen) // 4) == 0:
+            print(f"{i + 1} of {len(chosen)} prompts scored.")
+    table = pd.DataFrame(rows)
+    if known and "hop_prompts" in chosen:
+        table = table.merge(_known(model, chosen), on="example")
+    else:
+        table["known"] = table.right
+    summary, slopes = _scores_summary(table, seed)
+    parameters = {**models.facts(model), "dataset": name, "n_per_level": n_per_level, "levels": wanted, "seed": seed,
+                  "versions": versions()}  # fmt: skip
+    tables = {"profiles": pd.DataFrame(profiles), "slopes": slopes}
+    return Result("depth_scores", table, summary, parameters, tables)
+
+
+# --- one prompt -----------------------------------------------------------------------------------------------------
+
+
+class _Worker:
+    """Works on one prompt; holds the model (or in another process where it came from) and its random twin."""
+
+    def __init__(self, model: TransformerBridge | dict[str, Any]) -> None:
+        self.given = model
+        self.loaded: dict[str, TransformerBridge] = {}
+        self.means: dict[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"given": self.given, "loaded": {}, "means": {}}
+
+    def model(self, weights: str, parameters: dict[str, Any]) -> TransformerBridge:
+        if weights not in self.loaded:
+            model = self.given
+            if isinstance(model, dict):
+                model = models.from_source(model, device=parameters["device"], dtype=parameters["dtype"])
+            self.loaded[weights] = model if weights == "trained" else models.random_twin(model, seed=parameters["seed"])
+        return self.loaded[weights]
+
+    def __call__(
+        self, *, weights: str, queries: pd.DataFrame, which: int, parameters: dict[str, Any], key: str
+    ) -> Result:
+        model = self.model(weights, parameters)
+        ids = _ids(model, queries.text, parameters["max_tokens"])
+        query = queries.iloc[which]
+        clean = _clean(model, ids[which], query.example)
+        changed = {}
+        for kind in parameters["kinds"]:
+            changed["skip", kind] = skipped(model, clean, kind) if "skip" in parameters["treatments"] else None
+        needs = set(parameters["treatments"]) & {"other", "mean"}
+        others = self._others(model, weights, ids, which, queries) if needs else (None, None)
+        for treatment in parameters["treatments"]:
+            if treatment != "skip":
+                changed[treatment, "layer"] = _treated(clean, treatment, others, parameters, query.example)
+        length, reuse = len(clean.ids), parameters["reuse"]
+        seeds = [parameters["seed"], _number(query.example)]
+        cuts = cuts_of(length, parameters["n_cuts"], seeds)
+        drawn = np.random.default_rng([*seeds, 1]).permutation(np.arange(1, length - 1))[: parameters["n_read"] - 1]
+        read = sorted([*drawn.tolist(), length - 1])
+        where = {"example": query.example, "group": query.group, "weights": weights}
+        rows: list[dict[str, Any]] = []
+        pairs: list[pd.DataFrame] = []
+        floors: list[dict[str, Any]] = []
+        for (treatment, kind), variants in changed.items():
+            if variants is None:
+                continue
+            found = global_effects(model, clean, *variants, cuts=[None, *cuts], read=read, reuse=reuse)
+            about = {**where, "treatment": treatment, "kind": kind, "mode": "global"}
+            _reduce(found, about, rows, pairs, floors if (treatment, kind) == ("skip", "layer") else None)
+            if parameters["local"] and treatment == "skip":
+                part = {"layer": clean.states[1:] - clean.states[:-1], "attn": clean.attn_out, "mlp": clean.mlp_out}[
+                    kind
+                ]
+                part = part.clone()  # type: ignore[union-attr]
+                part[:, 0] = 0
+                found = local_effects(model, clean, range(clean.n_layers), part, cuts=[None, *cuts], reuse=reuse)
+                _reduce(found, {**about, "mode": "local"}, rows, pairs, None)
+        parallel = models.facts(model)["parallel_blocks"]
+        read_from_0 = pd.concat([lens(model, clean, part).assign(position_0=with_0)
+                                 for part, with_0 in ((read, False), ([0, *read], True))])  # fmt: skip
+        tables = {
+            "pairs": pd.concat(pairs, ignore_index=True),
+            "contributions": contributions(clean, parallel=parallel).assign(**where),
+            "lens": read_from_0.assign(**where),
+            "floor": pd.DataFrame(floors, columns=[*where, "scope", "layer", "mean", "max"]),
+        }
+        return Result("depth_efficiency", pd.DataFrame(rows), pd.DataFrame(), {}, tables)
+
+    def _others(self, model: Any, weights: str, ids: Any, which: int, queries: pd.DataFrame) -> tuple[Any, Any]:
+        """What the layers add in the next prompt, and the mean over all other prompts (position 0 left out)."""
+        if weights not in self.means:
+            sums = []
+            for row, name in zip(ids, queries.example, strict=True):
+                states = _clean(model, row, name).states
+                added = states[1:] - states[:-1]
+                sums.append((added[:, 1:].sum(1), added.shape[1] - 1))
+            self.means[weights] = sums
+        sums = self.means[weights]
+        rest = [part for i, part in enumerate(sums) if i != which]
+        mean = sum(total for total, _ in rest) / sum(count for _, count in rest)
+        donor = (which + 1) % len(ids)
+        states = _clean(model, ids[donor], queries.example.iloc[donor]).states
+        return states[1:] - states[:-1], mean
+
+
+def _treated(
+    clean: CleanRun, treatment: str, others: tuple[Any, Any], parameters: dict[str, Any], example: str
+) -> tuple[list[int], torch.Tensor]:
+    """Depths and states of the controls: each layer in turn adds something else."""
+    before, after = clean.states[:-1], clean.states[1:]
+    generator = torch.Generator().manual_seed(_number(f"{parameters['seed']} {treatment} {example}"))
+    direction = torch.randn(before.shape, generator=generator).to(before)
+    direction /= direction.norm(dim=-1, keepdim=True)
+    if treatment == "random":
+        states = before + direction * (after - before).norm(dim=-1, keepdim=True)
+    elif treatment == "push":
+        states = after + parameters["push"] * direction * after.norm(dim=-1, keepdim=True)
+    elif treatment == "mean":
+        states = before + others[1][:, None]
+    else:  # the same position of another prompt; where that is shorter, from its beginning again
+        length = others[0].shape[1]
+        at = [1 + (position - 1) % (length - 1) for position in range(before.shape[1])]
+        states = before + others[0][:, at]
+    states[:, 0] = after[:, 0]
+    return list(range(1, clean.n_layers + 1)), states
+
+
+def _reduce(
+    found: list[Effects],
+    about: dict[str, Any],
+    rows: list[dict[str, Any]],
+    pairs: list[pd.DataFrame],
+    floors: list[dict[str, Any]] | None,
+) -> None:
+    """Tokens of all positions, or of all cuts together, reduced to mean, median, 95th percentile and maximum."""
+    everywhere, *future = found
+    for scope, some in (("all", [everywhere]), ("future", future)):
+        first = 1 if scope == "all" else 0  # position 0 is not changed
+        tokens = np.concatenate([e.contribution[:, :, first:] for e in some], 2).astype(float)
+        stats = {"mean": tokens.mean(2), "median": np.median(tokens, 2), "p95": np.quantile(tokens, 0.95, axis=2),
+                 "max": tokens.max(2)}  # fmt: skip
+        n_rows, n_layers = stats["mean"].shape
+        grid = {"skipped_layer": np.repeat(np.arange(n_rows), n_layers), "layer": np.tile(np.arange(n_layers), n_rows)}
+        pairs.append(pd.DataFrame({**grid, **{key: value.ravel() for key, value in stats.items()}})
+                     .assign(**about, scope=scope))  # fmt: skip
+        output = np.concatenate([e.output for e in some], 1).astype(float)
+        profile, largest = (depth_statistics.effect_profile(stats[key]) for key in ("mean", "max"))
+        for s in range(n_rows):
+            heard = output[s].size > 0
+            rows.append({**about, "scope": scope, "skipped_layer": s, "effect": profile[s], "effect_max": largest[s],
+                         "output": output[s].mean() if heard else np.nan,
+                         "output_max": output[s].max() if heard else np.nan})  # fmt: skip
+        if floors is not None:
+            noise = np.concatenate([e.floor[:, first:] for e in some], 1)
+            floors += [{**{key: about[key] for key in ("example", "group", "weights")}, "scope": scope, "layer": layer,
+                        "mean": float(noise[layer].mean()), "max": float(noise[layer].max())}
+                       for layer in range(n_layers)]  # fmt: skip
+
+
+def _clean(model: TransformerBridge, ids: torch.Tensor, example: str) -> CleanRun:
+    clean = clean_run(model, ids, sublayers=True)
+    bad = ~torch.isfinite(clean.states).flatten(1).all(1)
+    if bad.any():
+        depth = int(bad.nonzero()[0])
+        where = f"what layer {depth - 1} writes" if depth else "the embedding"
+        raise FloatingPointError(f"{where} is not finite in prompt {example!r}; try dtype=torch.float32")
+    return clean
+
+
+def _ids(model: TransformerBridge, texts: Any, max_tokens: int) -> list[torch.Tensor]:
+    tokens = tokenize(model, list(texts))
+    return [row[:length][:max_tokens] for row, length in zip(tokens.ids, tokens.lengths.tolist(), strict=True)]
+
+
+def _number(text: str) -> int:
+    return int(hashlib.sha256(str(text).encode()).hexdigest()[:8], 16)
+
+
+def _first_ids(model: TransformerBridge, query: Any) -> set[int]:
+    names = [query.answer, *(getattr(query, "aliases", None) or [])]
+    words = {form for name in names for form in (f" {name.strip()}", name.strip())}
+    return {model.tokenizer(word, add_special_tokens=False).input_ids[0] for word in words if word}
+
+
+def _known(model: TransformerBridge, chosen: pd.DataFrame) -> pd.DataFrame:
+    """Whether each hop, asked by itself, begins as one of its answers does."""
+    rows = []
+    for query in chosen.itertuples():
+        fine = True
+        for prompt, names in zip(query.hop_prompts, query.hop_answers, strict=True):
+            names = [names] if isinstance(names, str) else names
+            wanted = {model.tokenizer(f" {name}", add_special_tokens=False).input_ids[0] for name in names}
+            said = int(clean_run(model, _ids(model, [prompt], model.cfg.n_ctx)[0]).logits.argmax())
+            fine = fine and said in wanted
+        rows.append({"example": query.example, "known": fine})
+    return pd.DataFrame(rows)
+
+
+def _scores_summary(table: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    rows, slopes = [], []
+    for measure, part in table.groupby("measure"):
+        for level, some in part.groupby("level"):
+            if some.group.nunique() > 1:
+                interval, _ = depth_statistics.of_mean(
+                    some.score.to_numpy(float), some.group.astype(str).to_numpy(), lambda mean: mean, seed=seed
+                )
+                rows.append({"measure": measure, "level": level, "n": len(some), "right": some.right.mean(),
+                             "score": interval.estimate, "low": interval.low, "high": interval.high})  # fmt: skip
+        for questions in ("all", "right", "known"):
+            some = part if questions == "all" else part[part[questions]]
+            if some.level.nunique() < 2 or some.group.nunique() < 4:
+                continue
+            for covariate in (None, "tokens"):
+                if covariate and some.tokens.nunique() < 2:
+                    continue
+                found = depth_statistics.slope(some, seed=seed, covariate=covariate)
+                slopes.append({"measure": measure, "questions": questions, "covariate": covariate or "none",
+                               "slope": found.estimate, "low": found.low, "high": found.high, "n": len(some)})  # fmt: skip
+    return pd.DataFrame(rows), pd.DataFrame(slopes)
+
+
+def _print_estimate(
+    model: TransformerBridge, ids: list[torch.Tensor], parameters: dict[str, Any], missing: list[dict[str, Any]]
+) -> None:
+    """One plain pass is timed; a variant costs about half a pass without a cut, and a quarter for each cut."""
+    row = ids[0]
+    clean_run(model, row)
+    started = time.perf_counter()
+    clean_run(model, row)
+    one = (time.perf_counter() - started) / len(row)
+    seconds = 0.0
+    for shard in missing:
+        about = shard["parameters"]
+        sweeps = len(about["kinds"]) * (2 if about["local"] else 1) + len(about["treatments"]) - 1
+        passes = sweeps * model.cfg.n_layers * (0.5 + 0.25 * about["n_cuts"])
+        seconds += passes * one * len(ids[shard["which"]]) * 0.6  # rows side by side are cheaper than one by one
+    print(f"{len(missing)} prompts to run (trained and random weights counted apart): about {seconds / 60:.0f} min.")

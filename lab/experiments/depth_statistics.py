@@ -1,0 +1,284 @@
+"""Numbers about how far down a model's layers still compute, on plain arrays and tables. No model, no torch.
+
+Axes: `example` (a prompt), `layer` s that is changed, `later` layer l whose contribution is measured, `depth` 0..L.
+Formulas of Csordas et al. (arXiv 2505.13898) and, for the three effective depths that others use, of Hu et al. (arXiv
+2512.14064). Intervals resample prompts (groups of prompts where they share a story), never a maximum.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Shaped
+
+from lab import metrics
+
+
+def effect_profile(effects: Float[np.ndarray, "*draw layer later"]) -> Float[np.ndarray, "*draw layer"]:
+    """e_s = sum over l of E[s, l], divided by the number of layers after s; the last layer has none and gets 0.
+
+    >>> effect_profile(np.array([[0.0, 1.0, 1.0], [0.0, 0.0, 0.5], [0.0, 0.0, 0.0]])).tolist()
+    [1.0, 0.5, 0.0]
+    """
+    n = effects.shape[-1]
+    later = np.triu(np.ones((n, n)), 1)  # the diagonal (1 by construction) and what lies before it say nothing
+    return (effects * later).sum(-1) / np.maximum(n - 1 - np.arange(n), 1)
+
+
+def depth_score(profile: Float[np.ndarray, "*draw layer"]) -> Float[np.ndarray, "*draw"] | float:
+    """d = sum of s e_s / sum of e_s, layers counted from 0 as in the published code; a flat profile gives (L-1)/2.
+
+    >>> depth_score(np.array([0.0, 0.0, 2.0, 2.0]))
+    2.5
+    """
+    total = profile.sum(-1)
+    with np.errstate(invalid="ignore"):
+        return (profile @ np.arange(profile.shape[-1]) / total)[()]
+
+
+def effective_depth(profile: Float[np.ndarray, "*draw layer"], share: float) -> Float[np.ndarray, "*draw"] | float:
+    """First layer s at which the summed profile reaches a share of its total, as (s + 1)/L: ED_50 for 0.5.
+
+    >>> effective_depth(np.array([1.0, 1.0, 1.0, 1.0]), 0.5)
+    0.5
+
+    Raises:
+        ValueError: a share outside (0, 1], or a profile that is nowhere positive.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share={share}: give a fraction above 0, at most 1")
+    total = profile.sum(-1, keepdims=True)
+    if not (total > 0).all():
+        raise ValueError("a profile has no effect at any layer: there is no depth at which it is reached")
+    reached = profile.cumsum(-1) >= share * total * (1 - 1e-9)
+    return ((reached.argmax(-1) + 1) / profile.shape[-1])[()]
+
+
+def depth_by_cosine(cosine: Float[np.ndarray, "*draw layer"]) -> Float[np.ndarray, "*draw"] | float:
+    """ED_cos: last layer where the mean of the three cosines goes from below 0 to 0 or above, as (l + 1)/L; nan if none.
+
+    >>> depth_by_cosine(np.array([0.1, -0.2, -0.1, 0.3]))
+    1.0
+    """
+    n = cosine.shape[-1]
+    turn = (cosine[..., :-1] < 0) & (cosine[..., 1:] >= 0)
+    last = n - 1 - turn[..., ::-1].argmax(-1)  # the layer after the turn
+    return np.where(turn.any(-1), (last + 1) / n, np.nan)[()]
+
+
+def depth_by_divergence(kl: Float[np.ndarray, "*draw layer"]) -> Float[np.ndarray, "*draw"] | float:
+    """ED_KL: first layer whose input, read by the logit lens, has KL below half the largest, as (l + 1)/L; nan if none.
+
+    >>> depth_by_divergence(np.array([10.0, 8.0, 4.0, 1.0]))
+    0.75
+    """
+    return _first(kl < 0.5 * kl.max(-1, keepdims=True))
+
+
+def depth_by_overlap(overlap: Float[np.ndarray, "*draw layer"]) -> Float[np.ndarray, "*draw"] | float:
+    """ED_ov: first layer whose input shares more than 0.3 of its top tokens with the output, as (l + 1)/L; nan if none."""
+    return _first(overlap > 0.3)
+
+
+def second_half(profile: Float[np.ndarray, "*draw layer"]) -> Float[np.ndarray, "*draw"] | float:
+    """Share of a profile's sum that comes from the second half of the layers (0.5 for a flat one, even L)."""
+    return (profile[..., profile.shape[-1] // 2 :].sum(-1) / profile.sum(-1))[()]
+
+
+def of_mean(
+    values: Shaped[np.ndarray, "example ..."],
+    groups: Shaped[np.ndarray, " example"],
+    statistic: Callable[[np.ndarray], np.ndarray | float],
+    *,
+    seed: int,
+    draws: int = 2000,
+) -> tuple[metrics.Interval, np.ndarray]:
+    """A statistic of the mean over prompts, with its percentile interval over prompts; and the draws, for differences.
+
+    Args:
+        statistic: of [draw, ...], vectorised over draws. Draws in which it is nan are left out of the interval.
+    """
+    drawn = np.asarray(statistic(metrics.cluster_means(values, groups, draws=draws, seed=seed)))
+    estimate = float(np.asarray(statistic(np.asarray(values, float).mean(0)[None]))[0])
+    return _interval(estimate, drawn), drawn
+
+
+def summary(table: pd.DataFrame, lens: pd.DataFrame, contributions: pd.DataFrame, *, seed: int) -> pd.DataFrame:
+    """Effective depths and second-half shares with intervals over prompts, for each way of changing and each measure.
+
+    Args:
+        table, lens, contributions: of `depth_efficiency.run`.
+
+    Returns:
+        Columns weights, treatment, kind, mode, scope, measure, statistic, n, estimate, low, high; ED_50 and ED_90 are
+        fractions of depth, `second_half` a share of the profile.
+    """
+    return pd.DataFrame([row for row, _ in _statistics(table, lens, contributions, seed)])
+
+
+def against(
+    table: pd.DataFrame,
+    lens: pd.DataFrame,
+    contributions: pd.DataFrame,
+    *,
+    seed: int,
+    column: str = "weights",
+    base: str = "trained",
+    other: str = "random",
+) -> pd.DataFrame:
+    """Statistic of the base minus that of the other, the same prompts resampled for both; does the interval exclude zero?"""
+    keys = ["weights", "treatment", "kind", "mode", "scope", "measure", "statistic"]
+    found = {tuple(row[key] for key in keys): (row, drawn)
+             for row, drawn in _statistics(table, lens, contributions, seed)}  # fmt: skip
+    rows = []
+    for key, (row, drawn) in found.items():
+        if row[column] != base:
+            continue
+        partner = found.get(tuple(other if name == column else value for name, value in zip(keys, key, strict=True)))
+        if partner is None:
+            continue
+        there = _interval(row["estimate"] - partner[0]["estimate"], drawn - partner[1])
+        rows.append({**{name: row[name] for name in keys if name != column}, base: row["estimate"],
+                     other: partner[0]["estimate"], "difference": there.estimate, "low": there.low, "high": there.high,
+                     "excludes_zero": bool(there.low > 0 or there.high < 0)})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def claims(
+    table: pd.DataFrame, lens: pd.DataFrame, contributions: pd.DataFrame, *, seed: int, weights: str = "trained"
+) -> pd.DataFrame:
+    """A reading aid: which published claims hold for this model, by stated rules, with intervals over prompts.
+
+    Returns:
+        Columns claim, rule, estimate, low, high, verdict: "holds" or "does not hold" where the whole interval is on one
+        side of the rule's bound, else "undecided".
+    """
+    here = contributions[(contributions.weights == weights) & ~contributions.position_0]
+    effects = table[(table.weights == weights) & (table.treatment == "skip") & (table.kind == "layer")
+                    & (table["mode"] == "global")]  # fmt: skip
+    kl = lens[(lens.weights == weights) & ~lens.position_0]
+
+    def later_over_earlier(curves: np.ndarray) -> np.ndarray:
+        half = curves.shape[-1] // 2
+        return curves[..., half:].mean(-1) / curves[..., :half].mean(-1)
+
+    def fall(curves: np.ndarray) -> np.ndarray:
+        quarter = curves.shape[-1] // 4
+        return curves[..., 3 * quarter - 1 : 3 * quarter + 1].mean(-1) - curves[..., quarter - 1 : quarter + 1].mean(-1)
+
+    rows = [
+        ("attention adds less, relative to the stream, in the second half", "ratio of halves < 0.5",
+         _curves(here[here.quantity == "attn_norm"]), later_over_earlier, "below", 0.5),
+        ("the MLP adds less, relative to the stream, in the second half", "ratio of halves < 0.5",
+         _curves(here[here.quantity == "mlp_norm"]), later_over_earlier, "below", 0.5),
+        ("cosine of contribution and stream turns from negative to positive",
+         "three quarters down minus one quarter down > 0",
+         _curves(here[here.quantity == "block_cosine"]), fall, "above", 0.0),
+        ("consecutive states are nearly parallel throughout", "least cosine of h_l and h_l+1 > 0.9",
+         _curves(here[here.quantity == "state_cosine"]), lambda c: c[..., 1:].min(-1), "above", 0.9),
+        ("skipping a second-half layer barely changes later layers (all tokens)", "ratio of halves < 0.5",
+         _curves(effects[effects.scope == "all"], "effect", "skipped_layer"), later_over_earlier, "below", 0.5),
+        ("but it does change the output (all tokens)", "ratio of halves > 0.5",
+         _curves(effects[effects.scope == "all"], "output", "skipped_layer"), later_over_earlier, "above", 0.5),
+        ("the second half matters little for later tokens (layers)", "its share of the effects < 0.25",
+         _curves(effects[effects.scope == "future"], "effect", "skipped_layer"), second_half, "below", 0.25),
+        ("the second half matters little for later tokens (output)", "its share of the effects < 0.25",
+         _curves(effects[effects.scope == "future"], "output", "skipped_layer"), second_half, "below", 0.25),
+        ("the logit lens comes near the output in the second half only", "ED_KL > 0.5",
+         _curves(kl, "kl", "depth"), lambda c: depth_by_divergence(c[..., :-1]), "above", 0.5),
+    ]  # fmt: skip
+    out = []
+    for claim, rule, (values, groups), statistic, side, bound in rows:
+        if values is None or groups is None:
+            continue
+        interval, _ = of_mean(values, groups, statistic, seed=seed)
+        inside = interval.high < bound if side == "below" else interval.low > bound
+        outside = interval.low >= bound if side == "below" else interval.high <= bound
+        verdict = "holds" if inside else "does not hold" if outside else "undecided"
+        out.append({"claim": claim, "rule": rule, "estimate": interval.estimate, "low": interval.low,
+                    "high": interval.high, "verdict": verdict})  # fmt: skip
+    return pd.DataFrame(out)
+
+
+def slope(scores: pd.DataFrame, *, seed: int, draws: int = 2000, covariate: str | None = None) -> metrics.Interval:
+    """Layers by which the depth score rises for each level (a hop, a step), least squares, interval over groups.
+
+    Args:
+        scores: columns group, level, score, and the covariate (length in tokens, say) that is held constant.
+
+    Raises:
+        ValueError: one level only.
+    """
+    if scores.level.nunique() < 2:
+        raise ValueError(f"all scores are of level {scores.level.iloc[0]}: a slope needs two levels")
+    columns = ["level", *([covariate] if covariate else []), "score"]
+
+    def fit(rows: np.ndarray) -> float:
+        design = np.column_stack([np.ones(len(rows)), rows[:, :-1]])
+        return float(np.linalg.lstsq(design, rows[:, -1], rcond=None)[0][1])
+
+    return metrics.cluster_bootstrap(
+        scores[columns].to_numpy(float), scores.group.astype(str).to_numpy(), fit, draws=draws, seed=seed
+    )
+
+
+# --- parts ----------------------------------------------------------------------------------------------------------
+
+
+def _statistics(
+    table: pd.DataFrame, lens: pd.DataFrame, contributions: pd.DataFrame, seed: int
+) -> list[tuple[dict[str, Any], np.ndarray]]:
+    rows = []
+
+    def add(where: dict[str, Any], values: np.ndarray, groups: Any, which: dict[str, Callable]) -> None:
+        for name, statistic in which.items():
+            interval, drawn = of_mean(values, groups, statistic, seed=seed)
+            rows.append(({**where, "statistic": name, "n": len(values), "estimate": interval.estimate,
+                          "low": interval.low, "high": interval.high}, drawn))  # fmt: skip
+
+    profile = {"ED_50": lambda p: effective_depth(p, 0.5), "ED_90": lambda p: effective_depth(p, 0.9),
+               "second_half": second_half}  # fmt: skip
+    for key, part in table.groupby(["weights", "treatment", "kind", "mode", "scope"]):
+        where = dict(zip(["weights", "treatment", "kind", "mode", "scope"], key, strict=True))
+        for measure in ("effect", "output"):
+            values, groups = _curves(part, measure, "skipped_layer")
+            if values is not None and (values.sum(-1) > 0).all():
+                add({**where, "measure": measure}, values, groups, profile)
+    blank = {"treatment": "none", "kind": "layer", "mode": "none", "scope": "all"}
+    for kind, part in lens[~lens.position_0].groupby("weights"):
+        for measure, statistic in (("kl", depth_by_divergence), ("overlap", depth_by_overlap)):
+            values, groups = _curves(part, measure, "depth")
+            if values is not None:
+                name = {"kl": "ED_KL", "overlap": "ED_ov"}[measure]
+                add({"weights": kind, **blank, "measure": measure}, values[:, :-1], groups, {name: statistic})
+    cosines = contributions[contributions.quantity.isin(["attn_cosine", "mlp_cosine", "block_cosine"])]
+    for kind, part in cosines[~cosines.position_0].groupby("weights"):
+        mean = part.groupby(["example", "group", "layer"], as_index=False)["value"].mean()
+        values, groups = _curves(mean)
+        if values is not None:
+            add({"weights": kind, **blank, "measure": "cosine"}, values, groups, {"ED_cos": depth_by_cosine})
+    return rows
+
+
+def _curves(
+    part: pd.DataFrame, value: str = "value", index: str = "layer"
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """[example layer] and the group of each example; None where there are fewer than two groups."""
+    if part.empty or part.group.nunique() < 2:
+        return None, None
+    wide = part.pivot(index="example", columns=index, values=value)
+    groups = part.drop_duplicates("example").set_index("example").group.loc[wide.index]
+    return wide.to_numpy(float), groups.astype(str).to_numpy()
+
+
+def _interval(estimate: float, drawn: np.ndarray) -> metrics.Interval:
+    there = drawn[np.isfinite(drawn)]
+    if not len(there):
+        return metrics.Interval(estimate, np.nan, np.nan)
+    low, high = np.quantile(there, [0.025, 0.975])
+    return metrics.Interval(estimate, float(low), float(high))
+
+
+def _first(hit: np.ndarray) -> np.ndarray | float:
+    return np.where(hit.any(-1), (hit.argmax(-1) + 1) / hit.shape[-1], np.nan)[()]

@@ -1,0 +1,317 @@
+"""Depth efficiency, its statistics, attributions and the integrator view, on small random models."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import lab
+from lab.branches import clean_run
+from lab.experiments import attributions, depth_efficiency, integrator
+from lab.experiments import depth_statistics as statistics
+from lab.interventions import ablate, rewritten, skip
+from lab.models import hooks_left
+from lab.texts import tokenize
+
+TEXTS = pd.DataFrame(
+    {
+        "text": [
+            "Ana had 3 pears, and Bo had 4.",
+            "The lamp was out; he sang a low song.",
+            "Rain fell on the sea all day.",
+        ]
+    }
+)
+SMALL = {"n": 3, "n_cuts": 2, "n_read": 3, "progress": False}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LAB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def found(tiny_model):
+    return depth_efficiency.run(tiny_model("llama"), TEXTS, resume=False, **SMALL)
+
+
+# --- statistics -----------------------------------------------------------------------------------------------------
+
+
+def test_effective_depth_of_known_profiles():
+    assert statistics.effective_depth(np.array([0.0, 0.0, 1.0, 1.0]), 0.5) == 0.75
+    assert statistics.effective_depth(np.array([0.0, 0.0, 1.0, 1.0]), 0.9) == 1.0
+    drawn = statistics.effective_depth(np.array([[9.0, 1.0], [1.0, 9.0]]), 0.5)
+    assert drawn.tolist() == [0.5, 1.0]
+    with pytest.raises(ValueError, match="nowhere|no effect"):
+        statistics.effective_depth(np.zeros(4), 0.5)
+    with pytest.raises(ValueError, match="share=1.5"):
+        statistics.effective_depth(np.ones(4), 1.5)
+
+
+def test_depth_score_of_a_flat_profile_and_the_last_layer_counts_nothing():
+    assert statistics.depth_score(np.ones(5)) == 2.0
+    effects = np.triu(np.ones((6, 6)))
+    assert statistics.effect_profile(effects).tolist() == [1.0, 1.0, 1.0, 1.0, 1.0, 0.0]
+
+
+def test_published_depths_by_other_definitions():
+    assert statistics.depth_by_cosine(np.array([-0.1, 0.1, -0.1, 0.2, 0.3])) == 0.8
+    assert np.isnan(statistics.depth_by_cosine(np.array([0.1, 0.2])))
+    assert statistics.depth_by_divergence(np.array([8.0, 9.0, 4.0, 1.0])) == 0.75
+    assert statistics.depth_by_overlap(np.array([0.0, 0.2, 0.3, 0.4])) == 1.0
+
+
+def test_slope_finds_a_planted_slope_and_none_where_there_is_none():
+    rng = np.random.default_rng(0)
+    level = np.tile([1, 2, 3, 4], 40)
+    frame = pd.DataFrame({"group": np.repeat(np.arange(40), 4), "level": level, "tokens": 10 + rng.integers(0, 5, 160)})
+    there = statistics.slope(frame.assign(score=2 + 0.5 * level + rng.normal(0, 0.5, 160)), seed=0)
+    assert there.low > 0.3 and there.high < 0.7
+    none = statistics.slope(frame.assign(score=rng.normal(0, 0.5, 160)), seed=0)
+    assert none.low < 0 < none.high
+    by_length = frame.assign(tokens=level * 3.0 + rng.normal(0, 1, 160))
+    by_length["score"] = by_length.tokens
+    held = statistics.slope(by_length, seed=0, covariate="tokens")
+    assert held.low <= 0 <= held.high or abs(held.estimate) < 1e-9, "length explains it all"
+    with pytest.raises(ValueError, match="a slope needs two levels"):
+        statistics.slope(frame[frame.level == 1].assign(score=0.0), seed=0)
+
+
+# --- the experiment -------------------------------------------------------------------------------------------------
+
+
+def test_tables(found):
+    table = found.table
+    assert set(table.weights) == {"trained", "random"} and set(table.scope) == {"all", "future"}
+    assert set(table.treatment) == set(depth_efficiency.TREATMENTS)
+    assert set(table[table.treatment == "skip"].kind) == {"layer", "attn", "mlp"}
+    last = table[(table.skipped_layer == 3)]
+    assert (last.effect == 0).all(), "after the last layer there is none"
+    heard = last[(last["mode"] == "global") & (last.scope == "future") & (last.kind == "layer")]
+    assert heard.output.max() < 1e-5, "a change of the last layer before the cut cannot be heard after it"
+    pairs = found.tables["pairs"]
+    assert (pairs["max"] >= pairs["mean"] - 1e-12).all() and (pairs.p95 >= pairs["median"] - 1e-12).all()
+    assert (pairs[pairs.layer <= pairs.skipped_layer]["max"] == 0).all()
+    assert found.tables["floor"]["max"].max() < 1e-4
+    assert found.tables["floor"]["max"].max() < 0.01 * pairs["max"].max()
+    lens = found.tables["lens"]
+    deepest = lens[lens.depth == 4]
+    assert deepest.kl.abs().max() < 1e-5 and (deepest.overlap == 1).all(), "the lens at depth L is the output"
+    assert lens[lens.depth == 0].kl.min() > 1e-3
+    assert set(found.summary.statistic) >= {"ED_50", "ED_90", "ED_KL", "ED_ov", "second_half"}
+    assert found.tables["against_null"].excludes_zero.dtype == bool
+    assert set(found.tables["claims"].verdict) <= {"holds", "does not hold", "undecided"}
+
+
+def test_contributions_are_those_of_the_formulas(tiny_model):
+    model = tiny_model("llama")
+    run = clean_run(model, tokenize(model, [TEXTS.text[0]]).ids[0], sublayers=True)
+    table = depth_efficiency.contributions(run)
+    h, a, m = run.states[2, 1:], run.attn_out[2, 1:], run.mlp_out[2, 1:]
+
+    def of(quantity, with_0=False):
+        here = table[(table.quantity == quantity) & (table.layer == 2) & (table.position_0 == with_0)]
+        return float(here.value.iloc[0])
+
+    np.testing.assert_allclose(of("mlp_norm"), (m.norm(dim=-1) / (h + a).norm(dim=-1)).mean(), rtol=1e-5)
+    np.testing.assert_allclose(of("attn_cosine"), torch.cosine_similarity(a, h, dim=-1).mean(), rtol=1e-4)
+    np.testing.assert_allclose(
+        of("state_cosine"), torch.cosine_similarity(run.states[3, 1:], h, dim=-1).mean(), rtol=1e-4
+    )
+    assert of("mlp_norm", True) != of("mlp_norm")
+
+
+def test_parallel_blocks_have_another_denominator(tiny_model):
+    model = tiny_model("neox")
+    run = clean_run(model, tokenize(model, [TEXTS.text[0]]).ids[0], sublayers=True)
+    one, other = (depth_efficiency.contributions(run, parallel=flag) for flag in (True, False))
+    same = one.quantity == "attn_norm"
+    assert np.allclose(one[same].value, other[same].value)
+    assert not np.allclose(one[one.quantity == "mlp_norm"].value, other[other.quantity == "mlp_norm"].value)
+
+
+def test_interrupted_run_goes_on_and_ends_with_the_same_tables(tiny_model, cache, monkeypatch):
+    model = tiny_model("llama")
+    whole = depth_efficiency.run(model, TEXTS, resume=False, **SMALL)
+    plain, calls = depth_efficiency.global_effects, []
+
+    def stops(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 12:
+            raise KeyboardInterrupt
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(depth_efficiency, "global_effects", stops)
+    with pytest.raises(KeyboardInterrupt):
+        depth_efficiency.run(model, TEXTS, **SMALL)
+    assert len(list((cache / "runs").glob("*/result.json"))) == 1
+    calls.append(0)
+    again = depth_efficiency.run(model, TEXTS, **SMALL)
+    pd.testing.assert_frame_equal(again.table, whole.table)
+    pd.testing.assert_frame_equal(again.summary, whole.summary)
+    before = len(calls)
+    depth_efficiency.run(model, TEXTS, **SMALL)
+    assert len(calls) == before, "everything was read"
+
+
+def test_results_survive_saving(found, tmp_path):
+    there = lab.Result.load(found.save(tmp_path / "it"))
+    pd.testing.assert_frame_equal(there.table, found.table)
+    pd.testing.assert_frame_equal(there.tables["claims"], found.tables["claims"])
+
+
+def test_depth_scores(tiny_model):
+    data = pd.DataFrame([
+        {"example": f"{k}-{i}", "group": f"g{i}", "level": k, "prompt": f"Word {i}" + " of it" * k + " is", "answer": " x"}
+        for k in (1, 2, 3) for i in range(4)
+    ])  # fmt: skip
+    result = depth_efficiency.depth_scores(tiny_model("llama"), data, n_per_level=4, progress=False)
+    assert len(result.table) == 24 and result.table.score.between(0, 3).all()
+    assert set(result.tables["slopes"].covariate) == {"none", "tokens"}
+    profile = result.tables["profiles"].query("example == '2-1'").sort_values("skipped_layer")
+    row = result.table.query("example == '2-1' and measure == 'output'").iloc[0]
+    weights = profile.output.to_numpy()
+    np.testing.assert_allclose(row.score, (weights * np.arange(4)).sum() / weights.sum())
+    assert profile.output.iloc[-1] < 1e-5 and profile.output.iloc[0] > 1e-4
+    with pytest.raises(ValueError, match=r"levels=\[7\]: choose from \[1, 2, 3\]"):
+        depth_efficiency.depth_scores(tiny_model("llama"), data, levels=[7])
+    with pytest.raises(ValueError, match="depth scores need prompt and level"):
+        depth_efficiency.depth_scores(tiny_model("llama"), TEXTS)
+
+
+def test_bad_input(tiny_model, tiny_folder):
+    model = tiny_model("llama")
+    with pytest.raises(ValueError, match="prompt 'prompt 1' has 8 tokens; cuts at 8, 16, ... need 13 at least"):
+        depth_efficiency.run(model, pd.DataFrame({"text": [TEXTS.text[0], "Too few."]}), n=2, progress=False)
+    with pytest.raises(ValueError, match=r"kinds=\['heads'\]: choose at least one of layer, attn, mlp"):
+        depth_efficiency.run(model, TEXTS, kinds=["heads"])
+    with pytest.raises(ValueError, match=r"treatments=\[\]: choose at least one of skip, random, other, mean, push"):
+        depth_efficiency.run(model, TEXTS, treatments=[])
+    with pytest.raises(ValueError, match="wanted a column text, or prompt and solution"):
+        depth_efficiency.run(model, pd.DataFrame({"words": ["a"]}))
+    broken = lab.load(tiny_folder("llama"), device="cpu")
+    with torch.no_grad():
+        broken.original_model.model.layers[2].mlp.down_proj.weight[0, 0] = torch.inf
+    with pytest.raises(FloatingPointError, match="what layer 2 writes is not finite in prompt 'prompt [012]'"):
+        depth_efficiency.run(broken, TEXTS, resume=False, **SMALL)
+
+
+# --- erasure and integrated gradients -------------------------------------------------------------------------------
+
+
+def test_erasure(tiny_model):
+    model = tiny_model("llama")
+    table = attributions.erasure(model, "Ana saw the", " sea", background=list(TEXTS.text[1:]))
+    ids, at = attributions.joint(model, "Ana saw the", " sea")
+    assert len(at) == len(ids) - len("Ana saw the") and table.position.max() == at[-1]
+    deepest = table[table.depth == model.cfg.n_layers]
+    assert deepest[~deepest.position.isin(at)].change.max() < 1e-5, "at depth L a position changes only itself"
+    assert deepest[deepest.position.isin(at)].change.min() > 1e-3
+    assert table[table.depth == 0].change.min() > 1e-4
+    with pytest.raises(ValueError, match="give mean= .one state a depth., or background="):
+        attributions.erasure(model, "Ana saw the", " sea")
+    with pytest.raises(ValueError, match="the answer is empty"):
+        attributions.erasure(model, "Ana", "  ", background=["a b"])
+
+
+@pytest.mark.parametrize("site", attributions.SITES)
+def test_attributions_sum_to_the_difference(tiny_model, site):
+    table = attributions.integrated_gradients(tiny_model("llama"), "Ana saw the", " sea", site=site, nodes=32)
+    assert max(table.attrs["gap"].values()) < 1e-4
+    assert table.groupby("layer").attribution.sum().abs().max() > 1e-5
+    with pytest.raises(ValueError, match=r"layers=\[\]: give at least one, each from 0 to 3"):
+        attributions.integrated_gradients(tiny_model("llama"), "Ana saw the", " sea", layers=[])
+    with pytest.raises(ValueError, match="site='mid'"):
+        attributions.integrated_gradients(tiny_model("llama"), "Ana saw the", " sea", site="mid")
+
+
+# --- the integrator view --------------------------------------------------------------------------------------------
+
+
+def logits(model):
+    ids = tokenize(model, [TEXTS.text[0]]).ids
+    with torch.inference_mode():
+        return model.original_model(input_ids=ids, use_cache=False).logits
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3", "gemma2", "gemma3", "olmo2"])
+def test_rewritten_blocks(tiny_model, family):
+    model = tiny_model(family)
+    plain = logits(model)
+    with rewritten(model, {1: lambda x, step: step(x), 2: lambda x, step: step(x)}):
+        assert torch.equal(logits(model), plain)
+    with rewritten(model, {1: lambda x, step: x}):
+        here = logits(model)
+    with skip(model, 1):
+        assert torch.equal(logits(model), here) and not torch.equal(here, plain)
+    for left_out, site in (({"attn": 0}, "attn_out"), ({"mlp": 0}, "mlp_out")):
+        with rewritten(model, {2: lambda x, step, left_out=left_out: step(x, **left_out)}):
+            here = logits(model)
+        with ablate(model, site, layer=2):
+            assert torch.allclose(logits(model), here, atol=1e-6) and not torch.equal(here, plain)
+    assert hooks_left(model) == 0 and torch.equal(logits(model), plain)
+
+
+def test_rewritten_leaves_nothing_behind_after_an_error(tiny_model):
+    model = tiny_model("llama")
+    plain = logits(model)
+
+    def fails(x, step):
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"), rewritten(model, {0: fails}):
+        logits(model)
+    assert hooks_left(model) == 0 and torch.equal(logits(model), plain)
+
+
+def test_observed_orders_of_toy_integrators():
+    """On a linear flow x' = -3x, split in -x and -2x: Euler steps are of first order, also in Strang's order; midpoint
+    steps are of first order when the parts follow each other, of second in Strang's order only."""
+    exact = float(np.exp(-3))
+
+    def euler(rate):
+        return lambda x, h: x - rate * h * x
+
+    def midpoint(rate):
+        return lambda x, h: x - rate * h * (x - rate * h / 2 * x)
+
+    def strang(one, two):
+        return lambda x, h: one(two(one(x, h / 2), h), h / 2)
+
+    assert abs(integrator.order_of(lambda x, h: euler(2)(euler(1)(x, h), h), exact) - 1) < 0.1
+    assert abs(integrator.order_of(strang(euler(1), euler(2)), exact) - 1) < 0.1
+    assert abs(integrator.order_of(strang(midpoint(1), midpoint(2)), exact) - 2) < 0.1
+
+
+def test_integrator_tables(tiny_model):
+    model = tiny_model("llama")
+    result = integrator.run(model, TEXTS, n_texts=3, n_tokens=20, n_step_texts=1, substeps=16, progress=False)
+    steps = result.tables["steps"]
+    finest = steps[steps.n == 8].error.mean()
+    assert finest < steps[steps.n == 1].error.mean()
+    one = result.table.query("program == 'dropped' and layer == 1").sort_values("example")
+    with skip(model, 1):
+        dropped = integrator._nll(model, tokenize(model, list(TEXTS.text)).ids[:, :20], {})
+    np.testing.assert_allclose(sorted(one.nll), sorted(dropped), rtol=1e-5)
+    assert set(result.summary.program) == set(integrator.PROGRAMS)
+    assert {"first third", "middle third", "last third", "all"} <= set(result.table["where"])
+    assert set(result.tables["neighbours"].neighbours) == {True, False}
+    assert hooks_left(model) == 0
+
+
+def test_integrator_bad_input(tiny_model):
+    with pytest.raises(ValueError, match="no site resid_mid: this model's blocks run attention and MLP in parallel"):
+        integrator.run(tiny_model("neox"), TEXTS)
+    model = tiny_model("llama")
+    with pytest.raises(ValueError, match="substeps=6: give a power of two, at least 8"):
+        integrator.run(model, TEXTS, substeps=6)
+    with pytest.raises(ValueError, match=r"layers=\[\]: give at least one, each from 0 to 3"):
+        integrator.run(model, TEXTS, layers=[])
+    with pytest.raises(ValueError, match=r"layers=\[4\]"):
+        integrator.run(model, TEXTS, layers=[4])
+    with pytest.raises(ValueError, match="n_tokens=40 needs longer ones"):
+        integrator.run(model, TEXTS, n_tokens=40)
+    with pytest.raises(ValueError, match="programs="):
+        integrator.run(model, TEXTS, programs=["backwards"])
