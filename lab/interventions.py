@@ -75,16 +75,21 @@ def patch(
 
 
 @contextmanager
-def skip(model: TransformerBridge, layer: int) -> Iterator[None]:
-    """Leave a block out: its output is its input (`resid_post = resid_pre`), exactly."""
+def skip(model: TransformerBridge, layer: int, *, first: int = 0) -> Iterator[None]:
+    """Leave a block out: its output is its input (`resid_post = resid_pre`), exactly; from position `first` on.
+
+    With `first=1` the first token, which many models use as an attention sink, passes the block as usual.
+    """
     _check(model, "resid_post", layer)
+    if first < 0:
+        raise ValueError(f"first={first}: give 0 (all positions) or the first position that is skipped")
     stream: dict[str, torch.Tensor] = {}
 
     def remember(state: torch.Tensor, hook: Any) -> None:
         stream["pre"] = state
 
     def replace(state: torch.Tensor, hook: Any) -> torch.Tensor:
-        return stream["pre"]
+        return torch.cat([state[:, :first], stream["pre"][:, first:]], 1) if first else stream["pre"]
 
     names = [SITES["resid_pre"].format(layer=layer), SITES["resid_post"].format(layer=layer)]
     with model.hooks(fwd_hooks=[(names[0], remember), (names[1], replace)]):

@@ -18,7 +18,7 @@ from filelock import FileLock
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from lab import plots
+from lab import depth_plots, plots
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Result:
 
     table: tidy, one observation a row. summary: aggregates with n and interval. parameters: model, checksum, precision,
     versions, seed, data checksum. tables: what else the experiment made (named in its docstring). kind: the experiment,
-    which is also the name of its plot in `lab.plots`.
+    which is also the name of its plot in `lab.plots` or `lab.depth_plots`.
     """
 
     kind: str
@@ -37,8 +37,8 @@ class Result:
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     def plot(self, **options: Any) -> Figure:
-        """The experiment's figure (`lab.plots.<kind>`), drawn from the tables alone."""
-        return getattr(plots, self.kind)(self, **options)
+        """The experiment's figure (`lab.plots.<kind>` or `lab.depth_plots.<kind>`), drawn from the tables alone."""
+        return getattr(plots if hasattr(plots, self.kind) else depth_plots, self.kind)(self, **options)
 
     def save(self, folder: str | os.PathLike) -> Path:
         """Write all tables (csv.gz) and the parameters (json) into a folder, whole or not at all.

@@ -6,7 +6,7 @@ Axis words: `example`, `depth` (number of blocks passed, 0..L; depth L is before
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,67 @@ def collect_states(
             store.flush()
     name = getattr(model, "lab_source", {}).get("name", model.cfg.model_name)
     return {site: States(store.values[site], chosen[site], site, name) for site in sites}
+
+
+def stream_states(
+    model: TransformerBridge,
+    tokens: Tokens,
+    positions: Sequence[np.ndarray],
+    *,
+    batches: Sequence[np.ndarray] | None = None,
+    batch_tokens: int = 1024,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The stream at many positions of each text and all depths 0..L, one batch of texts after another; nothing is kept.
+
+    Args:
+        tokens: texts, padded on the right.
+        positions: for each text an array of the positions to read, counted without padding; it may be empty.
+        batches: which texts go together, as indices; None groups texts of similar length, at most `batch_tokens` with
+            padding.
+
+    Yields:
+        The batch, and its states [depth token d_model] in float32: the tokens of its first text, then of the second ...
+
+    Raises:
+        ValueError: not one array of positions a text, or a position past the end; before the model runs.
+        FloatingPointError: states that are not finite, named by text and depth.
+    """
+    if len(positions) != len(tokens.texts):
+        raise ValueError(f"{len(tokens.texts)} texts need one array of positions each; got {len(positions)}")
+    for text, (at, length) in enumerate(zip(positions, tokens.lengths, strict=True)):
+        if len(at) and (min(at) < 0 or max(at) >= length):
+            raise ValueError(
+                f"positions {min(at)} to {max(at)} of text {text}: it has positions 0 to {length - 1} only"
+            )
+    if batches is None:
+        batches = _batches(tokens.lengths, np.arange(len(tokens.texts)), batch_tokens)
+    return _stream(model, tokens, positions, batches)
+
+
+def _stream(
+    model: TransformerBridge, tokens: Tokens, positions: Sequence[np.ndarray], batches: Sequence[np.ndarray]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    n_layers, device = model.cfg.n_layers, model.cfg.device
+    depths = tuple(range(n_layers + 1))
+
+    def reader(depth: int, rows: torch.Tensor, where: torch.Tensor, keep: torch.Tensor) -> tuple[str, Any]:
+        def read(value: torch.Tensor, hook: Any) -> None:
+            keep[depth] = value[rows, where].float()
+
+        name = SITES["resid_pre" if depth < n_layers else "resid_post"]
+        return name.format(layer=min(depth, n_layers - 1)), read
+
+    for batch in batches:
+        counts = [len(positions[text]) for text in batch]
+        rows = torch.as_tensor(np.repeat(np.arange(len(batch)), counts), device=device)
+        where = torch.as_tensor(np.concatenate([positions[text] for text in batch]).astype(int), device=device)
+        keep = torch.empty(len(depths), len(rows), model.cfg.d_model, device=device)
+        hooks = [reader(depth, rows, where, keep) for depth in depths]
+        with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
+            _run_blocks(model, tokens, batch, int(tokens.lengths[batch].max()))
+        if len(rows):
+            _check_finite(keep.transpose(0, 1), "resid", depths, np.repeat(batch, counts))
+        yield batch, keep.cpu().numpy()
 
 
 def _run_blocks(model: TransformerBridge, tokens: Tokens, batch: np.ndarray, width: int) -> None:

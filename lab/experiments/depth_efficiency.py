@@ -13,6 +13,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from lab import datasets, models
 from lab.branches import CleanRun, clean_run, why_plain
 from lab.effects import KINDS, Effects, global_effects, local_effects, probabilities, skipped
 from lab.experiments import depth_statistics
+from lab.interventions import skip
 from lab.models import cache_folder
 from lab.results import Result, fingerprint, run_shards, versions
 from lab.texts import tokenize
@@ -212,6 +214,47 @@ def lens(model: TransformerBridge, run: CleanRun, positions: Sequence[int]) -> p
         shared = (here.topk(5).indices[:, :, None] == top[:, None]).any(-1).float().mean(-1)
         rows.append({"depth": depth, "kl": float(kl.mean()), "overlap": float(shared.mean())})
     return pd.DataFrame(rows)
+
+
+def without(model: TransformerBridge, text: str, layers: Sequence[int], *, top: int = 8) -> dict[str, pd.DataFrame]:
+    """One text with some layers left out together (not at position 0), beside the whole model.
+
+    Returns:
+        next_token: token, whole, without (probabilities; the likeliest of either).
+        loss: position, token, whole, without (nats, of predicting this token).
+        later: layer, off, change (|c - c'| / |c|, mean over tokens, position 0 left out; 1 where the layer is off).
+
+    Raises:
+        ValueError: a layer out of range or named twice, a text of one token.
+    """
+    n = model.cfg.n_layers
+    wrong = [layer for layer in layers if not 0 <= layer < n]
+    if wrong or len(set(layers)) < len(layers):
+        raise ValueError(f"layers={list(layers)}: give layers from 0 to {n - 1}, none twice")
+    ids = _ids(model, [text], model.cfg.n_ctx)[0]
+    if len(ids) < 2:
+        raise ValueError("the text has one token; give at least two, so that there is something to predict")
+    runs = [_clean(model, ids, text[:40])]
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(skip(model, layer, first=1))
+        runs.append(_clean(model, ids, text[:40]))
+    with torch.inference_mode():
+        chances = [probabilities(model, run.states[-1]) for run in runs]
+    tokens = [model.tokenizer.decode([int(i)]) for i in ids]
+    loss = [-chance[:-1].gather(1, ids[1:, None])[:, 0].clamp_min(1e-38).log() for chance in chances]
+    best = list(dict.fromkeys(torch.cat([chance[-1].topk(top).indices for chance in chances]).tolist()))
+    added = [run.states[1:, 1:] - run.states[:-1, 1:] for run in runs]
+    change = ((added[0] - added[1]).norm(dim=-1) / added[0].norm(dim=-1).clamp_min(_EPSILON)).mean(1)
+    next_token = pd.DataFrame({"token": [model.tokenizer.decode([i]) for i in best],
+                               "whole": chances[0][-1, best].tolist(), "without": chances[1][-1, best].tolist()})  # fmt: skip
+    return {
+        "next_token": next_token.sort_values("whole", ascending=False, ignore_index=True),
+        "loss": pd.DataFrame({"position": range(1, len(ids)), "token": tokens[1:], "whole": loss[0].tolist(),
+                              "without": loss[1].tolist()}),
+        "later": pd.DataFrame({"layer": range(n), "off": [layer in set(layers) for layer in range(n)],
+                               "change": change.tolist()}),
+    }  # fmt: skip
 
 
 def cuts_of(length: int, n_cuts: int, seed: Any) -> list[int]:
@@ -495,12 +538,14 @@ def _scores_summary(table: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.Da
             if some.level.nunique() < 2 or some.group.nunique() < 4:
                 continue
             for covariate in (None, "tokens"):
-                if covariate and some.tokens.nunique() < 2:
-                    continue
+                design = np.column_stack([np.ones(len(some)), some.level, some.tokens]).astype(float)
+                if covariate and np.linalg.matrix_rank(design) < 3:
+                    continue  # length follows from the level: the two cannot be told apart
                 found = depth_statistics.slope(some, seed=seed, covariate=covariate)
                 slopes.append({"measure": measure, "questions": questions, "covariate": covariate or "none",
                                "slope": found.estimate, "low": found.low, "high": found.high, "n": len(some)})  # fmt: skip
-    return pd.DataFrame(rows), pd.DataFrame(slopes)
+    columns = ["measure", "questions", "covariate", "slope", "low", "high", "n"]  # also where no slope can be fitted
+    return pd.DataFrame(rows), pd.DataFrame(slopes, columns=columns)
 
 
 def _print_estimate(

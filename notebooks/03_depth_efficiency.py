@@ -1,0 +1,506 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Depth efficiency: which layers still compute?
+#
+# **Paper.** Csordás, Manning, Potts, "Do Language Models Use Their Depth Efficiently?", NeurIPS 2025,
+# [arXiv 2505.13898](https://arxiv.org/abs/2505.13898). Its answer for large models: the second half of the layers only refines the
+# distribution of the next word; what later words need is computed in the first half, and harder problems do not go deeper. We repeat its
+# measurements on a model that runs on a laptop, and add what they lack: **nulls** (how would a model with random weights
+# look?), pushes of equal size, intervals over prompts, and a **positive control** (does the measure see depth where depth is needed?).
+#
+# **You need** notebook `00_start_here` (residual stream, depth).
+#
+# **It takes** about half an hour on two processor cores (`quick = True`: about four minutes), 3 GB of memory, no network.
+#
+# **In class**: sections 1 to 4 make a lesson of 60 minutes, 5 to 7 a second one, 8 to 10 a seminar.
+
+# %% tags=["parameters"]
+model_name = "smollm2-135m"
+accept_license = False  # for Gemma, which has terms of its own: see the README
+seed = 0
+n_prompts = 12  # word problems whose layers are skipped (sections 2 to 5)
+max_tokens = 80  # longer ones are cut off there
+n_per_level = 12  # prompts of each level (section 6)
+n_documents = 80  # for linear maps (section 8)
+n_texts = 6  # for the integrator tests (section 9)
+quick = False  # True: small numbers, for a first look or a test
+
+# %%
+import numpy as np
+import pandas as pd
+
+import lab
+from lab import depth_plots
+from lab.experiments import attributions, depth_efficiency, depth_statistics, integrator
+
+pd.options.display.max_colwidth = 120
+if quick:
+    n_prompts, max_tokens, n_per_level, n_documents, n_texts = 3, 24, 4, 24, 3
+model = lab.load(model_name, accept_license=accept_license)
+n_layers = model.cfg.n_layers
+health = lab.check(model)
+assert health.ok.all(), "a check failed: look at the table before you trust a number"
+health
+
+# %% [markdown]
+# ## 1. Leave layers out and watch
+#
+# A layer reads the residual stream and adds something to it. So one can leave a layer out: the stream passes it unchanged. (All
+# positions but the first: many models park attention there, and without it everything falls apart.)
+#
+# **What do you expect** when a tenth of the layers, from the middle, is left out of a 30-layer model that has just read two capitals?
+#
+# - (a) It breaks down.
+# - (b) Next words shift somewhat; later layers do something else than before.
+# - (c) Nothing much: the other layers cover for them.
+
+# %%
+text = "The capital of France is Paris. The capital of Italy is Rome. The capital of Spain is"
+middle = list(range(n_layers // 2 - 1, n_layers // 2 - 1 + max(1, n_layers // 10)))
+figure = depth_plots.layers_off(depth_efficiency.without(model, text, middle))  # the first plot
+
+# %% [markdown]
+# **Things to notice.** Left: the next word. Middle: the loss of every word of the text. Right: how much what each *later* layer adds
+# changes, relative to its size; before the gap nothing can change. With the default model (b) is nearest: nothing breaks, and yet
+# every later layer does something else. So "it can be left out" and "it does nothing" are two claims. Section 10 lets you
+# click layers off yourself.
+
+# %% [markdown]
+# ## 2. What does each layer add?
+#
+# Two numbers a layer: how long is what it adds, relative to the stream, and in which direction does it point? With vectors small
+# enough for the head:
+
+# %%
+stream, added = np.array([3.0, 4.0]), np.array([-0.6, 0.3])
+length = np.linalg.norm(added) / np.linalg.norm(stream)
+cosine = added @ stream / np.linalg.norm(added) / np.linalg.norm(stream)
+print(f"relative length {length:.2f}, cosine {cosine:.2f}: it {'erases' if cosine < 0 else 'strengthens'} a little")
+
+# %% [markdown]
+# Now all layers, on arithmetic word problems with their worked solutions (`data/word_problems.csv`). The same cell measures
+# what sections 3 to 5 need: each layer, each attention and each MLP is skipped in turn, also with four kinds of replacement, and once
+# more in a model with random weights.
+
+# %%
+found = depth_efficiency.run(
+    model,
+    "word_problems",
+    n=n_prompts,
+    max_tokens=max_tokens,
+    n_cuts=1 if quick else 4,
+    kinds=["layer"] if quick else ["layer", "attn", "mlp"],
+    local=not quick,
+    treatments=["skip", "mean", "random"] if quick else list(depth_efficiency.TREATMENTS),
+    seed=seed,
+)
+figure = depth_plots.contributions(found)
+
+# %% [markdown]
+# **Things to notice**
+#
+# - Thin lines are the same architecture with random weights. Contributions get relatively smaller with depth *there, too*: the stream
+#   grows by being added to. A fall alone shows nothing about what was learnt.
+# - The published curves drop sharply near the middle. Look whether ours do.
+# - Position 0 is left out. With it in, a single enormous state can carry the mean (`position_0=True` draws that).
+
+# %% [markdown]
+# ## 3. Skip each layer: who notices?
+#
+# Two questions that sound alike. **All tokens**: the layer is skipped everywhere; do later layers and the output change?
+# **Later tokens only**: the layer is skipped *before* a cut and works as usual behind it; do tokens *behind the cut* notice? The second is
+# the paper's evidence that the second half does not compute anything that later words build on.
+#
+# **What do you expect** for later tokens, if a model used all its layers equally well?
+#
+# - (a) A flat line: every layer is missed equally.
+# - (b) A line that falls to exactly zero.
+# - (c) A hump in the middle.
+
+# %%
+figure = found.plot(measure="effect")
+
+# %%
+figure = found.plot(measure="output")
+
+# %% [markdown]
+# **Things to notice**
+#
+# - (b), and for a reason that has nothing to do with what was learnt. What layer *s* writes before the cut reaches later tokens
+#   only through the attention of the layers *after s*. The last layer has none: its line must end at zero, in any transformer.
+#   That is what the green line (random weights) shows. Evidence is only what differs from it.
+# - The other lines ask what *skipping* measures: a random update of equal length, the mean update. If they lie on the blue line,
+#   the curve says how sensitive the model is at this depth, not what this layer had to say.
+# - Each curve is divided by its sum, so shapes can be compared. `share=False` draws raw values.
+
+# %% [markdown]
+# Who notices whom:
+
+# %%
+figure = depth_plots.effect_matrix(found)
+
+# %% [markdown]
+# Where nothing at all was changed, rounding still leaves something. It must be far below what is read off above:
+
+# %%
+floor = found.tables["floor"]["max"].max()
+largest = found.tables["pairs"].query("treatment == 'skip'")["mean"].max()
+print(f"largest change of an unchanged row: {floor:.1e}; largest mean effect: {largest:.2f}")
+assert floor < 1e-3
+
+# %% [markdown]
+# **Exercise 1.** Skipping every layer in turn naively costs L forward passes of L layers. A skipped layer leaves the layers before it as they
+# were, so its variant can start just behind it. How many layer passes are needed in all, for *this* model?
+
+# %% tags=["exercise"]
+your_passes = None
+
+
+# %% tags=["check"]
+def check_passes(given):
+    if given is None:
+        return print("No answer yet. Skipping layer 0 leaves L - 1 layers to run, skipping layer 1 leaves L - 2, ...")
+    if given == n_layers**2:
+        return print("That is the naive way: every layer for every variant.")
+    if given == n_layers * (n_layers + 1) // 2:
+        return print("Nearly: the skipped layer itself need not run.")
+    if given != n_layers * (n_layers - 1) // 2:
+        return print("Not yet: add up L - 1, L - 2, ..., 0.")
+    print(f"Yes, {given} instead of {n_layers**2}. The kit does it that way, all variants as rows of one batch.")
+    return True
+
+
+check_passes(your_passes)
+
+# %% tags=["solution"] jupyter={"outputs_hidden": true, "source_hidden": true}
+assert check_passes(n_layers * (n_layers - 1) // 2)
+
+# %% [markdown]
+# ## 4. Effective depth, as one number, or as eleven
+#
+# **ED_50** is the depth at which half of a profile's sum is reached, **ED_90** that of nine tenths. Others take the depth where the logit
+# lens is halfway to the output (ED_KL), where it shares enough top words with it (ED_ov), or where the cosine turns positive (ED_cos)
+# ([arXiv 2512.14064](https://arxiv.org/abs/2512.14064)). For one published model these run from 0.65 to 0.96.
+
+# %%
+figure = depth_plots.effective_depths(found)
+
+# %%
+against = found.tables["against_null"]
+against[["scope", "measure", "statistic", "trained", "random", "difference", "low", "high", "excludes_zero"]].round(3)
+
+# %% [markdown]
+# **Things to notice.** *difference* is trained minus random weights, the same prompts resampled for both. Where its interval holds zero,
+# the number says nothing about training. And the definitions disagree by more than models do: an effective depth without its
+# definition is no result.
+#
+# **Exercise 2.** Compute ED_50 of the mean profile for all tokens yourself. `profile` holds the mean effect of each layer.
+
+# %%
+rows = found.table.query(
+    "weights == 'trained' and treatment == 'skip' and kind == 'layer' and mode == 'global' and scope == 'all'"
+)
+profile = rows.groupby("skipped_layer").effect.mean().to_numpy()
+profile.round(2)
+
+# %% tags=["exercise"]
+your_ed_50 = None
+
+
+# %% tags=["check"]
+def check_ed_50(given):
+    right = depth_statistics.effective_depth(profile, 0.5)
+    if given is None:
+        return print("No answer yet. np.cumsum(profile) / profile.sum(): at which layer does it reach 0.5?")
+    if abs(given - (right * n_layers - 1)) < 1e-6 and right * n_layers != 1:
+        return print("That is the layer's index. As a fraction of depth: (index + 1) / number of layers.")
+    if abs(given - right + 1 / n_layers) < 1e-6:
+        return print("One layer short: layers count from 0, so layer s is the (s + 1)th.")
+    if abs(given - right) > 1e-6:
+        return print("Not yet: take the FIRST layer at which the summed profile reaches half of the total.")
+    print(f"Yes: {right:.2f}. A flat profile would give 0.5.")
+    return True
+
+
+check_ed_50(your_ed_50)
+
+# %% tags=["solution"] jupyter={"outputs_hidden": true, "source_hidden": true}
+reached = np.flatnonzero(np.cumsum(profile) >= 0.5 * profile.sum() * (1 - 1e-9))[0]
+assert check_ed_50((reached + 1) / n_layers)
+
+# %% [markdown]
+# ## 5. What would the model say if it stopped here?
+
+# %%
+figure = depth_plots.lens_by_depth(found)
+
+# %% [markdown]
+# **Things to notice.** The lens reads with the last layer's eyes. Its early KL also measures that early states are written in another basis.
+# The random model's KL is small because it has no opinion to differ from: a null can be too easy, too.
+
+# %% [markdown]
+# ## 6. Do harder problems use deeper layers?
+#
+# The **depth score** is the mean layer of a profile. The paper finds it flat in the number of hops or the difficulty. Before
+# one believes a flat line, one has to know that the measure *can* rise. So first a model for which depth must matter: six blocks, trained
+# here, on this machine, to answer "Ada friend boss . . is" by following one to four relations, one after the other.
+#
+# Skipped is before the position that predicts the answer; measured is there.
+
+# %%
+small = (
+    lab.small_models.k_hop(max_hops=2, n_layers=4, n_names=8, n_relations=4, max_steps=600)
+    if quick
+    else lab.small_models.k_hop()
+)
+small.accuracy
+
+# %%
+chains = small.prompts.rename(columns={"k": "level", "text": "prompt"})[["level", "prompt", "answer"]]
+chains = chains.assign(group=chains.prompt.str.split().str[0], answer=" " + chains.answer)
+chains.attrs["name"] = "chains of relations (k-hop model)"
+control = depth_efficiency.depth_scores(
+    lab.load(small.folder), chains, n_per_level=max(20, n_per_level), seed=seed, progress=False
+)
+figure = control.plot()
+
+# %%
+slopes = control.tables["slopes"].query("questions == 'all' and covariate == 'none'").set_index("measure")
+sensitive = {m: bool(row.low > 0) for m, row in slopes.iterrows()}
+for measure, fine in sensitive.items():
+    print(
+        f"{measure}: {'rises with k: the measure is sensitive' if fine else 'does NOT rise with k: insensitive here'}"
+    )
+
+# %% [markdown]
+# Now the language model: chains of facts of one to four hops ("The calling code of the country of birth of the author of ..."), and sums of
+# two to seven terms. And the chains once more with random weights: they get longer with every hop, and length alone can move a score.
+
+# %%
+levels = {"chains": [1, 2, 3] if quick else None, "sums": [2, 4, 6] if quick else None}
+graded = {
+    name: depth_efficiency.depth_scores(model, name, levels=wanted, n_per_level=n_per_level, seed=seed, progress=False)
+    for name, wanted in levels.items()
+}
+random_twin = lab.models.random_twin(model, seed=seed)
+graded["chains, random weights"] = depth_efficiency.depth_scores(
+    random_twin,
+    "chains",
+    levels=levels["chains"],
+    n_per_level=n_per_level,
+    seed=seed,
+    known=False,
+    progress=False,
+)
+figure = graded["chains"].plot()
+
+# %%
+figure = graded["sums"].plot()
+
+# %%
+pd.concat([r.tables["slopes"].assign(data=name) for name, r in graded.items()])[
+    ["data", "measure", "questions", "covariate", "n", "slope", "low", "high"]
+].round(3)
+
+# %% [markdown]
+# **Things to notice**
+#
+# - *slope* is layers a level. Beside the plain one stands one with the number of tokens held constant, where the two can be told apart. For
+#   sums they cannot (every term is as long as the last), so there is none.
+# - *right* are questions whose answer the model does say; *known* those with every hop known when asked alone. A model of this size knows
+#   few chains of three hops: a slope over questions that it cannot answer says little about how it would answer them.
+# - A rise for random weights is the length speaking.
+
+# %% [markdown]
+# ## 7. Until which depth does each word matter?
+#
+# **Erasure**: replace one word's state at one depth by a mean state. From the depth on where nothing changes, that word has handed on what it
+# had to give. **Integrated gradients** share out the answer's probability among the states, layer by layer.
+
+# %%
+question, answer = (
+    ("The capital of France is", " Paris")
+    if quick
+    else ("The capital of the country where Mumbai is located is", " New Delhi")
+)
+background = lab.datasets.load("prose").text.head(3 if quick else 10).str.split(". ").str[0].tolist()
+erased = attributions.erasure(model, question, answer, background=background)
+figure = depth_plots.positions_by_depth(
+    erased, value="change", index="depth", title="change of the answer's distribution when a state is erased"
+)
+
+# %%
+layers = range(0, n_layers, 6 if quick else 2)
+shared = attributions.integrated_gradients(model, question, answer, layers=layers, nodes=16 if quick else 32)
+print(f"largest gap between the sum and the difference it must equal: {max(shared.attrs['gap'].values()):.4f}")
+figure = depth_plots.positions_by_depth(
+    shared, value="attribution", index="layer", title="share of the answer's probability"
+)
+
+# %% [markdown]
+# **Things to notice.** Erasing at the last depth changes only the words that predict the answer. Two words matter longest: the entity and the
+# last one. When does the entity hand over? Compare with notebook `02`. The paper has position 0 in its baseline; then the
+# attributions do not add up here (`position_0=True`, and look at the gap): the path leads through states that the model never sees.
+
+# %% [markdown]
+# ## 8. Is a deep model a stretched shallow one?
+#
+# If a deeper model only spread the same computation over more layers, a linear map from *relative* depth x in the one to relative depth x in
+# the other would fit best: a diagonal. Fitted in closed form, on documents of which a quarter is kept for the test.
+
+# %%
+prose = lab.datasets.load("prose").sample(n=n_documents, random_state=seed)
+depths = range(0, n_layers + 1, 6 if quick else 3)
+some = {"source_depths": depths, "target_depths": depths}
+self_maps = lab.maps.linear_maps(model, model, prose.text.tolist(), groups=prose.group.to_numpy(), seed=seed, **some)
+figure = self_maps.plot()
+
+# %% [markdown]
+# A model mapped to itself is the ceiling: the diagonal is perfect, trivially. What to look at is how fast it falls off beside it. A pair with
+# a real ratio of depths: two small models with 4 and 8 blocks, trained here on the same text.
+
+# %%
+if not quick:
+    pair = lab.small_models.text_models()
+    print({blocks: {k: round(v, 2) for k, v in found_model.loss.items()} for blocks, found_model in pair.items()})
+    shallow, deep = (lab.load(pair[blocks].folder) for blocks in (4, 8))
+    pair_maps = lab.maps.linear_maps(shallow, deep, prose.text.tolist(), groups=prose.group.to_numpy(), seed=seed)
+    figure = pair_maps.plot()
+
+# %%
+tests = {"to itself": self_maps} if quick else {"to itself": self_maps, "4 to 8 blocks": pair_maps}
+pd.concat([r.summary.assign(maps=name) for name, r in tests.items()]).round(3)
+
+# %% [markdown]
+# **Things to notice**
+#
+# - The plot's second panel is the paper's actual argument: how well can the *best* source depth give each target depth? The dashed line is
+#   what word identity alone gives. A map that is not much better than it has found the words, not the computation.
+# - *slope* near 1 is what one would call a diagonal by eye. But a target that is best given by the source at the *same absolute depth*, and by
+#   the last one where the source ends, has a high slope, too. `gain_over_same_depth` and `gain_over_saturates` hold the diagonal against
+#   these rivals (in fractions of depth; above 0: the diagonal is nearer). For two models trained on little text, look who wins.
+
+# %% [markdown]
+# ## 9. Is a layer one small step?
+#
+# Some read a layer as a step of an integrator. Three tests: is one step near what many small ones would give (A), does it matter that
+# attention comes before the MLP (B), and are neighbouring layers alike (C)? Each with a control that must fail.
+
+# %%
+steps = integrator.run(
+    model,
+    "prose",
+    n_texts=n_texts,
+    n_tokens=24 if quick else 40,
+    n_step_texts=1 if quick else 2,
+    substeps=16 if quick else 64,
+    layers=range(0, n_layers, 12) if quick else None,
+    programs=["two substeps", "swapped", "dropped", "random", "exchanged"] if quick else list(integrator.PROGRAMS),
+    seed=seed,
+)
+figure = steps.plot()
+
+# %% [markdown]
+# **Things to notice**
+#
+# - Smaller and smaller steps converge for *any* smooth function, so the lines of A fall for any model. What counts is where the line for one
+#   substep starts: an error of a third of the step's length is not small.
+# - The first layer is no small step by any measure.
+# - In the last panel, grey are the controls. A program that raises the loss much less than *dropped* keeps much of what the layer does.
+
+# %%
+steps.summary.query("layer == -1 and where != 'one layer, mean'")[["program", "where", "rise", "low", "high"]].round(2)
+
+# %% [markdown]
+# ## 10. Explore
+#
+# Click layers off, several at once, or choose a pattern; type your own text.
+
+# %%
+from lab.widgets import depth_explorer
+
+texts = [text, "Tom has 12 apples and buys 7 more. Now he has 12 + 7 = 19 apples. He eats 4, so 19 - 4 ="]
+depth_explorer(
+    lambda words, off: depth_efficiency.without(model, words, off), n_layers=n_layers, texts=texts, off=middle
+)
+
+# %% [markdown]
+# The explorer with the second half off, as a fixed picture:
+
+# %%
+half = list(range(n_layers // 2, n_layers))
+figure = depth_plots.layers_off(depth_efficiency.without(model, text, half))
+
+# %% [markdown]
+# ## 11. Published claims beside ours
+#
+# A reading aid: each claim with a stated rule. It *holds* or *does not hold* where the whole interval is on one side of the rule's bound.
+
+# %%
+ours = found.tables["claims"].copy()
+future = against.query("scope == 'future' and statistic == 'second_half' and measure == 'effect'").iloc[0]
+null = {"the second half matters little for later tokens (layers)":
+        f"random weights: {future.random:.2f}; difference {future.difference:+.2f} [{future.low:+.2f}, {future.high:+.2f}]"}  # fmt: skip
+ours["beside the null"] = ours.claim.map(null).fillna("")
+ours.round(2)
+
+# %%
+ed = found.summary.query(
+    "weights == 'trained' and treatment in ['skip', 'none'] and kind == 'layer' and mode != 'local'"
+)
+ed = {(r.statistic, r.scope, r.measure): r.estimate for r in ed.itertuples()}
+chain = (
+    graded["chains"]
+    .tables["slopes"]
+    .query("questions == 'all' and covariate == 'none' and measure == 'effect'")
+    .iloc[0]
+)
+rows = [
+    ("effective depth, ED_cos", "0.65 to 0.75 (Qwen 2.5, 1.5B to 32B)", f"{ed.get(('ED_cos', 'all', 'cosine'), np.nan):.2f}"),
+    ("effective depth, ED_KL", "0.82 to 0.93 (the same)", f"{ed.get(('ED_KL', 'all', 'kl'), np.nan):.2f}"),
+    ("effective depth, ED_ov", "0.86 to 0.96 (the same)", f"{ed.get(('ED_ov', 'all', 'overlap'), np.nan):.2f}"),
+    ("depth score against hops", "flat (Llama 3.1 70B)", f"{chain.slope:+.2f} layers a hop [{chain.low:+.2f}, {chain.high:+.2f}]"),
+]  # fmt: skip
+verdicts = ["inside" if 0.65 <= ed.get(("ED_cos", "all", "cosine"), np.nan) <= 0.75 else "outside",
+            "inside" if 0.82 <= ed.get(("ED_KL", "all", "kl"), np.nan) <= 0.93 else "outside",
+            "inside" if 0.86 <= ed.get(("ED_ov", "all", "overlap"), np.nan) <= 0.96 else "outside",
+            "agrees" if chain.low <= 0 <= chain.high else "differs, but see the random weights"]  # fmt: skip
+table = pd.DataFrame(rows, columns=["number", "published", "ours"]).assign(
+    verdict=verdicts,
+    reason=["another model, 135M"] * 3 + ["ours measures the position that predicts the answer, the paper later ones"],
+)
+table
+
+# %% [markdown]
+# Contrary findings to read beside this: Qwen 3 32B and OLMo 2 32B use all layers in the paper itself; scoring likelihoods hides what deep
+# layers do for generation ([arXiv 2510.02091](https://arxiv.org/abs/2510.02091)); for facts held in weights, hops need layers
+# ([arXiv 2505.17923](https://arxiv.org/abs/2505.17923)), which is what section 6's control shows on a small scale.
+
+# %% [markdown]
+# ## What this does and does not show
+#
+# - A layer that is not missed when it is skipped may still compute something that others compute, too.
+# - Skipping puts the model into states it never saw. The mean update is a milder question, and its curve stands beside.
+# - Intervals are over prompts of one kind. Other texts, other lengths and other models are not covered.
+# - One draw of random weights is the null here. `seed` makes another.
+# - The offline models come from 4-bit files that were read back to float32. For full-precision weights, give a hub name.
+
+# %%
+import os
+from pathlib import Path
+
+folder = Path(os.environ.get("LAB_OUT", "depth-lab-out")) / "depth_efficiency"
+found.save(folder)
+again = lab.Result.load(folder)
+print(f"{len(again.table)} rows in {folder.name}, made with {again.parameters['versions']}")
