@@ -5,9 +5,12 @@ import os
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in `python -m lab`; before anything imports torch
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # the other core is the other worker's; also for the notebooks that are started
 install_import_hook("lab", "beartype.beartype")  # before anything imports lab
 
 import functools  # noqa: E402
+import re  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -65,6 +68,10 @@ def smollm2() -> TransformerBridge:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:  # a file's tests share its fixtures, a notebook's tests its one run; long ones come first
+        notebook = re.search(r"\[(\d\d_\w+)\]", item.name) if item.path.name == "test_notebooks.py" else None
+        item.add_marker(pytest.mark.xdist_group(notebook[1] if notebook else item.path.name))
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
     if not os.environ.get("LAB_TEST_GEMMA"):
         skip = pytest.mark.skip(reason="set LAB_TEST_GEMMA=1 if you have accepted the Gemma terms")
         for item in items:

@@ -7,6 +7,9 @@ from lab.experiments import (
     depth_statistics,
     hop_stages,
     hop_statistics,
+    transfer,
+    transfer_statistics,
+    transfer_tasks,
     two_hop,
 )
 
@@ -17,5 +20,8 @@ __all__ = [
     "depth_statistics",
     "hop_stages",
     "hop_statistics",
+    "transfer",
+    "transfer_statistics",
+    "transfer_tasks",
     "two_hop",
 ]

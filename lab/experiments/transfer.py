@@ -1,0 +1,880 @@
+"""What are the features of a net's first n blocks worth on another task, and in another net?
+
+    result = transfer.run("D")                             # digits: a minute or three on two cores
+    result = transfer.run("S", "standard", distance="far") # Markov chains against rules
+    result.summary                                         # four curves over n, paired, with intervals
+    transfer.pretrained(lab.load(), "sentiment_words")     # the first n blocks of a language model, frozen
+
+After Yosinski et al. (arXiv 1411.1792), carried over to small transformers, with what that work lacks: every difference
+paired by split, seed and target; equal steps, batch order and fresh upper weights in all treatments; accuracy after the
+last step instead of the best of many evaluations; random features with matched sizes; a gate. `pretrained` asks the like
+of a language model. What it does not show: that features are general or specific as such. They are so for this pair of
+halves, this distance, this many examples.
+"""
+
+import copy
+import functools
+import hashlib
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModel
+
+from lab import datasets, metrics, models, probes, replicas
+from lab.experiments import transfer_statistics, transfer_tasks
+from lab.experiments.transfer_tasks import Task, seed_of
+from lab.models import cache_folder
+from lab.replicas import Recipe, Shape, Weights
+from lab.results import Result, fingerprint, run_shards, versions
+from lab.texts import last_positions, tokenize
+
+METRICS = ("accuracy", "nll")
+_FROZEN = ("BnB", "AnB", "random", "random_matched")
+_MATCHED_ON = 256  # training examples on which sizes are matched
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes of one task at one scale. n: blocks copied; seeds: how many a split; targets: halves trained on."""
+
+    n_blocks: int
+    recipe: Recipe
+    n: tuple[int, ...]
+    splits: int
+    targets: tuple[str, ...] = ("B",)
+    seeds: int = 1
+    d_model: int = 64
+    n_heads: int = 2
+    sizes: dict[str, Any] = field(default_factory=dict)
+
+
+# Steps and data were cut until the bases just passed their gates on two CPU cores, well below the ceiling: D 0.83 to 0.94
+# (chance 0.2), S 0.65 to 0.8 (chance 0.05), F 0.75 to 0.8 of the facts stored (chance 0.005). On D, steps of 4 learn as
+# much as steps of 8: half the arithmetic, and with stacked replicas a step of 4 has no more overhead. Mod learns its
+# training pairs and nothing else (2,500 steps of 256: training 1.0, test 0.04), so it fails its gate; whether the steps
+# of "full" are enough has not been tried.
+_D = Recipe(steps=400, batch=4, rate=1e-3, decay=0.01)
+_S = Recipe(steps=600, batch=16, rate=3e-3, decay=0.1)
+_F = Recipe(steps=400, batch=64, rate=2e-3, decay=0.1)
+_MOD = Recipe(steps=1500, batch=64, rate=2e-3, decay=1.0)
+_BOTH = ("A", "B")
+PRESETS: dict[str, dict[str, Preset]] = {
+    "quick": {
+        "D": Preset(6, _D, (0, 1, 2, 4, 6), splits=5),
+        "S": Preset(4, _S, (0, 2, 4), splits=2),
+        "F": Preset(4, _F, (0, 2, 4), splits=3),
+        "Mod": Preset(2, _MOD, (0, 1, 2), splits=2),
+    },
+    "standard": {
+        "D": Preset(6, _D, (0, 1, 2, 3, 4, 5, 6), splits=10, targets=_BOTH),
+        "S": Preset(4, _S, (0, 1, 2, 3, 4), splits=4, targets=_BOTH),
+        "F": Preset(4, _F, (0, 1, 2, 3, 4), splits=4, targets=_BOTH),
+        "Mod": Preset(2, replace(_MOD, steps=5000, batch=256), (0, 1, 2), splits=4, targets=_BOTH),
+    },
+    "full": {
+        "D": Preset(6, _D, (0, 1, 2, 3, 4, 5, 6), splits=20, targets=_BOTH, seeds=3),
+        "S": Preset(
+            *(8, replace(_S, steps=2000, rate=1e-3), tuple(range(9))), splits=4, targets=_BOTH, seeds=3, d_model=128,
+            n_heads=4, sizes={"train_per_class": 500},
+        ),
+        "F": Preset(6, _F, tuple(range(7)), splits=4, targets=_BOTH, seeds=3, d_model=128, n_heads=4),
+        "Mod": Preset(
+            *(2, replace(_MOD, steps=40_000, batch=512, rate=1e-3), (0, 1, 2)), splits=4, targets=_BOTH, seeds=3,
+            d_model=128, n_heads=4,
+        ),
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """One net to train for a target: which treatment, how much is copied, from where, and whether it stays frozen."""
+
+    target: str
+    treatment: str
+    part: str = "none"
+    n: int = 0
+
+    @property
+    def name(self) -> str:
+        return transfer_statistics.run_name(self.treatment, self.part, self.n)
+
+    @property
+    def frozen(self) -> bool:
+        return self.treatment in _FROZEN and self.part != "none"
+
+
+def run(
+    task: str = "S",
+    preset: str = "quick",
+    *,
+    seed: int = 0,
+    distance: str = "near",
+    n: Sequence[int] | None = None,
+    splits: int | None = None,
+    seeds: int | None = None,
+    targets: Sequence[str] | None = None,
+    steps: int | None = None,
+    embedding_only: bool = True,
+    random: bool = True,
+    own_rows: str = "fresh",
+    halves: tuple[Sequence[int], Sequence[int]] | None = None,
+    gate: float | None = None,
+    at_once: int = 12,
+    resume: bool = True,
+    executor: Executor | None = None,
+    progress: bool = True,
+    **sizes: Any,
+) -> Result:
+    """Train all treatments of one task, and compare them pairwise.
+
+    For each split and seed: baseA and baseB; if both pass the task's gate, for each target half and n the nets BnB, AnB,
+    BnB_plus, AnB_plus, random and random_matched (see `lab.experiments.transfer_statistics`), the control n = 0 ("BnB"
+    with nothing copied: a new seed of the base), base2, and "E": the embedding alone copied. The final norm and the
+    classifier are always fresh, and never shared by the halves; what is not copied comes from one fresh net a target, the
+    same in all treatments. So does the order of the batches.
+
+    Departures from the paper: blocks for layers; the embedding and positions travel with n >= 1; one net for a target's
+    fresh weights, which pairs the treatments; base2 keeps its classifier, as it goes on; tokens that the source never saw
+    (F, Mod) get fresh rows that train, in all treatments alike (`own_rows`).
+
+    Args:
+        task: D, S, F or Mod (`lab.experiments.transfer_tasks`).
+        preset: quick, standard or full: sizes in `PRESETS`.
+        seed: first of the seeds; a seed draws examples, initial weights and batch order, a split the halves.
+        distance: near or far.
+        n, splits, seeds, targets, steps: instead of the preset's: numbers of copied blocks; numbers of splits and of seeds
+            a split; halves trained on ("A", "B"); steps.
+        embedding_only: also "E".
+        random: also random and random_matched.
+        own_rows: what the rows of tokens that the other half lacks (F, Mod) start from; they train in every treatment.
+            "fresh": new ones, in BnB as in AnB: specificity then is about the blocks alone, but co-adaptation also holds
+            what learning these rows anew costs. "copied": from the source: the other way round.
+        halves: class numbers of A and B instead of random ones (D, S near): the same in all splits.
+        gate: least accuracy of the bases, instead of the task's own.
+        at_once: replicas trained in one batch (memory against time).
+        resume: keep finished (split, seed) under the cache folder, and go on from them after an interruption.
+        executor: runs them elsewhere; anything with `concurrent.futures`' interface.
+        progress: print an estimate and show progress bars.
+        sizes: of the task, see `transfer_tasks.make`.
+
+    Returns:
+        Result with
+        `.table`: task, distance, split, seed, target, treatment, part, n, metric (accuracy; nll, train_loss: nats), value,
+            gate ("passed" or "base failed: ..."; then the bases are all there is).
+        `.summary`: `transfer_statistics.curves` of the splits that passed; empty if none did.
+        `.tables`: "gate" (a row a split, seed and half), "levels", "differences", "n_star", and "items": each test item
+            with the class predicted by each net (column `transfer_statistics.run_name`).
+
+    Raises:
+        ValueError: unknown task, preset, distance or size; n outside 0..blocks; overlapping halves; all before training.
+
+    A frozen net with larger n has fewer trained blocks: compare treatments at one n, not points along one curve. A
+    residual stream passes its input on, so random blocks are a strong baseline.
+    """
+    transfer_tasks.check(task, distance)
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; presets are {', '.join(PRESETS)}")
+    chosen = PRESETS[preset][task]
+    chosen = replace(
+        chosen,
+        n=tuple(chosen.n if n is None else sorted(n)),
+        splits=chosen.splits if splits is None else splits,
+        seeds=chosen.seeds if seeds is None else seeds,
+        targets=tuple(chosen.targets if targets is None else targets),
+        recipe=chosen.recipe if steps is None else replace(chosen.recipe, steps=steps),
+        sizes={**chosen.sizes, **sizes},
+    )
+    _check(chosen, at_once)
+    if own_rows not in ("fresh", "copied"):
+        raise ValueError(f"own_rows={own_rows!r}: pass fresh or copied")
+    example = transfer_tasks.make(task, distance=distance, split=0, seed=seed, halves=halves, **chosen.sizes)
+    least = example.gate.least if gate is None else gate
+    settings = {
+        "task": task, "distance": distance, **asdict(chosen), "embedding_only": embedding_only, "random": random,
+        "own_rows": own_rows, "halves": None if halves is None else [list(map(int, half)) for half in halves], "gate": least,
+        "ceiling": example.gate.most,
+    }  # fmt: skip
+    known = {name: value for name, value in settings.items() if name not in ("splits", "seeds")}
+    shards = []
+    for split in range(chosen.splits):
+        for one in range(seed, seed + chosen.seeds):
+            shard: dict[str, Any] = {"split": split, "seed": one, "settings": known}
+            key = fingerprint(shard)
+            shards.append({**shard, "key": key, "at_once": at_once, "progress": progress and executor is None})
+    folder = cache_folder() / "runs" if resume else None
+    missing = [one for one in shards if folder is None or not (folder / one["key"] / "result.json").exists()]
+    if progress and missing:
+        _print_estimate(example, chosen, _plan(known), len(missing), at_once)
+    parts = run_shards(_shard, shards, folder=folder, executor=executor, describe="splits", progress=progress)
+    table = pd.concat([part.table for part in parts], ignore_index=True)
+    names = ("gate", "items")
+    tables = {name: pd.concat([part.tables[name] for part in parts], ignore_index=True) for name in names}
+    _say_failures(tables["gate"], len(shards))
+    scored = transfer_statistics.passed(table)
+    scored = scored[scored.metric.isin(METRICS)]
+    summary = pd.DataFrame(columns=transfer_statistics.CURVE_COLUMNS)
+    if len(scored):
+        summary = transfer_statistics.curves(scored)
+        tables["levels"] = transfer_statistics.levels(scored)
+        tables["differences"] = transfer_statistics.differences(scored)
+        tables["n_star"] = transfer_statistics.n_star(summary)
+    parameters = {
+        **settings, "preset": preset, "seed": seed, "model": _name(chosen), "dataset": task, "n_classes": example.n_classes,
+        "data_checksum": example.checksum(), "versions": versions(),
+    }  # fmt: skip
+    return Result("transfer", table, summary, parameters, tables)
+
+
+# --- one shard: one split and seed ----------------------------------------------------------------------------------
+
+
+def _shard(*, split: int, seed: int, settings: dict[str, Any], at_once: int, progress: bool, key: str = "") -> Result:
+    """Bases, gate, and all treatments of one split and seed."""
+    settings = dict(settings)
+    recipe = Recipe(**settings["recipe"])
+    task = transfer_tasks.make(
+        settings["task"], distance=settings["distance"], split=split, seed=seed, halves=settings["halves"],
+        **settings["sizes"],
+    )  # fmt: skip
+    shape = _shape(task, settings["n_blocks"], settings["d_model"], settings["n_heads"])
+    about = {"task": task.name, "distance": task.distance, "split": split, "seed": seed}
+    pool = _Pool(task, recipe, (split, seed))
+    bases = {
+        side: replicas.pick(trained, [0])
+        for side, trained in zip(_BOTH, _train_bases(shape, pool, recipe, split, seed, progress), strict=True)
+    }
+    base_scores = {side: _score(shape, bases[side], pool.test[side])[0] for side in _BOTH}
+    accuracy = {side: score["accuracy"] for side, score in base_scores.items()}
+    verdict = transfer_tasks.Gate(settings["gate"], settings["ceiling"]).verdict(accuracy)
+    gate = pd.DataFrame(
+        [{**about, "side": side, "accuracy": accuracy[side], "least": settings["gate"], "most": settings["ceiling"],
+          "gate": verdict} for side in _BOTH]
+    )  # fmt: skip
+    rows, items = [], []
+    plan = _plan(settings) if verdict == "passed" else []
+    starts = [_start(shape, task, bases, net, settings, split, seed) for net in plan]
+    results = None
+    if plan:
+        results = replicas.train(
+            *(shape, replicas.join(starts), pool.inputs, pool.labels, pool.order([net.target for net in plan]), recipe),
+            frozen_blocks=[net.n if net.frozen else 0 for net in plan],
+            trained_rows=torch.stack([_trained_rows(task, net) for net in plan]),
+            at_once=at_once, progress=progress, describe=f"split {split}, seed {seed}: treatments",
+        )  # fmt: skip
+    for target in settings["targets"] if plan else _BOTH:
+        scores = {"base": (_Planned(target, "base"), base_scores[target])}
+        mine = [place for place, net in enumerate(plan) if net.target == target]
+        if results is not None:
+            found = _score(shape, replicas.pick(results.weights, mine), pool.test[target])
+            for place, score in zip(mine, found, strict=True):
+                score["train_loss"] = float(results.loss[place])
+                scores[plan[place].name] = (plan[place], score)
+        for net, score in scores.values():
+            where = {**about, "target": target, "treatment": net.treatment, "part": net.part, "n": net.n}
+            rows += [
+                {**where, "metric": name, "value": score[name]} for name in (*METRICS, "train_loss") if name in score
+            ]
+        labels = pool.test[target][1].numpy()
+        predicted = {name: score["predicted"] for name, (_, score) in scores.items()}
+        items.append(
+            pd.DataFrame({**about, "target": target, "item": np.arange(len(labels)), "label": labels, **predicted})
+        )
+    table = pd.DataFrame(rows).assign(gate=verdict)
+    tables = {"gate": gate, "items": pd.concat(items, ignore_index=True)}
+    return Result("transfer", table, pd.DataFrame(), {**settings, **about}, tables)
+
+
+def _plan(settings: dict[str, Any]) -> list[_Planned]:
+    """All nets of a shard but the bases, in a fixed order."""
+    copies = ["BnB", "AnB", "BnB_plus", "AnB_plus"]
+    nets = []
+    for target in settings["targets"]:
+        nets.append(_Planned(target, "base2"))
+        if 0 in settings["n"]:
+            nets.append(_Planned(target, "BnB"))
+        if settings["embedding_only"]:
+            extra = ["random"] if settings["random"] else []
+            nets += [_Planned(target, treatment, "embedding") for treatment in copies + extra]
+        extra = ["random", "random_matched"] if settings["random"] else []
+        for n in settings["n"]:
+            if n:
+                nets += [_Planned(target, treatment, "blocks", n) for treatment in copies + extra]
+    return nets
+
+
+def _start(
+    shape: Shape, task: Task, bases: dict[str, Weights], net: _Planned, settings: dict[str, Any], split: int, seed: int
+) -> Weights:
+    """Weights of a net before training: [1, ...]."""
+    if net.treatment == "base2":
+        return replicas.pick(bases[net.target], [0])
+    where = (task.name, task.distance, split, seed, net.target)
+    start = replicas.initial(shape, [seed_of("fresh", *where)])
+    if net.part == "none":
+        return start
+    other = _BOTH[1 - _BOTH.index(net.target)]
+    if net.treatment.startswith("random"):
+        source = replicas.initial(shape, [seed_of("random", *where)])
+        if net.treatment == "random_matched":
+            seen = torch.as_tensor(task.sides[net.target].train.inputs)
+            chosen = np.random.default_rng(seed_of("matched", *where)).permutation(len(seen))[:_MATCHED_ON]
+            source = replicas.match_sizes(shape, source, bases[other], seen[torch.as_tensor(chosen)])
+    else:
+        source = bases[net.target if net.treatment.startswith("BnB") else other]
+    fresh_rows = start["embedding"].clone()
+    for name in replicas.below(shape, net.n):
+        start[name] = source[name].clone()
+    if settings["own_rows"] == "fresh":
+        own = torch.as_tensor(task.own_tokens(net.target))
+        start["embedding"][:, own] = fresh_rows[:, own]
+    return start
+
+
+def _trained_rows(task: Task, net: _Planned) -> torch.Tensor:
+    """Which rows of the embedding train: all, or in a frozen net those of tokens that the other half lacks."""
+    rows = torch.ones(task.n_inputs, dtype=torch.bool)
+    if net.frozen:
+        rows[:] = False
+        rows[torch.as_tensor(task.own_tokens(net.target))] = True
+    return rows
+
+
+def _train_bases(
+    shape: Shape, pool: "_Pool", recipe: Recipe, split: int, seed: int, progress: bool
+) -> tuple[Weights, Weights]:
+    where = (pool.task.name, pool.task.distance, split, seed)
+    start = replicas.initial(shape, [seed_of("base", *where, side) for side in _BOTH])
+    trained = replicas.train(
+        shape, start, pool.inputs, pool.labels, pool.order(_BOTH), recipe, progress=progress,
+        describe=f"split {split}, seed {seed}: bases",
+    ).weights  # fmt: skip
+    return replicas.pick(trained, [0]), replicas.pick(trained, [1])
+
+
+class _Pool:
+    """Training examples of both halves as one array, and each half's order of batches."""
+
+    def __init__(self, task: Task, recipe: Recipe, where: tuple[int, int]) -> None:
+        self.task, self.recipe = task, recipe
+        train = [task.sides[side].train for side in _BOTH]
+        self.inputs = torch.as_tensor(np.concatenate([part.inputs for part in train]))
+        self.labels = torch.as_tensor(np.concatenate([part.labels for part in train]))
+        ends = np.cumsum([0, *(len(part.labels) for part in train)])
+        self.rows = {side: np.arange(ends[place], ends[place + 1]) for place, side in enumerate(_BOTH)}
+        self.seeds = {side: seed_of("order", task.name, task.distance, *where, side) for side in _BOTH}
+        self.test = {
+            side: (torch.as_tensor(half.test.inputs), torch.as_tensor(half.test.labels))
+            for side, half in task.sides.items()
+        }
+
+    def order(self, targets: Sequence[str]) -> torch.Tensor:
+        """What each replica sees: the same for all replicas of a target."""
+        once = {side: replicas.orders([self.rows[side]], [self.seeds[side]], self.recipe)[0] for side in set(targets)}
+        return torch.stack([once[target] for target in targets])
+
+
+def _score(shape: Shape, weights: Weights, test: tuple[torch.Tensor, torch.Tensor]) -> list[dict[str, Any]]:
+    """For each replica: accuracy, nll (nats) and the predicted classes."""
+    inputs, labels = test
+    log_p = replicas.log_probabilities(shape, weights, inputs)
+    right = labels.numpy()
+    return [
+        {
+            "accuracy": float((one.argmax(-1) == right).mean()),
+            "nll": float(-one[np.arange(len(right)), right].mean()),
+            "predicted": one.argmax(-1),
+        }
+        for one in log_p
+    ]
+
+
+# --- checks and messages --------------------------------------------------------------------------------------------
+
+
+def _check(chosen: Preset, at_once: int) -> None:
+    outside = [n for n in chosen.n if not 0 <= n <= chosen.n_blocks]
+    if outside or not chosen.n or len(set(chosen.n)) < len(chosen.n):
+        raise ValueError(f"n={list(chosen.n)}: pass numbers of blocks from 0 to {chosen.n_blocks}, each once")
+    if min(chosen.splits, chosen.seeds) < 1:
+        raise ValueError(f"splits={chosen.splits}, seeds={chosen.seeds}: pass at least 1")
+    if not chosen.targets or not set(chosen.targets) <= set(_BOTH) or len(set(chosen.targets)) < len(chosen.targets):
+        raise ValueError(f"targets={list(chosen.targets)}: pass 'A', 'B' or both")
+    if chosen.recipe.steps < 1:
+        raise ValueError(f"steps={chosen.recipe.steps}: pass at least 1")
+    if at_once < 1:
+        raise ValueError(f"at_once={at_once}: pass at least 1")
+
+
+def _shape(task: Task, n_blocks: int, d_model: int, n_heads: int) -> Shape:
+    return Shape(
+        n_blocks=n_blocks, d_model=d_model, n_heads=n_heads, n_positions=task.n_positions, n_classes=task.n_classes,
+        n_inputs=task.n_inputs, patches=task.patches, causal=task.causal,
+    )  # fmt: skip
+
+
+def _name(chosen: Preset) -> str:
+    return f"transformer, {chosen.n_blocks} blocks, d_model {chosen.d_model}"
+
+
+def _say_failures(gate: pd.DataFrame, shards: int) -> None:
+    failed = gate[gate.gate != "passed"].drop_duplicates(["split", "seed"])
+    for row in failed.itertuples():
+        print(f"task {row.task} {row.distance}, split {row.split}, seed {row.seed}: {row.gate}.")
+    if len(failed):
+        print(
+            f"{len(failed)} of {shards} left out of every curve. Below the gate: more steps or examples; at the ceiling: "
+            "fewer, or more noise."
+        )
+
+
+def _print_estimate(task: Task, chosen: Preset, plan: list[_Planned], shards: int, at_once: int) -> None:
+    """Time a few steps of as many replicas as are trained at once, and scale up. Right to a factor of two."""
+    shape = _shape(task, chosen.n_blocks, chosen.d_model, chosen.n_heads)
+    few = replace(chosen.recipe, steps=3)
+    pool = _Pool(task, few, (0, 0))
+    count = min(at_once, len(plan))
+    weights = replicas.initial(shape, range(count))
+    start = time.perf_counter()
+    replicas.train(shape, weights, pool.inputs, pool.labels, pool.order(["B"] * count), few, at_once=at_once)
+    per_step = (time.perf_counter() - start) / 3 / count
+    units = 2 + sum(1 - 2 / 3 * (net.n / shape.n_blocks if net.frozen else 0) for net in plan)
+    seconds = shards * units * chosen.recipe.steps * per_step
+    print(
+        f"About {seconds:.0f} s for {shards} splits and seeds of task {task.name} {task.distance}: {len(plan) + 2} nets each, "
+        f"{chosen.recipe.steps} steps of {chosen.recipe.batch} examples."
+    )
+
+
+# --- a pretrained language model ------------------------------------------------------------------------------------
+
+TREATMENTS = {
+    "K": "the other blocks kept and trained",
+    "R": "the other blocks re-initialised and trained",
+    "S": "two fresh blocks instead of the others: the same number of trained weights at every n",
+    "P": "no block behind: final norm and classifier alone",
+}
+_SHORT = 2  # fresh blocks of S
+_CLOSE = 1e-3  # of the states' standard deviation: how far rounding may take a run that starts in the middle
+
+
+@dataclass(frozen=True)
+class _Tuning:
+    """How every treatment is trained: AdamW, constant rates, the same batches. `rate` is that of blocks."""
+
+    steps: int
+    batch: int
+    rate: float
+    head_rate: float  # of the final norm and the classifier
+    decay: float = 0.01
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Token ids and mask [example position], right-padded; position of each text's last token, labels."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    last: torch.Tensor
+    labels: torch.Tensor
+
+
+def pretrained(
+    model: TransformerBridge,
+    data: str | pd.DataFrame,
+    preset: str = "quick",
+    *,
+    seed: int = 0,
+    n: Sequence[int] | None = None,
+    treatments: Sequence[str] = tuple(TREATMENTS),
+    repeats: int = 1,
+    test_fraction: float = 0.4,
+    limit: int | None = None,
+    steps: int | None = None,
+    batch: int = 16,
+    rate: float = 1e-4,
+    head_rate: float = 3e-3,
+    null: bool = True,
+    resume: bool = True,
+    progress: bool = True,
+) -> Result:
+    """A language model's first n blocks, frozen, under what is trained on a small task of short texts.
+
+    The label is read at the last token, by a fresh classifier behind a fresh final norm, as everywhere in this module.
+    K-n keeps the other blocks and trains them, R-n re-initialises them, S-n puts two fresh blocks in their place, P-n
+    none. States after block n are computed once, for all positions; each run starts from them. There is no baseB: what
+    the model was trained on is not known, so a difference between treatments is not a specificity.
+
+    Args:
+        model: from `lab.load`; rotary positions (Llama, Qwen, Gemma, OLMo, NeoX families).
+        data: a data set's name, or a table with columns example, text, label (0/1) and group.
+        preset: quick (four n near the end, 120 texts, 25 steps), standard (eight n, 512 texts, 100 steps) or full (every
+            second n, 200 steps).
+        seed: of the choice of texts, splits, fresh weights, batches and the random model.
+        n: numbers of frozen blocks, 0..L, instead of the preset's. At L, K and R are P, and are left out.
+        treatments: of K, R, S, P.
+        repeats, test_fraction: number of splits (whole groups), and the share of texts tested in each.
+        limit, steps: texts and steps, instead of the preset's.
+        batch, rate, head_rate: texts a step; learning rates of the blocks, and of the norm and classifier, which start
+            from nothing in every treatment.
+        null: the same on the model with random weights.
+        resume: keep finished (weights, n, split) under the cache folder.
+        progress: print an estimate and show a bar.
+
+    Returns:
+        Result with
+        `.table`: model, dataset, weights (trained, random, none), treatment (K, R, S, P; majority, bag_of_words), n, split,
+            metric (accuracy, nll in nats), value, trained_weights (their number), seed.
+        `.summary`: weights, treatment, n, accuracy with low, high (bootstrap over groups of texts, nets as they are), nll,
+            n_texts, n_groups, trained_weights.
+        `.tables`: "differences": first, second, weights, n, difference, low, high, paired by text: K - R and K - P of the
+            trained model, and trained - random of each treatment; "items": weights, treatment, n, split, example, group,
+            label, predicted, log_p (of the right label).
+
+    Raises:
+        ValueError: unknown preset or treatment, n out of range, unusable data, a model whose blocks cannot be started in
+            the middle (checked: K-n before training must give the whole model's states).
+
+    Only the test texts' noise is in the intervals: another seed of the fresh weights may differ by more.
+    """
+    n_layers = model.cfg.n_layers
+    chosen, tuning, limit = _pretrained_sizes(preset, n_layers, n, limit, steps, batch, (rate, head_rate))
+    wrong = [name for name in treatments if name not in TREATMENTS]
+    if wrong or not treatments or len(set(treatments)) < len(treatments):
+        raise ValueError(f"treatments={list(treatments)}: pass some of {', '.join(TREATMENTS)}, each once")
+    models.require_source(model)
+    frame, name = (datasets.load(data), data) if isinstance(data, str) else (data, "your data")
+    datasets.check_concept_data(frame, name=name)
+    frame = _some_groups(frame, limit, seed)
+    labels, groups = frame.label.to_numpy(), frame.group.to_numpy(str)
+    tests = probes.group_splits(labels, groups, repeats=repeats, test_fraction=test_fraction, seed=seed)
+    texts = _as_texts(model, frame)
+    parameters = {
+        **models.facts(model), "dataset": name, "preset": preset, "n": chosen, "treatments": list(treatments), "seed": seed,
+        "repeats": repeats, "test_fraction": test_fraction, "n_examples": len(frame), **asdict(tuning), "null": null,
+        "texts": hashlib.sha256("\n".join(frame.text.astype(str)).encode()).hexdigest(), "versions": versions(),
+    }  # fmt: skip
+    bodies = {
+        kind: _Body(model, texts, kind, seed, chosen) for kind in (("trained", "random") if null else ("trained",))
+    }
+    known = {name: value for name, value in parameters.items() if name not in ("n", "repeats", "null", "preset")}
+    known["digest"] = models.weights_digest(model) if resume else ""
+    shards = []
+    for kind, body in bodies.items():
+        for count in chosen:
+            for split, test in enumerate(tests):
+                shard = {"weights": kind, "n": count, "split": split}
+                work = {"body": body, "frame": frame, "test": test, "tuning": tuning, "parameters": parameters}
+                shards.append({**shard, **work, "key": fingerprint({**known, **shard, "tests": test.tolist()})})
+    folder = cache_folder() / "runs" if resume else None
+    missing = [one for one in shards if folder is None or not (folder / one["key"] / "result.json").exists()]
+    if progress and missing:
+        _print_pretrained_estimate(bodies["trained"], missing, treatments, tuning, n_layers)
+    parts = run_shards(_pretrained_shard, shards, folder=folder, describe="runs", progress=progress)
+    items = pd.concat([part.tables["items"] for part in parts], ignore_index=True)
+    table = pd.concat([*(part.table for part in parts), _text_baselines(frame, tests)], ignore_index=True)
+    table = table.assign(model=parameters["model"], dataset=name, seed=seed)
+    summary, pairs = _pretrained_summary(items, table, seed)
+    return Result("transfer_pretrained", table, summary, parameters, {"differences": pairs, "items": items})
+
+
+def _pretrained_sizes(
+    preset: str,
+    n_layers: int,
+    n: Sequence[int] | None,
+    limit: int | None,
+    steps: int | None,
+    batch: int,
+    rates: tuple[float, float],
+) -> tuple[list[int], _Tuning, int]:
+    sizes = {"quick": (120, 25), "standard": (512, 100), "full": (512, 200)}
+    if preset not in sizes:
+        raise ValueError(f"unknown preset {preset!r}; presets are {', '.join(sizes)}")
+    own = {
+        "quick": [round(n_layers * share) for share in (0.8, 0.9, 0.97, 1)],
+        "standard": [round(n_layers * share) for share in (0, 1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6, 14 / 15, 1)],
+        "full": [*range(0, n_layers, 2), n_layers],
+    }
+    chosen = sorted(set(own[preset])) if n is None else sorted(int(count) for count in n)
+    outside = [count for count in chosen if not 0 <= count <= n_layers]
+    if outside or not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(f"n={chosen}: pass numbers of frozen blocks from 0 to {n_layers}, each once")
+    tuning = _Tuning(sizes[preset][1] if steps is None else steps, batch, *rates)
+    if tuning.steps < 0 or batch < 1 or min(rates) <= 0:
+        raise ValueError(f"steps={tuning.steps}, batch={batch}, rates={rates}: pass 0 or more, 1 or more, and above 0")
+    return chosen, tuning, sizes[preset][0] if limit is None else limit
+
+
+def _some_groups(frame: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
+    """Whole groups in random order until there are `limit` texts."""
+    order = np.random.default_rng(seed_of("texts", seed)).permutation(frame.group.astype(str).unique())
+    sizes = frame.group.astype(str).value_counts().reindex(order).cumsum()
+    kept = set(order[: int((sizes < limit).sum()) + 1])
+    return frame[frame.group.astype(str).isin(kept)].reset_index(drop=True)
+
+
+def _as_texts(model: TransformerBridge, frame: pd.DataFrame) -> _Texts:
+    tokens = tokenize(model, frame.text.tolist())
+    return _Texts(
+        tokens.ids, tokens.mask.long(), torch.as_tensor(last_positions(tokens)), torch.tensor(frame.label.tolist())
+    )
+
+
+class _Body:
+    """A model's blocks, and its states after the chosen numbers of them, for all texts and positions; made when used."""
+
+    def __init__(self, model: TransformerBridge, texts: _Texts, weights: str, seed: int, chosen: Sequence[int]) -> None:
+        self.model, self.texts, self.weights, self.seed, self.chosen = model, texts, weights, seed, chosen
+
+    @functools.cached_property
+    def whole(self) -> Any:
+        """The plain Hugging Face model."""
+        model = self.model if self.weights == "trained" else models.random_twin(self.model, seed=self.seed)
+        return models.plain_twin(model)
+
+    @property
+    def plain(self) -> Any:
+        """Its blocks, with the embedding below and the norm above."""
+        body = self.whole.base_model
+        if not hasattr(body, "layers") or not _norm_name(body):
+            raise ValueError(
+                f"{type(body).__name__} is not laid out like Llama (layers, then a norm): its blocks cannot be started in "
+                "the middle here; use a Llama, Qwen, Gemma, OLMo or NeoX model"
+            )
+        return body
+
+    @functools.cached_property
+    def states(self) -> dict[int, torch.Tensor]:
+        """Depth to states [example position d_model]; the norm is left out, so that depth L is before it."""
+        body, norm = self.plain, _norm_name(self.plain)
+        kept = getattr(body, norm)
+        found: dict[int, list[torch.Tensor]] = {depth: [] for depth in self.chosen}
+        setattr(body, norm, torch.nn.Identity())
+        try:
+            with torch.inference_mode():
+                for start in range(0, len(self.texts.ids), 32):
+                    rows = slice(start, start + 32)
+                    out = body(
+                        input_ids=self.texts.ids[rows], attention_mask=self.texts.mask[rows], use_cache=False,
+                        output_hidden_states=True,
+                    )  # fmt: skip
+                    for depth in self.chosen:
+                        found[depth].append(out.hidden_states[depth])
+        finally:
+            setattr(body, norm, kept)
+        return {depth: torch.cat(values).clone() for depth, values in found.items()}
+
+    def tail(self, n: int, blocks: int, *, keep: bool, seed: int) -> Any:
+        """A model of so many blocks that starts from states: those from n on, copied, or fresh ones.
+
+        Fresh weights are drawn by the architecture's own initialisation. The final norm is fresh.
+        """
+        config = copy.deepcopy(self.plain.config)
+        config.num_hidden_layers, config.vocab_size, config.pad_token_id = blocks, 8, None  # embeddings are not used
+        if getattr(config, "layer_types", None) is not None:
+            types = config.layer_types
+            config.layer_types = types[n : n + blocks] if n + blocks <= len(types) else types[len(types) - blocks :]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            dtype = next(self.plain.parameters()).dtype
+            tail = AutoModel.from_config(config, attn_implementation="eager", dtype=dtype).eval()
+        if keep:
+            for new, old in zip(tail.layers, list(self.plain.layers)[n:], strict=True):
+                new.load_state_dict(old.state_dict())
+        return tail
+
+    def before_training(self, n: int, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """States after the final norm at the texts' tokens: of the whole model, and of K-n before its first step."""
+        body, norm = self.plain, _norm_name(self.plain)
+        tail = self.tail(n, len(body.layers) - n, keep=True, seed=0)
+        getattr(tail, norm).load_state_dict(getattr(body, norm).state_dict())
+        ids, mask = self.texts.ids[rows], self.texts.mask[rows]
+        with torch.inference_mode():
+            whole = body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            ours = _run_tail(tail, self.states[n][rows], mask)
+        return whole[mask.bool()], ours[mask.bool()]
+
+    def check(self, n: int) -> None:
+        """Raise a ValueError unless the kept blocks, started from the states after block n, give the model's own."""
+        whole, ours = self.before_training(n, torch.arange(min(4, len(self.texts.ids))))
+        apart, scale = (whole - ours).abs().max().item(), whole.std().item()
+        if not apart <= _CLOSE * scale:
+            raise ValueError(
+                f"blocks from {n} on, started from their input, are off by {apart:.2g} (states: {scale:.2g}): "
+                f"{type(self.plain).__name__} does something else between its blocks; use another model"
+            )
+
+
+def zero_step_gap(model: TransformerBridge, texts: Sequence[str], n: int) -> float:
+    """Largest difference of logits between a model and its K-n before the first step: rounding, if all is right.
+
+    K-n starts from stored states after block n, so positions and the causal mask are made anew behind them.
+    """
+    n_layers = model.cfg.n_layers
+    if not 0 <= n <= n_layers:
+        raise ValueError(f"n={n}: pass a number of frozen blocks from 0 to {n_layers}")
+    body = _Body(model, _as_texts(model, pd.DataFrame({"text": list(texts), "label": 0})), "trained", 0, [n])
+    whole, ours = body.before_training(n, torch.arange(len(texts)))
+    with torch.inference_mode():
+        head = body.whole.get_output_embeddings()
+        return float((head(whole) - head(ours)).abs().max())
+
+
+def _norm_name(body: Any) -> str:
+    """Name of the final norm; empty for a model that is laid out in another way."""
+    return next((name for name in ("norm", "final_layer_norm") if hasattr(body, name)), "")
+
+
+def _run_tail(tail: Any, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """States after the tail's blocks and norm. Positions and the causal mask are made anew by the model's own code."""
+    return tail(inputs_embeds=states, attention_mask=mask, use_cache=False).last_hidden_state
+
+
+def _pretrained_shard(
+    *,
+    weights: str,
+    n: int,
+    split: int,
+    body: _Body,
+    frame: pd.DataFrame,
+    test: np.ndarray,
+    tuning: _Tuning,
+    parameters: dict[str, Any],
+    key: str = "",
+) -> Result:
+    """All treatments at one n, of one model on one split."""
+    n_layers, seed = len(body.plain.layers), parameters["seed"]
+    body.check(n)
+    rows, items = [], []
+    for treatment in parameters["treatments"]:
+        if treatment in ("K", "R") and n == n_layers:
+            continue  # nothing lies behind: it is P
+        blocks = {"K": n_layers - n, "R": n_layers - n, "S": _SHORT, "P": 0}[treatment]
+        tail = body.tail(n, blocks, keep=treatment == "K", seed=seed_of("tail", seed, split, n, treatment) % 2**63)
+        log_p, trained = _tune(tail, body.texts, body.states[n], test, tuning, seed_of("tune", seed, split))
+        right = frame.label.to_numpy()[test]
+        where = {"weights": weights, "treatment": treatment, "n": n, "split": split}
+        of_right = log_p[np.arange(len(right)), right]
+        values = {"accuracy": float((log_p.argmax(1) == right).mean()), "nll": float(-of_right.mean())}
+        rows += [
+            {**where, "metric": name, "value": value, "trained_weights": trained} for name, value in values.items()
+        ]
+        items.append(
+            frame.loc[test, ["example", "group", "label"]].assign(
+                **where, predicted=log_p.argmax(1), log_p=of_right.astype(float)
+            )
+        )
+    tables = {"items": pd.concat(items, ignore_index=True)}
+    return Result("transfer_pretrained", pd.DataFrame(rows), pd.DataFrame(), {"key": key}, tables)
+
+
+def _tune(
+    tail: Any, texts: _Texts, states: torch.Tensor, test: np.ndarray, tuning: _Tuning, seed: int
+) -> tuple[np.ndarray, int]:
+    """Train a tail with a classifier; log-probabilities [test label] of the test texts, and how many weights trained."""
+    width = states.shape[-1]
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    head = torch.nn.Linear(width, 2)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(2, width, generator=generator) * width**-0.5)
+        head.bias.zero_()
+    norm = getattr(tail, _norm_name(tail))
+    rates = {"blocks": (list(tail.layers.parameters()), tuning.rate),
+             "top": ([*norm.parameters(), *head.parameters()], tuning.head_rate)}  # fmt: skip
+    trained = [parameter for part, _ in rates.values() for parameter in part]
+    groups = [{"params": part, "lr": rate} for part, rate in rates.values() if part]
+    optimizer = torch.optim.AdamW(groups, weight_decay=tuning.decay, fused=True)
+    order = replicas.orders(
+        [np.flatnonzero(~test)], [seed], Recipe(steps=max(tuning.steps, 1), batch=min(tuning.batch, int((~test).sum())))
+    )[0]
+
+    def logits(rows: torch.Tensor) -> torch.Tensor:
+        longest = int(texts.last[rows].max()) + 1  # right padding: what lies behind is never seen
+        out = _run_tail(tail, states[rows, :longest], texts.mask[rows, :longest])
+        return head(out[torch.arange(len(rows)), texts.last[rows]].float())
+
+    for rows in order[: tuning.steps]:
+        loss = torch.nn.functional.cross_entropy(logits(rows), texts.labels[rows])
+        for parameter, gradient in zip(trained, torch.autograd.grad(loss, trained), strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    with torch.inference_mode():
+        parts = [logits(rows).log_softmax(-1) for rows in torch.as_tensor(np.flatnonzero(test)).split(32)]
+    return torch.cat(parts).numpy(), sum(parameter.numel() for parameter in trained)
+
+
+def _text_baselines(frame: pd.DataFrame, tests: np.ndarray) -> pd.DataFrame:
+    labels, texts = frame.label.to_numpy(), frame.text.to_numpy(object)
+    found = {"majority": probes.majority(labels, tests), "bag_of_words": probes.bag_of_words(texts, labels, tests)}
+    return pd.DataFrame(
+        [
+            {"weights": "none", "treatment": name, "n": 0, "split": split, "metric": "accuracy", "value": float(value),
+             "trained_weights": 0}
+            for name, scores in found.items() for split, value in enumerate(scores.accuracy()[:, 0])
+        ]
+    )  # fmt: skip
+
+
+def _pretrained_summary(items: pd.DataFrame, table: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Accuracy of each treatment, and paired differences, with bootstrap intervals over groups of texts."""
+    items = items.assign(right=(items.predicted == items.label).astype(float))
+    by = ["weights", "treatment", "n"]
+    mean = items.groupby([*by, "example", "group"], sort=False)[["right", "log_p"]].mean().reset_index()
+    rows, runs = [], {}
+    for at, part in mean.groupby(by, sort=False):
+        runs[at] = part.set_index("example")
+        estimate, low, high = _interval(part.right.to_numpy(), part.group.to_numpy(str), seed)
+        rows.append((*at, estimate, low, high, float(-part.log_p.mean()), len(part), part.group.nunique()))
+    columns = [*by, "accuracy", "low", "high", "nll", "n_texts", "n_groups"]
+    counts = table[table.metric == "accuracy"].groupby(by)["trained_weights"].first().reset_index()
+    summary = pd.DataFrame(rows, columns=columns).merge(counts, on=by)
+    baselines = table[table.weights == "none"].groupby(by)["value"].mean().reset_index(name="accuracy")
+    summary = pd.concat([summary, baselines], ignore_index=True)
+    pairs = []
+    for (weights, treatment, n), one in runs.items():
+        others = [(weights, name, n) for name in ("R", "P") if treatment == "K"] if weights == "trained" else []
+        others += [("random", treatment, n)] if weights == "trained" else []
+        for other in others:
+            if other in runs:
+                two = runs[other].right.reindex(one.index)
+                first, second = (f"{name} ({kind})" for kind, name, _ in ((weights, treatment, n), other))
+                found = _interval((one.right - two).to_numpy(), one.group.to_numpy(str), seed)
+                pairs.append((first, second, n, *found))
+    return summary, pd.DataFrame(pairs, columns=["first", "second", "n", "difference", "low", "high"])
+
+
+def _interval(values: np.ndarray, groups: np.ndarray, seed: int) -> tuple[float, float, float]:
+    if len(set(groups)) < 2:
+        return float(values.mean()), np.nan, np.nan
+    found = metrics.cluster_bootstrap(values, groups, seed=seed)
+    return float(found.estimate), float(found.low), float(found.high)
+
+
+def _print_pretrained_estimate(
+    body: _Body, missing: Sequence[dict[str, Any]], treatments: Sequence[str], tuning: _Tuning, n_layers: int
+) -> None:
+    """Time two steps of two fresh blocks here, and scale up by blocks. Right to a factor of two."""
+    depth = body.chosen[-1]
+    states = body.states[depth]
+    last = np.arange(len(states)) == len(states) - 1
+    few = replace(tuning, steps=2)
+    start = time.perf_counter()
+    _tune(body.tail(depth, _SHORT, keep=False, seed=0), body.texts, states, last, few, 0)
+    passes = 2 * 3 * min(tuning.batch, len(states)) + 1
+    per_text = (time.perf_counter() - start) / passes / _SHORT  # a forward pass of one text through one block
+    blocks = sum(
+        {"K": n_layers - one["n"], "R": n_layers - one["n"], "S": _SHORT, "P": 0}[name]
+        for one in missing for name in treatments
+    )  # fmt: skip
+    seconds = per_text * blocks * (tuning.steps * 3 * tuning.batch + int(missing[0]["test"].sum()))
+    print(
+        f"About {seconds:.0f} s: {len(missing)} (weights, n, split), {len(states)} texts of up to {states.shape[1]} tokens, "
+        f"{tuning.steps} steps of {tuning.batch} texts for each of {', '.join(treatments)}."
+    )

@@ -1,0 +1,242 @@
+"""The transfer experiment: treatments start and end as they should, a grid resumes, and what is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from lab import replicas
+from lab.experiments import transfer, transfer_statistics, transfer_tasks
+from lab.results import Result
+
+TINY: dict[str, Any] = {"steps": 4, "gate": 0.0, "progress": False, "train_per_class": 150}  # few are left to test
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def digits() -> Result:
+    return transfer.run("D", n=[0, 2], splits=2, targets=["A", "B"], resume=False, **TINY)
+
+
+def test_tables(digits: Result, tmp_path: Path) -> None:
+    table = digits.table
+    assert list(table) == [
+        "task",
+        "distance",
+        "split",
+        "seed",
+        "target",
+        "treatment",
+        "part",
+        "n",
+        "metric",
+        "value",
+        "gate",
+    ]
+    runs = table[table.metric == "accuracy"].groupby(["treatment", "part", "n"]).size()
+    assert (runs == 4).all(), "two splits, two targets"
+    names = [transfer_statistics.run_name(*at) for at in runs.index]
+    copies = ["BnB", "AnB", "BnB_plus", "AnB_plus"]
+    wanted = ["base", "base2", "BnB@0", *(f"{name}@{n}" for name in [*copies, "random"] for n in ("E", 2))]
+    assert sorted(names) == sorted([*wanted, "random_matched@2"])
+    items = digits.tables["items"]
+    assert set(names) <= set(items) and not items.isna().any(axis=None)
+    one = items[(items.split == 1) & (items.target == "A")]
+    right = (one["AnB@2"] == one.label).mean()
+    found = table.query("split == 1 and target == 'A' and treatment == 'AnB' and n == 2 and metric == 'accuracy'").value
+    assert found.tolist() == [right]
+    assert len(one) == len(transfer_tasks.make("D", split=1, train_per_class=150).sides["A"].test.labels)
+    loaded = Result.load(digits.save(tmp_path / "saved"))
+    pd.testing.assert_frame_equal(loaded.table, table)
+    pd.testing.assert_frame_equal(loaded.summary, digits.summary)
+
+
+def test_summary_is_the_statistics_of_the_table(digits: Result) -> None:
+    runs = digits.table[digits.table.metric.isin(transfer.METRICS)]
+    pd.testing.assert_frame_equal(digits.summary, transfer_statistics.curves(runs))
+    assert set(digits.summary.curve) == set(transfer_statistics.CURVES)
+    assert digits.summary.n_pairs.eq(4).all() and digits.summary.n_clusters.eq(2).all()
+    assert set(digits.tables) == {"gate", "items", "levels", "differences", "n_star"}
+
+
+def starts(
+    task: transfer_tasks.Task, plan: list[transfer._Planned], own_rows: str = "fresh"
+) -> tuple[dict, list[replicas.Weights]]:
+    shape = transfer._shape(task, 4, 16, 2)
+    bases = {side: replicas.initial(shape, [place + 100]) for place, side in enumerate("AB")}
+    return bases, [transfer._start(shape, task, bases, net, {"own_rows": own_rows}, 0, 0) for net in plan]
+
+
+def test_what_is_copied_and_what_is_fresh() -> None:
+    wanted = [
+        ("BnB",),
+        *((name, "blocks", 2) for name in ("AnB", "BnB", "random")),
+        ("AnB", "embedding", 0),
+        ("base2",),
+    ]
+    plan = [transfer._Planned("B", *one) for one in wanted]
+    bases, (fresh, ab, bb, random, only, again) = starts(transfer_tasks.make("D"), plan)
+    copied = ["embedding", "positions", "0.qkv", "1.mlp_out"]
+    for name in fresh:
+        below = name in copied or name[:2] in ("0.", "1.")
+        assert torch.equal(ab[name], bases["A"][name] if below else fresh[name]), name
+        assert torch.equal(bb[name], bases["B"][name] if below else fresh[name]), name
+        assert torch.equal(again[name], bases["B"][name])
+        if below:
+            assert not torch.equal(random[name], fresh[name]) and not torch.equal(random[name], bases["A"][name])
+    assert torch.equal(only["embedding"], bases["A"]["embedding"]) and torch.equal(only["0.qkv"], fresh["0.qkv"])
+
+
+def test_tokens_that_the_source_never_saw_are_fresh_and_train_in_all_treatments_alike() -> None:
+    task = transfer_tasks.make("Mod")
+    wanted = [("BnB",), *((name, "blocks", 2) for name in ("AnB", "BnB", "random", "BnB_plus"))]
+    plan = [transfer._Planned("B", *one) for one in wanted]
+    bases, (fresh, ab, bb, random, plus) = starts(task, plan)
+    for weights in (ab, bb, random, plus):
+        assert torch.equal(weights["embedding"][:, 34:37], fresh["embedding"][:, 34:37])
+    assert torch.equal(bb["embedding"][:, :34], bases["B"]["embedding"][:, :34])
+    _, (_, _, copied, _, _) = starts(task, plan, "copied")
+    assert torch.equal(copied["embedding"], bases["B"]["embedding"])
+    trained = [transfer._trained_rows(task, net).nonzero().ravel().tolist() for net in plan]
+    assert trained == [list(range(38)), [34, 35, 36], [34, 35, 36], [34, 35, 36], list(range(38))]
+
+
+def test_an_interrupted_grid_resumes_with_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {**TINY, "n": [2], "splits": 2, "embedding_only": False, "random": False}
+    whole = transfer.run("D", resume=False, **options)
+    real, calls = replicas.train, []
+
+    def breaks(*args: Any, **kwargs: Any) -> replicas.Trained:
+        calls.append(1)
+        if len(calls) == 4:  # bases and treatments of the first split, bases of the second
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(replicas, "train", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        transfer.run("D", **options)
+    resumed = transfer.run("D", **options)
+    assert len(calls) == 6, "the first split was read, the second trained again"
+    pd.testing.assert_frame_equal(resumed.table, whole.table)
+    pd.testing.assert_frame_equal(resumed.tables["items"], whole.tables["items"])
+    pd.testing.assert_frame_equal(resumed.summary, whole.summary)
+    transfer.run("D", **options)
+    assert len(calls) == 6, "all was read"
+
+
+def test_a_task_below_its_gate_is_reported_and_not_used(capsys: pytest.CaptureFixture) -> None:
+    result = transfer.run("D", n=[2], splits=2, steps=2, progress=False, resume=False)
+    assert set(result.table.treatment) == {"base"} and len(result.summary) == 0
+    assert result.table.gate.str.fullmatch(r"base failed: A 0\.\d+ is below 0\.8; B 0\.\d+ is below 0\.8").all()
+    said = capsys.readouterr().out
+    assert "task D near, split 0, seed 0: base failed: A 0." in said and "2 of 2 left out of every curve" in said
+    with pytest.raises(ValueError, match="no two runs could be paired: if every base failed its gate"):
+        transfer_statistics.curves(transfer_statistics.passed(result.table))
+    assert set(result.tables["items"]) >= {"base", "label"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"task": "X"}, "unknown task 'X'; tasks are D, S, F, Mod"),
+        ({"preset": "huge"}, "unknown preset 'huge'; presets are quick, standard, full"),
+        ({"task": "D", "distance": "far"}, "task D has no distance 'far'"),
+        ({"task": "D", "n": [0, 7]}, r"n=\[0, 7\]: pass numbers of blocks from 0 to 6"),
+        ({"task": "D", "halves": ([0, 1, 2, 3, 4], [4, 5, 6, 7, 8])}, r"classes \[4\] are in both halves"),
+        ({"task": "D", "targets": ["C"]}, "targets=.*: pass 'A', 'B' or both"),
+        ({"task": "D", "splits": 0}, "splits=0, seeds=1: pass at least 1"),
+        ({"task": "D", "form": "one_hop"}, "task D has no size form"),
+        ({"task": "F", "own_rows": "kept"}, "own_rows='kept': pass fresh or copied"),
+    ],
+)
+def test_what_is_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        transfer.run(**arguments, progress=False)
+
+
+# --- a pretrained model ---------------------------------------------------------------------------------------------
+
+
+def statements() -> pd.DataFrame:
+    """Twelve groups; the label is a word that stands in every text, so that a short training finds it."""
+    rows = [
+        {"example": f"{group}-{label}", "text": f"{group} {['no', 'yes'][label]}", "label": label, "group": f"g{group}"}
+        for group in range(12) for label in (0, 1)
+    ]  # fmt: skip
+    return pd.DataFrame(rows).assign(template="t", difficulty="d")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "olmo2", "neox"])
+def test_kept_blocks_before_the_first_step_are_the_model(
+    family: str, tiny_model: Callable[[str], TransformerBridge]
+) -> None:
+    for n in (0, 1, 3, 4):
+        assert transfer.zero_step_gap(tiny_model(family), ["one", "a longer text than that", "two"], n) < 1e-5
+
+
+def test_other_layouts_are_refused(tiny_model: Callable[[str], TransformerBridge]) -> None:
+    with pytest.raises(ValueError, match="GPT2Model is not laid out like Llama"):
+        transfer.pretrained(tiny_model("gpt2"), statements(), progress=False, resume=False)
+    with pytest.raises(ValueError, match="n=5: pass a number of frozen blocks from 0 to 4"):
+        transfer.zero_step_gap(tiny_model("llama"), ["a"], 5)
+
+
+def test_pretrained(tiny_model: Callable[[str], TransformerBridge]) -> None:
+    model = tiny_model("llama")
+    before = {name: value.clone() for name, value in model.original_model.state_dict().items()}
+    options: dict[str, Any] = {"n": [2, 4], "steps": 20, "rate": 1e-3, "head_rate": 1e-2, "progress": False}
+    result = transfer.pretrained(model, statements(), **options)
+    for name, value in model.original_model.state_dict().items():
+        assert torch.equal(value, before[name]), "the model itself is not trained"
+    summary = result.summary.set_index(["weights", "treatment", "n"])
+    treatments = {(w, t, n) for w in ("trained", "random") for t in "KRSP" for n in (2, 4)}
+    treatments -= {(w, t, 4) for w in ("trained", "random") for t in "KR"}
+    assert set(summary.index) == treatments | {("none", "majority", 0), ("none", "bag_of_words", 0)}
+    assert summary.accuracy["none", "bag_of_words", 0] == 1 and summary.accuracy["none", "majority", 0] == 0.5
+    assert summary.accuracy["trained", "K", 2] > 0.8
+    assert result.table.groupby(["treatment"]).trained_weights.nunique()["S"] == 1, "the same capacity at every n"
+    again = transfer.pretrained(model, statements(), **options)  # read from the cache
+    pd.testing.assert_frame_equal(again.table, result.table)
+    pairs = result.tables["differences"].set_index(["first", "second", "n"])
+    assert pairs.loc[("K (trained)", "R (trained)", 2), "difference"] == pytest.approx(
+        summary.accuracy["trained", "K", 2] - summary.accuracy["trained", "R", 2]
+    )
+
+
+def test_no_step_leaves_the_tail_as_it_was(tiny_model: Callable[[str], TransformerBridge]) -> None:
+    frame = statements()
+    texts = transfer._as_texts(tiny_model("llama"), frame)
+    body = transfer._Body(tiny_model("llama"), texts, "trained", 0, [2])
+    keep, fresh = (body.tail(2, 2, keep=kept, seed=0) for kept in (True, False))
+    for number, (kept, new) in enumerate(zip(keep.layers, fresh.layers, strict=True)):
+        old = body.plain.layers[2 + number].state_dict()
+        assert all(torch.equal(value, old[name]) for name, value in kept.state_dict().items())
+        assert not any(torch.equal(value, old[name]) for name, value in new.state_dict().items())
+    start = {name: value.clone() for name, value in keep.state_dict().items()}
+    test = np.arange(len(frame)) < 4
+    transfer._tune(keep, texts, body.states[2], test, transfer._Tuning(0, 4, 1e-3, 1e-3), 0)
+    assert all(torch.equal(value, start[name]) for name, value in keep.state_dict().items())
+    transfer._tune(keep, texts, body.states[2], test, transfer._Tuning(1, 4, 1e-3, 1e-3), 0)
+    assert not any(torch.equal(value, start[name]) for name, value in keep.layers.state_dict(prefix="layers.").items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n": [5]}, r"n=\[5\]: pass numbers of frozen blocks from 0 to 4"),
+        ({"preset": "tiny"}, "unknown preset 'tiny'"),
+        ({"treatments": ["K", "Q"]}, "treatments=.*: pass some of K, R, S, P"),
+    ],
+)
+def test_what_pretrained_refuses(arguments: dict, message: str, tiny_model: Callable[[str], TransformerBridge]) -> None:
+    with pytest.raises(ValueError, match=message):
+        transfer.pretrained(tiny_model("llama"), statements(), **arguments, progress=False)
