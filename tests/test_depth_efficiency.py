@@ -164,7 +164,8 @@ def test_results_survive_saving(found, tmp_path):
 
 def test_depth_scores(tiny_model):
     data = pd.DataFrame([
-        {"example": f"{k}-{i}", "group": f"g{i}", "level": k, "prompt": f"Word {i}" + " of it" * k + " is", "answer": " x"}
+        {"example": f"{k}-{i}", "group": f"g{i}", "level": k, "answer": " x",
+         "prompt": "W" + "o" * i + "rd" + " of it" * k + " is"}
         for k in (1, 2, 3) for i in range(4)
     ])  # fmt: skip
     result = depth_efficiency.depth_scores(tiny_model("llama"), data, n_per_level=4, progress=False)
