@@ -317,7 +317,11 @@ def linear_maps(result: Any) -> Figure:
     with classroom():
         figure, axes = plt.subplots(1, 2, figsize=(13.0, 5.6), layout="constrained")
         image = axes[0].imshow(grid.to_numpy(), origin="lower", cmap="viridis", vmin=0, vmax=1, aspect="auto")
-        axes[0].plot(np.arange(len(best)), best.to_numpy(), "o", color="white", mec=BLACK, ms=6, ls="none")
+        rows_of_best = [list(grid.index).index(depth) for depth in best]
+        axes[0].plot(np.arange(len(best)), rows_of_best, "o", color="white", mec=BLACK, ms=6, ls="none")
+        for ticks, depths in ((axes[0].set_xticks, grid.columns), (axes[0].set_yticks, grid.index)):
+            stride = max(1, len(depths) // 10)
+            ticks(np.arange(len(depths))[::stride], depths[::stride])
         axes[0].set(xlabel="depth of the target", ylabel="depth of the source", title="R2; dots: best source")
         figure.colorbar(image, ax=axes[0], label="R2 on unseen documents")
         top = grid.max()

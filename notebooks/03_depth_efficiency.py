@@ -259,11 +259,7 @@ figure = depth_plots.lens_by_depth(found)
 # Skipped is before the position that predicts the answer; measured is there.
 
 # %%
-small = (
-    lab.small_models.k_hop(max_hops=2, n_layers=4, n_names=8, n_relations=4, max_steps=600)
-    if quick
-    else lab.small_models.k_hop()
-)
+small = lab.small_models.k_hop(max_hops=2, n_layers=4, max_steps=700) if quick else lab.small_models.k_hop()
 small.accuracy
 
 # %%

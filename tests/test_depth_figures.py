@@ -108,6 +108,11 @@ def test_integrator_and_maps(tiny_model):
     grid = figure.axes[0].get_images()[0].get_array()
     row = maps.table.query("source_depth == 1 and target_depth == 3").iloc[0]
     assert np.isclose(grid[1, 3], row.r2)
+    some = (
+        linear_maps(model, model, texts, source_depths=[0, 2, 4], target_depths=[2, 4], progress=False).plot().axes[0]
+    )
+    assert [label.get_text() for label in some.get_yticklabels()] == ["0", "2", "4"]
+    assert some.get_lines()[0].get_ydata().tolist() == [1, 2], "the best source of a depth is that depth itself"
 
 
 def test_explorer_switches_layers(tiny_model):
