@@ -177,7 +177,9 @@ def run(
         ValueError: unknown task, preset, distance or size; n outside 0..blocks; overlapping halves; all before training.
 
     A frozen net with larger n has fewer trained blocks: compare treatments at one n, not points along one curve. A
-    residual stream passes its input on, so random blocks are a strong baseline.
+    residual stream passes its input on, so random blocks are a strong baseline. The same seed gives the same numbers
+    with the same number of threads: another number sums in another order, and training turns that rounding into other
+    nets, as another seed would.
     """
     transfer_tasks.check(task, distance)
     if preset not in PRESETS:
@@ -200,7 +202,7 @@ def run(
     settings = {
         "task": task, "distance": distance, **asdict(chosen), "embedding_only": embedding_only, "random": random,
         "own_rows": own_rows, "halves": None if halves is None else [list(map(int, half)) for half in halves], "gate": least,
-        "ceiling": example.gate.most,
+        "ceiling": example.gate.most, "threads": torch.get_num_threads(),
     }  # fmt: skip
     known = {name: value for name, value in settings.items() if name not in ("splits", "seeds")}
     shards = []
