@@ -395,14 +395,7 @@ def check_two_hop_data(frame: pd.DataFrame, *, name: str) -> None:
 
 
 def _check_two_hop_columns(frame: pd.DataFrame, *, name: str) -> None:
-    missing = [column for column in TWO_HOP_NEEDED if column not in frame]
-    if missing:
-        raise ValueError(
-            f"{name} has no column {', '.join(map(repr, missing))}: two-hop queries need {', '.join(TWO_HOP_NEEDED)}; it "
-            f"has {', '.join(map(str, frame.columns))}"
-        )
-    if frame.empty:
-        raise ValueError(f"{name} has no rows: at least one query is needed")
+    _check_needed(frame, TWO_HOP_NEEDED, what="two-hop queries", one="query", name=name)
 
 
 def _json_list(cell: object, where: str) -> object:

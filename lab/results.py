@@ -38,7 +38,10 @@ class Result:
 
     def plot(self, **options: Any) -> Figure:
         """The experiment's figure (`lab.plots.<kind>` or `lab.depth_plots.<kind>`), drawn from the tables alone."""
-        return getattr(plots if hasattr(plots, self.kind) else depth_plots, self.kind)(self, **options)
+        for module in (plots, depth_plots):
+            if hasattr(module, self.kind):
+                return getattr(module, self.kind)(self, **options)
+        raise ValueError(f"there is no figure for results of kind {self.kind!r}: draw its .table or .summary yourself")
 
     def save(self, folder: str | os.PathLike) -> Path:
         """Write all tables (csv.gz) and the parameters (json) into a folder, whole or not at all.

@@ -253,8 +253,8 @@ figure = depth_plots.lens_by_depth(found)
 # ## 6. Do harder problems use deeper layers?
 #
 # The **depth score** is the mean layer of a profile. The paper finds it flat in the number of hops or the difficulty. Before
-# one believes a flat line, one has to know that the measure *can* rise. So first a model for which depth must matter: six blocks, trained
-# here, on this machine, to answer "Ada friend boss . . is" by following one to four relations, one after the other.
+# one believes a flat line, one has to know that the measure *can* rise. So first a model for which depth must matter: a few blocks,
+# trained here, on this machine, to answer "Ada friend boss . . is" by following one relation after the other (up to four).
 #
 # Skipped is before the position that predicts the answer; measured is there.
 

@@ -11,9 +11,10 @@ install_import_hook("lab", "beartype.beartype")  # before anything imports lab
 
 import functools  # noqa: E402
 import re  # noqa: E402
-from collections.abc import Callable  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors  # noqa: E402
@@ -65,6 +66,14 @@ def tiny_model(tiny_folder: Callable[[str], Path]) -> Callable[[str], Transforme
 def smollm2() -> TransformerBridge:
     """The real offline model; its first use downloads and converts it."""
     return lab.load("smollm2-135m", device="cpu")
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Calls as a user makes them: the suite's own shape checks would speak before the messages under test."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

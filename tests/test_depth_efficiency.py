@@ -1,5 +1,7 @@
 """Depth efficiency, its statistics, attributions and the integrator view, on small random models."""
 
+import pickle
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -154,6 +156,18 @@ def test_interrupted_run_goes_on_and_ends_with_the_same_tables(tiny_model, cache
     before = len(calls)
     depth_efficiency.run(model, TEXTS, **SMALL)
     assert len(calls) == before, "everything was read"
+
+
+def test_a_worker_in_another_process_finds_its_model(tiny_model, found):
+    """What an executor sends: where the model comes from, not the model; the same table comes back."""
+    model = tiny_model("llama")
+    sent = pickle.loads(pickle.dumps(depth_efficiency._Worker(model.lab_source)))
+    for weights in ("trained", "random"):
+        part = sent(weights=weights, queries=found.tables["queries"], which=1, key="",
+                    parameters={**found.parameters, "kinds": ["layer"], "treatments": ["skip"], "local": False})  # fmt: skip
+        there = found.table.query("treatment == 'skip' and kind == 'layer' and mode == 'global'")
+        here = there[(there.weights == weights) & (there.example == found.tables["queries"].example[1])]
+        np.testing.assert_allclose(part.table.effect, here.effect, rtol=1e-6)
 
 
 def test_results_survive_saving(found, tmp_path):

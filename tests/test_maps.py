@@ -1,6 +1,5 @@
 """Linear maps between depths: against scikit-learn, on planted maps and diagonals, and through the real Bridge."""
 
-import jaxtyping
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,14 +13,6 @@ from lab.states import collect_states, stream_states
 from lab.texts import Tokens, tokenize
 
 WORDS = "the cat saw a big dog and ran to the old red house where it slept until noon".split()
-
-
-@pytest.fixture
-def unchecked():
-    """Calls as a user makes them: the suite's own shape checks would speak before the messages under test."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Tables go to the disk and come back as they were."""
 
 import pandas as pd
+import pytest
 
 import lab
 
@@ -44,3 +45,8 @@ def test_words_that_look_like_missing_values_stay_words(tmp_path):
     assert loaded.said.isna().tolist() == [False] * 4 + [True, False]
     assert loaded.said.fillna("").tolist() == frame.said.tolist()
     pd.testing.assert_series_equal(loaded.share, frame.share)  # floats to the last bit
+
+
+def test_a_kind_without_a_figure_says_so():
+    with pytest.raises(ValueError, match="there is no figure for results of kind 'mine': draw its .table or .summary"):
+        lab.Result("mine", pd.DataFrame(), pd.DataFrame(), {}).plot()

@@ -2,7 +2,6 @@
 
 import os
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -13,14 +12,6 @@ from lab.models import weights_digest
 
 TINY_HOPS = {"max_hops": 2, "n_layers": 2, "d_model": 32, "n_names": 6, "n_relations": 3, "batch": 64, "n_prompts": 20}
 TINY_TEXT = {"d_model": 32, "steps": 40, "batch": 8, "length": 16, "n_words": 40}
-
-
-@pytest.fixture
-def unchecked():
-    """Calls as a user makes them: the suite's own shape checks would speak before the messages under test."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="module")

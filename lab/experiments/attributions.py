@@ -95,7 +95,7 @@ def integrated_gradients(
     F is the sum over answer tokens of their probability; the baseline is the mean of the state over the positions of the same
     prompt; all positions move together from it. The integral is by Gauss-Legendre nodes (the paper: 256 left sums). Position
     0 stays where it is and out of the mean: where it is an attention sink of enormous norm, a mean with it in is far from
-    every state, nearly all of the path is nonsense to the model, and no number of nodes makes the sum come out.
+    every state, most of the path is nonsense to the model, and 128 nodes still left the sum off by 0.11 (SmolLM2, one layer).
 
     Args:
         site: "resid" (the state after the layer), "attn_out" or "mlp_out".
