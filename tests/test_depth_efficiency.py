@@ -236,6 +236,9 @@ def test_attributions_sum_to_the_difference(tiny_model, site):
     table = attributions.integrated_gradients(tiny_model("llama"), "Ana saw the", " sea", site=site, nodes=32)
     assert max(table.attrs["gap"].values()) < 1e-4
     assert table.groupby("layer").attribution.sum().abs().max() > 1e-5
+    assert (table[table.position == 0].attribution == 0).all(), "position 0 stays where it is"
+    moved = attributions.integrated_gradients(tiny_model("llama"), "Ana saw the", " sea", site=site, position_0=True)
+    assert moved[moved.position == 0].attribution.abs().max() > 0 and max(moved.attrs["gap"].values()) < 1e-4
     with pytest.raises(ValueError, match=r"layers=\[\]: give at least one, each from 0 to 3"):
         attributions.integrated_gradients(tiny_model("llama"), "Ana saw the", " sea", layers=[])
     with pytest.raises(ValueError, match="site='mid'"):
