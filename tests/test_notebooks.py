@@ -11,13 +11,21 @@ from typing import Any
 import nbformat
 import pytest
 
+from lab.models import CATALOGUE, prepare
+
 SCRIPTS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.py"))
 notebooks = pytest.mark.parametrize("name", [path.stem for path in SCRIPTS])
 Runs = Callable[[str], tuple[subprocess.CompletedProcess, Path]]
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def model_in_cache() -> None:
+    """The default model downloaded and converted: notebooks promise their times from there on."""
+    prepare(CATALOGUE["smollm2-135m"])
+
+
+@pytest.fixture(scope="module")
+def ran(model_in_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """The finished process and the folder of a notebook's one run."""
 
     @functools.cache
