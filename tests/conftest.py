@@ -13,6 +13,7 @@ import functools  # noqa: E402
 import re  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
@@ -31,6 +32,7 @@ from transformers import (  # noqa: E402
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
+from xdist.scheduler import LoadScopeScheduling  # noqa: E402
 
 import lab  # noqa: E402
 
@@ -76,11 +78,20 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+class _FilesAndNotebooks(LoadScopeScheduling):
+    """What stays in one process: the tests of a file, which share fixtures; of the notebooks, those of one notebook."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        notebook = re.search(r"test_notebooks\.py::.*\[(\d\d_\w+)\]", nodeid)
+        return notebook[1] if notebook else nodeid.split("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return _FilesAndNotebooks(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:  # a file's tests share its fixtures, a notebook's tests its one run; long ones come first
-        notebook = re.search(r"\[(\d\d_\w+)\]", item.name) if item.path.name == "test_notebooks.py" else None
-        item.add_marker(pytest.mark.xdist_group(notebook[1] if notebook else item.path.name))
-    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")  # the longest first
     if not os.environ.get("LAB_TEST_GEMMA"):
         skip = pytest.mark.skip(reason="set LAB_TEST_GEMMA=1 if you have accepted the Gemma terms")
         for item in items:
