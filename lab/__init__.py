@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         small_models,
         states,
         texts,
+        transfer_plots,
         widgets,
     )
     from lab.checks import check
@@ -53,6 +54,7 @@ __all__ = [
     "small_models",
     "states",
     "texts",
+    "transfer_plots",
     "widgets",
 ]
 

@@ -235,6 +235,33 @@ def run(
     return Result("transfer", table, summary, parameters, tables)
 
 
+def compare(result: Result, first: str, second: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Paired differences of two treatments at every n, and their curve with intervals: first minus second.
+
+    Returns:
+        Tables of `transfer_statistics.differences` and of `transfer_statistics.curves`.
+
+    Raises:
+        ValueError: unknown treatments, or a result in which no split passed its gate.
+    """
+    scored = transfer_statistics.passed(result.table)
+    scored = scored[scored.metric.isin(METRICS)]
+    there = sorted(scored.treatment.unique())
+    unknown = [name for name in (first, second) if name not in there]
+    if unknown or first == second:
+        raise ValueError(f"compare({first!r}, {second!r}): pass two of {', '.join(there) or 'none (no split passed)'}")
+    chosen = {f"{first} - {second}": (first, second)}
+    return transfer_statistics.differences(scored, chosen), transfer_statistics.curves(scored, chosen)
+
+
+def task_of(result: Result, split: int = 0, seed: int = 0) -> Task:
+    """The task of one split and seed, made again from a result's parameters: to look at its examples."""
+    about = result.parameters
+    return transfer_tasks.make(
+        about["task"], distance=about["distance"], split=split, seed=seed, halves=about["halves"], **about["sizes"]
+    )
+
+
 # --- one shard: one split and seed ----------------------------------------------------------------------------------
 
 

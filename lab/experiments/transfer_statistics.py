@@ -311,10 +311,22 @@ def published_random() -> pd.DataFrame:
     return _as_table(rows, "imagenet_1000", "none")
 
 
+def measured() -> pd.DataFrame:
+    """Our own runs of task S, near and far: what `transfer.run("S", "standard", distance=...).table` gave.
+
+    They come with the kit because they take an hour. The file says with which versions they were made.
+    """
+    return pd.DataFrame(_read("transfer_sources.json")["runs"])
+
+
 def _published_values() -> dict:
+    return _read("published_yosinski.json")
+
+
+def _read(name: str) -> dict:
     package = Path(__file__).resolve().parent.parent
     folder = package / "_data" if (package / "_data").is_dir() else package.parent / "data"
-    return json.loads((folder / "published_yosinski.json").read_text(encoding="utf-8"))
+    return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
 def _as_table(rows: Sequence[tuple], task: str, distance: str) -> pd.DataFrame:
