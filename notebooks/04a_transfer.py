@@ -1,0 +1,384 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Transfer, part a: what is a layer good for elsewhere?
+#
+# **Paper.** Yosinski, Clune, Bengio, Lipson, "How transferable are features in deep neural networks?", NIPS 2014,
+# [arXiv 1411.1792](https://arxiv.org/abs/1411.1792). Its answer for an image network of 8 layers: the first layers are general, the last ones
+# specific to their task; cutting a net in its middle hurts even on its own task; and a net that starts from another task's
+# features ends up better than one that starts fresh. We ask the same of small transformers and of a language model, and add what
+# the work lacks: every difference **paired**, with an **interval**, at **equal training**, beside **random** features.
+#
+# **You need** notebook `00_start_here`. Nothing of the other notebooks.
+#
+# **It takes** about ten minutes on two processor cores (`quick = True`: two minutes), 2 GB of memory, no network.
+#
+# **In class**: sections 1 and 2 make a lesson of 30 minutes about pairing, without training anything; 3 to 5 one of 60 minutes.
+
+# %% tags=["parameters"]
+model_name = "smollm2-135m"
+accept_license = False  # for Gemma, which has terms of its own: see the README
+seed = 0
+preset = "quick"  # for task D in section 3: quick, standard or full
+rerun_sources = False  # True: train section 4's nets again here (task S, standard: about half an hour for each distance)
+quick = False  # True: small numbers, for a first look or a test
+
+# %%
+import pandas as pd
+
+import lab
+from lab import transfer_plots
+from lab.experiments import transfer, transfer_statistics
+
+pd.options.display.max_colwidth = 120
+
+# %% [markdown]
+# ## 1. Take half a net along
+#
+# Two tasks A and B: the two halves of a set of classes. A net is trained on each (*base*). Then the first n layers of one of them are
+# copied, what is above is made afresh, and the whole is trained on B:
+#
+# | name | first n layers from | and then |
+# |---|---|---|
+# | BnB | the base of B itself | frozen |
+# | AnB | the base of A | frozen |
+# | BnB+, AnB+ | the same | trained on, with the rest |
+#
+# The paper's nets tell images of 500 classes from each other (random halves of ImageNet). Its authors published the logs of their
+# training, so we can draw every run.
+#
+# **What do you expect**, as n goes from 1 to 7 of 8 layers, for *BnB*: own layers, frozen, fresh ones above?
+#
+# - (a) The same accuracy as the base: the copied layers solved this very task.
+# - (b) Worse and worse.
+# - (c) Worse in the middle, and the same again at the end.
+
+# %%
+published = transfer_statistics.published()
+curves = transfer_statistics.curves(published)
+n_star = float(transfer_statistics.n_star(curves).n_star.iloc[0])
+figure = transfer_plots.transfer_curves(curves, title="Published runs, ImageNet: 4 splits, n of 8 layers", n_star=n_star)
+
+# %% [markdown]
+# **Things to notice**
+#
+# - (c). *Co-adaptation*: at n = 4 and 5 the layers above cannot find again what the cut-off ones had worked out together with those below.
+# - *Specificity* is AnB against BnB **for the same target and the same n**. Both are cut, so what is left is whose features they are.
+#   It is about 0 up to n = 3, and then grows: later layers are about their own classes.
+# - Compare heights at one n, not points along one line: a larger n also means fewer trained layers.
+# - *Boost*, the paper's best known finding, is missing: in the logs there are no two runs AnB+ and BnB+ with the same target. What did the
+#   paper compare, then?
+
+# %% [markdown]
+# ## 2. A mean of what?
+#
+# Half of the fine-tuned runs left no log. The paper draws those that did against the mean of *all* bases. Small numbers for the
+# head: target half P is easy (base 0.64), target Q hard (0.60). Two runs with copied layers have a log:
+
+# %%
+toy = pd.DataFrame(
+    {"treatment": ["AnB+", "BnB+"], "target": ["P", "Q"], "accuracy": [0.65, 0.61], "own base": [0.64, 0.60]}
+)
+toy["against the mean base"] = toy.accuracy - (0.64 + 0.60) / 2
+toy["against its own base"] = toy.accuracy - toy["own base"]
+toy.round(3)
+
+# %% [markdown]
+# Against the mean base, AnB+ gains three points and BnB+ loses one. Against their own bases both gain one point: what looked like a
+# difference of treatments was a difference of halves. (AnB+ and BnB+ at each n, averaged over n:)
+
+# %%
+gains = transfer_statistics.paired_and_unpaired(published)
+figure = transfer_plots.paired_and_unpaired(gains)
+
+# %% [markdown]
+# **Things to notice.** 7 of the 10 AnB+ runs have target 0B, the easiest half of all; 7 of the 10 BnB+ runs have 0A, the hardest. Paired with
+# their own base, features of *another* task (AnB+) and of the *same* task (BnB+) gain the same. In these logs the gain is not one of
+# other data; whether it is one of longer training, they cannot say: one or two runs a point.
+#
+# **Exercise 1.** `runs` holds the AnB+ runs of the paper with the accuracy of their own base. Compute the paired gain averaged
+# over n: first the mean at each n, then the mean of these. (In percentage points.)
+
+# %%
+base = published.query("treatment == 'base'").set_index(["split", "target"]).value.rename("base")
+runs = published.query("treatment == 'AnB_plus'").join(base, on=["split", "target"])[
+    ["split", "target", "n", "value", "base"]
+]
+runs.round(4)
+
+# %% tags=["exercise"]
+your_gain = None
+
+
+# %% tags=["check"]
+def check_gain(given):
+    own = runs.value - runs.base
+    if given is None:
+        return print("No answer yet. Subtract the column base, group by n, take means, and the mean of the means; times 100.")
+    if abs(given - 100 * (runs.groupby("n").value.mean().mean() - base.mean())) < 0.006:
+        return print("That is the gain against the mean of ALL bases, as it was drawn. Subtract each run's own base first.")
+    if abs(given - 100 * own.mean()) < 0.004 and abs(own.mean() - own.groupby(runs.n).mean().mean()) > 1e-5:
+        return print("Nearly: some n have two runs. Average within n first, so that each n counts once.")
+    if abs(given - own.groupby(runs.n).mean().mean()) < 1e-4:
+        return print("Right, as a fraction. In percentage points: times 100.")
+    if abs(given - 100 * own.groupby(runs.n).mean().mean()) > 0.006:
+        return print("Not yet. Each run minus its own base; then means.")
+    print(f"Yes: {given:+.2f} points, against +1.67 unpaired. And BnB+ gains +0.94.")
+    return True
+
+
+check_gain(your_gain)
+
+# %% tags=["solution"] jupyter={"outputs_hidden": true, "source_hidden": true}
+assert check_gain(100 * (runs.value - runs.base).groupby(runs.n).mean().mean())
+
+# %% [markdown]
+# ## 3. The same, live: digits
+#
+# Now our own nets, trained here: transformers of 6 blocks that read a small image as 16 patches. Classes are digits, A and B are random
+# halves of the ten. Everything that differs between treatments is what was copied: fresh weights, steps, the order of the
+# batches are the same.
+#
+# Depth n = number of copied blocks. The embedding travels with them; **E** is the embedding alone, and n = 0 copies nothing: the same
+# recipe from other random weights.
+#
+# **What do you expect** for specificity at n = 6 of 6 blocks: the other half's net, frozen, with only a fresh classifier on top?
+#
+# - (a) About 0: strokes are strokes.
+# - (b) A few points. (c) Tens of points.
+
+# %%
+small = {"splits": 2, "n": [2, 6], "embedding_only": False} if quick else {}
+digits = transfer.run("D", preset, seed=seed, **small)
+figure = digits.plot()
+
+# %%
+figure = transfer_plots.transfer_levels(digits)
+
+# %%
+columns = ["curve", "part", "n", "estimate", "low", "high", "p_holm", "n_clusters"]
+digits.summary.query("metric == 'accuracy' and curve in @transfer_plots.FOUR")[columns].round(3)
+
+# %% [markdown]
+# **Things to notice**
+#
+# - (c), with few splits and many blocks. But look at the second figure before you say "specific": what do **random**, frozen blocks reach?
+#   A residual stream hands its input on, so a fresh classifier above random blocks still sees the image. AnB says something
+#   about *learnt* features only where it beats them.
+# - The dip of co-adaptation in the middle is a matter of a net without skip connections. Here later blocks read the same stream as before
+#   the cut.
+# - Intervals are Student's t over splits, and wide: five splits are five numbers. `boot_low` and `boot_high` in the summary hold the
+#   usual bootstrap, which with five clusters is too narrow (95 % intervals cover about 85 %).
+# - *Boost* compares AnB+ with BnB+: both had as many steps, and both started from features. More training alone is base2:
+
+# %%
+named = ["transfer_gain", "self_gain", "boost", "transfer_gain_over_base2", "more_training", "over_random"]
+digits.summary.query("metric == 'accuracy' and curve in @named and part != 'embedding'")[columns].round(3)
+
+# %% [markdown]
+# **Exercise 2.** n\* is the first n from which on specificity stays above 0: its interval at n *and at all larger n*. Write it.
+
+# %%
+specificity = digits.summary.query("metric == 'accuracy' and curve == 'specificity' and part == 'blocks'")
+specificity = specificity.sort_values("n")[["n", "estimate", "low", "high"]].reset_index(drop=True)
+
+
+# %% tags=["exercise"]
+def your_n_star(table):
+    """First n whose `low` is above 0, at this n and all larger ones; None if there is none."""
+    return None
+
+
+# %% tags=["check"]
+def check_n_star(function):
+    cases = {
+        "rises": ([1, 2, 4], [-0.1, 0.1, 0.2], 2),
+        "falls back": ([1, 2, 4], [0.1, -0.1, 0.2], 4),
+        "never": ([1, 2, 4], [-0.1, -0.1, -0.2], None),
+        "from the start": ([1, 2, 4], [0.1, 0.1, 0.2], 1),
+    }
+    tables = {name: (pd.DataFrame({"n": n, "low": low}), right) for name, (n, low, right) in cases.items()}
+    said = {name: function(table) for name, (table, _) in tables.items()}
+    if all(value is None for value in said.values()):
+        return print("No answer yet. Which rows have low > 0? From the end backwards, where does that stop?")
+    if said["falls back"] == 1:
+        return print("You took the first n above 0. At n = 2 it is not above 0 again: all LARGER n must be, too.")
+    if said["rises"] == 4:
+        return print("You took the last n above 0. Wanted is the first from which on all are.")
+    wrong = [name for name, (_, right) in tables.items() if said[name] != right]
+    if wrong:
+        return print(f"Not yet: the case '{wrong[0]}' gives {said[wrong[0]]}, wanted {tables[wrong[0]][1]}.")
+    print(f"Yes. Here: n* = {function(specificity)}. With Holm's correction over n: see the table below.")
+    return True
+
+
+check_n_star(your_n_star)
+
+# %% tags=["solution"] jupyter={"outputs_hidden": true, "source_hidden": true}
+def solution(table):
+    found = None
+    for row in table.sort_values("n", ascending=False).itertuples():
+        if not row.low > 0:
+            break
+        found = row.n
+    return found
+
+
+assert check_n_star(solution)
+
+# %%
+digits.tables["n_star"]
+
+# %% [markdown]
+# ## 4. How far is the other task?
+#
+# The paper also splits ImageNet into man-made and natural things: halves that are *far*. Our analogue: which of 20 sources wrote a sequence
+# of 32 tokens? Sources are chains (next token by chance, from the last two) or rules (repeats, mirrors, brackets). **Near**: each half has ten
+# of each. **Far**: A has all chains, B all rules.
+#
+# Four splits, both targets, every n: too long for a lesson. What follows was run once with
+# `transfer.run("S", "standard", distance=...)` and comes with the kit, run by run; `rerun_sources = True` trains them again here.
+
+# %%
+distances = ["near", "far"]
+if rerun_sources:
+    sources = {distance: transfer.run("S", "standard", distance=distance, seed=seed).table for distance in distances}
+else:
+    shipped = transfer_statistics.measured()
+    sources = {distance: shipped[shipped.distance == distance] for distance in distances}
+passing = {distance: transfer_statistics.passed(table).query("metric != 'train_loss'") for distance, table in sources.items()}
+found = {distance: transfer_statistics.curves(table) for distance, table in passing.items()}
+stars = {distance: transfer_statistics.n_star(table).query("metric == 'accuracy'") for distance, table in found.items()}
+figure = transfer_plots.transfer_curves(
+    found["near"], title="task S, near: chains and rules in both halves", n_star=float(stars["near"].n_star.iloc[0])
+)
+
+# %%
+figure = transfer_plots.transfer_curves(
+    found["far"], title="task S, far: chains against rules", n_star=float(stars["far"].n_star.iloc[0])
+)
+
+# %%
+wanted = ["co_adaptation", "specificity", "boost", "over_random"]
+pd.concat(found.values()).query("metric == 'accuracy' and curve in @wanted and part == 'blocks' and n > 0")[
+    ["distance", *columns]
+].round(3)
+
+# %% [markdown]
+# ## 5. A language model's first n blocks
+#
+# There is no "half B" of a pretrained model. But one can ask what its first n blocks, frozen, are worth for a small task, by what is put
+# above them: the model's own other blocks (K), the same number of fresh ones (R), two fresh ones (S), or a read-out alone (P).
+#
+# **What do you expect** near the end, at n = 24 to 30 of 30 blocks?
+#
+# - (a) K is best: the model's own blocks know how to use these states.
+# - (b) P is as good as any: by then the answer can be read off.
+# - (c) R is worst: fresh blocks have to be learnt from a hundred texts.
+
+# %%
+model = lab.load(model_name, accept_license=accept_license)
+fewer = {"limit": 60, "steps": 8, "n": [model.cfg.n_layers - 3, model.cfg.n_layers]} if quick else {}
+tuned = transfer.pretrained(model, "sentiment_words", seed=seed, **fewer)
+figure = tuned.plot()
+
+# %%
+tuned.tables["differences"].round(3)
+
+# %% [markdown]
+# **Things to notice**
+#
+# - The right panel is the null: the same blocks with random weights. The dashed line is a bag of words. What the pretrained blocks are worth is
+#   the distance to *both*.
+# - The table pairs by text. Where K - R or K - P holds 0, the figure's order of lines means nothing.
+# - K and R train millions of weights, P about two thousand (`trained_weights` in the summary); S the same number at every n.
+
+# %% [markdown]
+# ## 6. Explore
+#
+# Choose two treatments and n. Left the curve, right the pairs behind the marked point: does one split carry it? Below: digits that one net
+# gets right and the other wrong.
+
+# %%
+from lab.widgets import transfer_explorer
+
+transfer_explorer(
+    digits,
+    compare=lambda first, second: transfer.compare(digits, first, second),
+    flips=lambda first, second: transfer_statistics.flips(digits.tables["items"], first, second),
+    task_of=lambda split, seed: transfer.task_of(digits, split, seed),
+)
+
+# %% [markdown]
+# As a fixed picture: own half's blocks against the other half's, all six.
+
+# %%
+items = digits.tables["items"].query("split == 0 and target == 'B'")
+flipped = items[(items["BnB@6"] == items.label) != (items["AnB@6"] == items.label)]
+figure = transfer_plots.flipped_digits(transfer.task_of(digits).sides["B"], flipped, ["BnB@6", "AnB@6"])
+
+# %% [markdown]
+# ## 7. Published beside ours
+#
+# Points of accuracy. The rules: *agrees* where the whole interval of ours is on the published side of 0 (or, for "none", holds 0),
+# *differs* where it is on the other, *open* otherwise.
+
+
+# %%
+def ours(table, curve, n):
+    row = table.query("metric == 'accuracy' and curve == @curve and part == 'blocks' and n == @n").iloc[0]
+    return 100 * row.estimate, 100 * row.low, 100 * row.high
+
+
+def verdict(side, low, high):
+    if side == 0:
+        return "agrees" if low <= 0 <= high else "differs"
+    low, high = sorted((side * low, side * high))
+    return "agrees" if low > 0 else "differs" if high < 0 else "open"
+
+
+last = {"digits": max(digits.parameters["n"]), "near": 4, "far": 4}
+rows = []
+for claim, curve, paper, side, layer in (
+    ("late features are specific", "specificity", "+8.2 at n = 7 of 8", 1, "last"),
+    ("early features are general", "specificity", "-0.2 at n = 1 of 8", 0, "first"),
+    ("cutting in the middle hurts", "co_adaptation", "+1.9, +3.0 at n = 4, 5 of 8", 1, "middle"),
+    ("other features help in the end", "boost", "+1.6 unpaired, 0.0 paired (our reading of the logs)", 1, "last"),
+):
+    for data, table in {"digits": digits.summary, **found}.items():
+        n = {"last": last[data], "first": 2 if data == "digits" else 1, "middle": 2}[layer]
+        mean, low, high = ours(table, curve, n)
+        text = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}] at n = {n} of {last[data]}"
+        rows.append((claim, data, paper, text, verdict(side, low, high)))
+pd.DataFrame(rows, columns=["claim", "ours on", "published", "ours", "verdict"])
+
+# %% [markdown]
+# ## What this does and does not show
+#
+# - "General" and "specific" are relative to the two halves, their distance, and the number of examples. No feature is specific as such.
+# - A net that reaches its ceiling hides all of it: task D has noise and few images for that reason, and a task whose bases fail
+#   their gate is reported as failed (`digits.tables["gate"]`). In the kit, arithmetic (task Mod) fails: it learns its pairs by heart.
+# - A residual stream passes inputs on. Random blocks are the baseline to beat, not chance.
+# - A few splits, one seed each, one small architecture. The intervals are over splits; other sizes are not covered.
+#
+# Part b, [04b_merging](04b_merging.py), turns to what one does with that: merging tuned models layer by layer, probes across data sets,
+# and stitching one model's states into another.
+
+# %%
+import os
+from pathlib import Path
+
+folder = Path(os.environ.get("LAB_OUT", "depth-lab-out")) / "transfer"
+digits.save(folder)
+again = lab.Result.load(folder)
+print(f"{len(again.table)} rows in {folder.name}, made with {again.parameters['versions']}")
