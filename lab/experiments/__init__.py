@@ -10,6 +10,7 @@ from lab.experiments import (
     transfer,
     transfer_statistics,
     transfer_tasks,
+    tuned_scaling,
     two_hop,
 )
 
@@ -23,5 +24,6 @@ __all__ = [
     "transfer",
     "transfer_statistics",
     "transfer_tasks",
+    "tuned_scaling",
     "two_hop",
 ]
