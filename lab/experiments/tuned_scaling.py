@@ -1,6 +1,6 @@
 """Scale what tuning changed, less in early blocks than in late ones: is the target kept, and what was forgotten back?
 
-    result = tuned_scaling.run(lab.load(), "reviews")                 # two minutes on one core
+    result = tuned_scaling.run(lab.load(), "sentiment_words")         # two minutes on one core
     result.summary                                                    # each way to scale, on test texts, with intervals
     result.tables["differences"]                                      # LiNeS minus each control, paired by text
 
@@ -171,7 +171,7 @@ def run(
     seed: int = 0,
     seeds: int | None = None,
     steps: int | None = None,
-    rate: float = 1e-4,
+    rate: float = 5e-4,
     grid: Sequence[float] | None = None,
     permutations: int | None = None,
     sizes: Mapping[str, Any] | None = None,
@@ -249,7 +249,7 @@ def run(
     known["digest"] = models.weights_digest(model) if resume else ""
     net = models.plain_twin(model)
     found = dict(net.base_model.named_parameters())
-    scaled(found, found, constant(model.cfg.n_layers, 1))  # are all blocks found by name?
+    scaled(found, found, constant(model.cfg.n_layers, 1.0))  # are all blocks found by name?
     shards = [
         {"net": net, "tasks": tasks, "sizes": chosen, "rate": rate, "seed": one, "progress": progress,
          "key": fingerprint({**known, "tuning_seed": one})}
@@ -353,7 +353,7 @@ class _Task:
             found[part], rest = rest[splits[0]], rest[~splits[0]]
         found["train"] = rest
         wanted = {"train": sizes.train, "validation": sizes.validation, "test": sizes.test}
-        return {part: _spread(found[part], count, rng) for part, count in wanted.items()}
+        return {part: spread_over_groups(found[part], count, rng) for part, count in wanted.items()}
 
     def _prose_parts(self, frame: pd.DataFrame, sizes: Preset, rng: np.random.Generator) -> dict[str, pd.DataFrame]:
         groups = rng.permutation(frame.group.astype(str).unique())
@@ -365,7 +365,8 @@ class _Task:
         mine = frame.group.astype(str).isin(validation)
         parts = {"validation": frame[mine], "test": frame[~mine]}
         return {
-            part: _spread(rows, count, rng) for (part, rows), count in zip(parts.items(), sizes.documents, strict=True)
+            part: spread_over_groups(rows, count, rng)
+            for (part, rows), count in zip(parts.items(), sizes.documents, strict=True)
         }
 
     def states(self, net: Any, part: str, rows: torch.Tensor) -> torch.Tensor:
@@ -416,7 +417,7 @@ class _Task:
         return found
 
 
-def _spread(frame: pd.DataFrame, count: int, rng: np.random.Generator) -> pd.DataFrame:
+def spread_over_groups(frame: pd.DataFrame, count: int, rng: np.random.Generator) -> pd.DataFrame:
     """Up to `count` rows over as many groups as there are: one of each first, then a second one, in random order."""
     frame = frame.iloc[rng.permutation(len(frame))]
     turn = frame.groupby(frame.group.astype(str)).cumcount()
@@ -452,7 +453,7 @@ def _shard(
             "reversed": lambda x: replace(ramp(n_layers, x), blocks=ramp(n_layers, x).blocks[::-1]),
             "wise_ft": lambda x: constant(n_layers, x),
         }
-        untouched, whole = constant(n_layers, 0), constant(n_layers, 1)
+        untouched, whole = constant(n_layers, 0.0), constant(n_layers, 1.0)
         at_best = [score(whole, "validation")[0], *score(untouched, "validation")[1:]]
         scale_of, alpha_of, grid = {"untouched": untouched, "tuned": whole}, {}, []
         for family, make in families.items():
@@ -460,7 +461,7 @@ def _shard(
             best = int(np.argmax([row[-1] for row in rows]))
             scale_of[family], alpha_of[family] = make(rows[best][0]), rows[best][0]
             grid += [(seed, family, *row, place == best) for place, row in enumerate(rows)]
-        scale_of["ramp_only"], alpha_of["ramp_only"] = ramp(n_layers, 0), 0.0
+        scale_of["ramp_only"], alpha_of["ramp_only"] = ramp(n_layers, 0.0), 0.0
         scale_of["same_norm"] = constant(n_layers, same_size(base, tuned, scale_of["lines"]))
         order_of = {name: -1 for name in scale_of}
         rng = np.random.default_rng(seed_of("orders", seed))
@@ -601,9 +602,7 @@ def _permutations(items: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     rows = []
     for seed, part in means.groupby("seed"):
         part = part.droplevel("seed")
-        for (_, order), one in part.loc[
-            ["lines", "permuted"] if "permuted" in part.index else ["lines"]
-        ].iterrows():
+        for (_, order), one in part.loc[["lines", "permuted"] if "permuted" in part.index else ["lines"]].iterrows():
             target = one[names[0]] / part.loc[("tuned", -1), names[0]]
             control = np.mean([one[name] / part.loc[("untouched", -1), name] for name in names[1:]])
             rows.append((seed, order, 2 * target + control, target, control))
