@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from lab import models
 from lab.experiments import tuned_scaling as ts
+from lab.experiments import update_scaling as us
 from lab.results import Result
 
 SIZES: dict[str, Any] = {
@@ -49,7 +50,7 @@ TARGET, CONTROL = statements(("no", "yes")), statements(("cold", "hot"))
 
 
 @pytest.fixture(scope="module")
-def weights() -> tuple[ts.Weights, ts.Weights]:
+def weights() -> tuple[us.Weights, us.Weights]:
     """A model of 12 blocks and another one as its tuned version: block 1 and block 11 must not be mixed up."""
     nets = []
     for seed in (0, 1):
@@ -62,21 +63,21 @@ def weights() -> tuple[ts.Weights, ts.Weights]:
     return nets[0], nets[1]
 
 
-def test_ends_are_equal_in_every_bit(weights: tuple[ts.Weights, ts.Weights]) -> None:
+def test_ends_are_equal_in_every_bit(weights: tuple[us.Weights, us.Weights]) -> None:
     base, tuned = weights
-    for scales, wanted in ((ts.ramp(12, 1.0), tuned), (ts.constant(12, 1.0), tuned), (ts.constant(12, 0.0), base)):
-        assert all(torch.equal(value, wanted[name]) for name, value in ts.scaled(base, tuned, scales).items())
-    ramp_only = ts.scaled(base, tuned, ts.ramp(12, 0.0))
+    for scales, wanted in ((us.ramp(12, 1.0), tuned), (us.constant(12, 1.0), tuned), (us.constant(12, 0.0), base)):
+        assert all(torch.equal(value, wanted[name]) for name, value in us.scaled(base, tuned, scales).items())
+    ramp_only = us.scaled(base, tuned, us.ramp(12, 0.0))
     kept = {name for name, value in ramp_only.items() if torch.equal(value, base[name])}
     whole = {name for name, value in ramp_only.items() if torch.equal(value, tuned[name])}
     assert kept == {name for name in base if name.startswith("layers.0.") or not name.startswith("layers.")}
     assert whole == {name for name in base if name.startswith("layers.11.")}
 
 
-def test_each_block_gets_its_own_scale(weights: tuple[ts.Weights, ts.Weights]) -> None:
+def test_each_block_gets_its_own_scale(weights: tuple[us.Weights, us.Weights]) -> None:
     base, tuned = weights
     alpha = 0.3
-    for name, value in ts.scaled(base, tuned, ts.ramp(12, alpha)).items():
+    for name, value in us.scaled(base, tuned, us.ramp(12, alpha)).items():
         place = int(name.split(".")[1]) if name.startswith("layers.") else None
         scale = alpha if place is None else alpha + (1 - alpha) * place / 11
         torch.testing.assert_close(value, base[name] + scale * (tuned[name] - base[name]))
@@ -96,38 +97,38 @@ def test_each_block_gets_its_own_scale(weights: tuple[ts.Weights, ts.Weights]) -
     ],
 )
 def test_block_numbers_are_read_whole(name: str, block: int | None) -> None:
-    assert ts.block_of(name) == block
+    assert us.block_of(name) == block
 
 
-def test_same_size_and_order(weights: tuple[ts.Weights, ts.Weights]) -> None:
+def test_same_size_and_order(weights: tuple[us.Weights, us.Weights]) -> None:
     base, tuned = weights
 
-    def length(scales: ts.Scales) -> float:
-        found = ts.scaled(base, tuned, scales)
+    def length(scales: us.Scales) -> float:
+        found = us.scaled(base, tuned, scales)
         return float(torch.cat([(found[name] - base[name]).ravel() for name in base]).norm())
 
-    scales = ts.ramp(12, 0.2)
-    same = ts.same_size(base, tuned, scales)
-    assert length(ts.constant(12, same)) == pytest.approx(length(scales), rel=1e-5)
+    scales = us.ramp(12, 0.2)
+    same = us.same_size(base, tuned, scales)
+    assert length(us.constant(12, same)) == pytest.approx(length(scales), rel=1e-5)
     assert same != pytest.approx(np.mean(scales.blocks), rel=1e-3), (
         "blocks count by their size, and what is outside too"
     )
-    mixed = ts.permuted(scales, np.random.default_rng(0))
+    mixed = us.permuted(scales, np.random.default_rng(0))
     assert sorted(mixed.blocks) == sorted(scales.blocks) and mixed.blocks != scales.blocks and mixed.outside == 0.2
 
 
-def test_what_scaled_refuses(weights: tuple[ts.Weights, ts.Weights]) -> None:
+def test_what_scaled_refuses(weights: tuple[us.Weights, us.Weights]) -> None:
     base, tuned = weights
     with pytest.raises(ValueError, match=r"11 scales for blocks \[0, 1, 2\]\.\.11: pass one for each"):
-        ts.scaled(base, tuned, ts.constant(11, 1.0))
+        us.scaled(base, tuned, us.constant(11, 1.0))
     with pytest.raises(ValueError, match="base and tuned are not one model"):
-        ts.scaled(base, {**tuned, "more": torch.zeros(1)}, ts.constant(12, 1.0))
+        us.scaled(base, {**tuned, "more": torch.zeros(1)}, us.constant(12, 1.0))
     with pytest.raises(ValueError, match="alpha=1.5: pass 2 blocks or more and a number in"):
-        ts.ramp(12, 1.5)
+        us.ramp(12, 1.5)
 
 
 def task_of(model: TransformerBridge, data: Any, **sizes: Any) -> ts._Task:
-    return ts._Task(model, data, ts._sizes("quick", None, None, None, None, {**SIZES, **sizes}), 0, 1)
+    return ts._Task(model, data, ts._sizes("quick", {**SIZES, **sizes}), 0, 1)
 
 
 def test_scores_against_a_plain_computation(tiny_model: Callable[[str], TransformerBridge]) -> None:
@@ -141,13 +142,16 @@ def test_scores_against_a_plain_computation(tiny_model: Callable[[str], Transfor
         assert nll[row] == pytest.approx(-log_p[range(len(ids) - 1), ids[1:]].mean().item(), rel=1e-4)
         assert accuracy[row] == (log_p.argmax(-1) == ids[1:]).float().mean().item()
     labelled = task_of(model, CONTROL)
-    labelled.fit_read_out(net)
+    labelled.make_read_out(net, "fitted")
     accuracy, nll = labelled.score(net, "test")
     for row, (text, label) in enumerate(labelled.frames["test"][["text", "label"]].itertuples(index=False)):
         ids = torch.tensor(model.tokenizer(text, add_special_tokens=False).input_ids)
         logit = net.base_model(ids[None]).last_hidden_state[0, -1] @ labelled.weight + labelled.bias
         assert nll[row] == pytest.approx(float(np.logaddexp(0, -logit.item() * (2 * label - 1))), rel=1e-3)
         assert accuracy[row] == ((logit.item() > 0) == bool(label))
+    labelled.make_read_out(net, "random")
+    logits = labelled.states(net, "train", torch.arange(len(labelled.ids["train"]))) @ labelled.weight + labelled.bias
+    assert logits.mean().item() == pytest.approx(0, abs=1e-3) and logits.std(correction=0).item() == pytest.approx(1)
     parts = [set(frame.group) for frame in labelled.frames.values()]
     assert not parts[0] & parts[1] and not parts[1] & parts[2] and not parts[0] & parts[2]
 
@@ -192,12 +196,12 @@ def test_the_net_is_put_back(tiny_model: Callable[[str], TransformerBridge], mon
     net = models.plain_twin(model)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     tasks = [task_of(model, TARGET), task_of(model, CONTROL)]
-    sizes = ts._sizes("quick", None, None, [1.0, 0.0], 1, SIZES)
-    ts._shard(net=net, tasks=tasks, sizes=sizes, rate=1e-2, seed=0, progress=False)
+    sizes = ts._sizes("quick", {**SIZES, "grid": (1.0, 0.0), "permutations": 1})
+    ts._shard(net=net, tasks=tasks, sizes=sizes, rate=1e-2, head="random", seed=0, progress=False)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     monkeypatch.setattr(ts._Task, "score", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        ts._shard(net=net, tasks=tasks, sizes=sizes, rate=1e-2, seed=0, progress=False)
+        ts._shard(net=net, tasks=tasks, sizes=sizes, rate=1e-2, head="random", seed=0, progress=False)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
@@ -214,7 +218,8 @@ def test_published_numbers() -> None:
         ({"preset": "huge"}, "unknown preset 'huge'; presets are quick, standard"),
         ({"grid": [1.0, 2.0]}, r"grid=\[1.0, 2.0\]: pass values of alpha from 0 to 1"),
         ({"sizes": {"texts": 3}}, "there is no size texts; sizes are train, validation"),
-        ({"seeds": 0}, "seeds=0: pass at least 1"),
+        ({"seeds": 0}, "seeds=0: pass 1 or more"),
+        ({"head": "fresh"}, "head='fresh': pass random or fitted"),
         ({"rate": 0.0}, "rate=0.0, draws=200: pass a rate above 0"),
         ({"control_data": []}, "pass a list of one set or more"),
         ({"control_data": ["numbers", "numbers"]}, "each can be there once"),

@@ -13,6 +13,7 @@ from lab.experiments import (
     transfer_tasks,
     tuned_scaling,
     two_hop,
+    update_scaling,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "transfer_tasks",
     "tuned_scaling",
     "two_hop",
+    "update_scaling",
 ]

@@ -64,7 +64,7 @@ class Preset:
 
 
 PRESETS = {
-    "quick": Preset(120, 32, 48, 64, 120, (1e-3, 3e-3), 2),
+    "quick": Preset(96, 24, 40, 56, 80, (1e-3, 3e-3), 2),
     "standard": Preset(400, 80, 200, 300, 400, (3e-4, 1e-3, 3e-3), 5),
 }
 

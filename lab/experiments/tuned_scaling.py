@@ -13,7 +13,6 @@ these control tasks, after this tuning.
 """
 
 import hashlib
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,14 +24,13 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab import datasets, metrics, models, probes, replicas
-from lab.experiments.transfer_statistics import holm
+from lab import datasets, models, probes, replicas
+from lab.experiments import update_scaling
 from lab.experiments.transfer_tasks import seed_of
+from lab.experiments.update_scaling import Scales, Weights, block_of, constant, permuted, ramp, same_size, scaled
 from lab.replicas import Recipe
 from lab.results import Result, fingerprint, run_shards, versions
 from lab.texts import last_positions, tokenize
-
-Weights = dict[str, torch.Tensor]  # parameter name to values
 
 
 @dataclass(frozen=True)
@@ -59,84 +57,6 @@ PRESETS = {
 }
 PROSE = "prose"
 _READ_OUT_C = 0.01  # inverse strength of its L2 penalty, on standardised states: many more dimensions than texts
-_BLOCK = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)\.")
-
-
-# --- scaling --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Scales:
-    """How much of the update is kept: in each block, [layer] from the first, and outside the blocks."""
-
-    blocks: tuple[float, ...]
-    outside: float
-
-
-def block_of(name: str) -> int | None:
-    """Number of the block, 0..L-1, that a parameter belongs to; None outside the blocks.
-
-    The number that follows the list of blocks, read whole. (The published code looks for ".1." anywhere in the name: an
-    expert's or a sub-layer's number would be taken for the block's.)
-
-    >>> block_of("model.layers.11.mlp.experts.1.up.weight"), block_of("model.norm.weight")
-    (11, None)
-    """
-    found = _BLOCK.search(name)
-    return int(found[1]) if found else None
-
-
-def ramp(n_layers: int, alpha: float) -> Scales:
-    """LiNeS: from alpha in the first block to 1 in the last, alpha outside (section 4 of arXiv 2410.17146, beta = 1 - alpha).
-
-    >>> ramp(3, 0.5)
-    Scales(blocks=(0.5, 0.75, 1.0), outside=0.5)
-    """
-    if n_layers < 2 or not 0 <= alpha <= 1:
-        raise ValueError(f"n_layers={n_layers}, alpha={alpha}: pass 2 blocks or more and a number in [0, 1]")
-    return Scales(tuple(alpha + (1 - alpha) * block / (n_layers - 1) for block in range(n_layers)), alpha)
-
-
-def constant(n_layers: int, value: float) -> Scales:
-    """The same share everywhere: 0 is the untouched model, 1 the tuned one; WiSE-FT (arXiv 2109.01903) between."""
-    return Scales((float(value),) * n_layers, float(value))
-
-
-def scaled(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor], scales: Scales) -> Weights:
-    """theta_0 + lambda (theta_1 - theta_0), parameter by parameter; at 0 and at 1 equal to an end in every bit.
-
-    Raises:
-        ValueError: other names or shapes in `tuned` than in `base`; a block number without a scale, or no block at all.
-    """
-    if {name: value.shape for name, value in base.items()} != {name: value.shape for name, value in tuned.items()}:
-        raise ValueError("base and tuned are not one model: their parameters differ in name or shape")
-    numbers = {block for name in base if (block := block_of(name)) is not None}
-    if numbers != set(range(len(scales.blocks))):
-        raise ValueError(
-            f"{len(scales.blocks)} scales for blocks {sorted(numbers)[:3]}..{max(numbers, default=None)}: pass one for each; "
-            "names of blocks are read after layers, blocks or h"
-        )
-    found = {}
-    for name, start in base.items():
-        block = block_of(name)
-        found[name] = torch.lerp(start, tuned[name], scales.outside if block is None else scales.blocks[block])
-    return found
-
-
-def same_size(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor], scales: Scales) -> float:
-    """The constant whose update has the same Euclidean norm over all weights as that of `scales`."""
-    kept = whole = 0.0
-    for name, start in base.items():
-        size = float((tuned[name] - start).double().square().sum())
-        block = block_of(name)
-        kept += size * (scales.outside if block is None else scales.blocks[block]) ** 2
-        whole += size
-    return (kept / whole) ** 0.5 if whole else 0.0
-
-
-def permuted(scales: Scales, generator: np.random.Generator) -> Scales:
-    """The blocks' scales in random order; outside as it was."""
-    return replace(scales, blocks=tuple(scales.blocks[place] for place in generator.permutation(len(scales.blocks))))
 
 
 def published() -> pd.DataFrame:
@@ -172,6 +92,7 @@ def run(
     seeds: int | None = None,
     steps: int | None = None,
     rate: float = 5e-4,
+    head: str = "random",
     grid: Sequence[float] | None = None,
     permutations: int | None = None,
     sizes: Mapping[str, Any] | None = None,
@@ -181,10 +102,11 @@ def run(
 ) -> Result:
     """Tune a whole language model on a small task, scale the update in several ways, and measure target and controls.
 
-    A labelled set is scored by a read-out: a logistic regression on the model's last states (after the final norm, at the
-    last token), fitted once on the untouched model and fixed from then on, as CLIP's heads are. The target's is also what
-    tuning trains the body for: all blocks, embedding and final norm (AdamW, constant rate, no decay: it would move the
-    embedding of tokens that were never seen). Prose is scored by next tokens. Nothing is tuned on a control set.
+    A labelled set is scored by a linear read-out of the model's last states (after the final norm, at the last token) that
+    is made once, on the untouched model, and fixed from then on, as CLIP's heads are. For a control it is a logistic
+    regression. For the target `head` says what it is, and tuning trains the body for it: all blocks, embedding and final
+    norm (AdamW, rate rising and falling, no decay: it would move the embedding of tokens that were never seen). Prose is
+    scored by next tokens. Nothing is tuned on a control set.
 
     Each of "lines", "reversed" (the ramp upside down) and "wise_ft" (one constant) has its alpha chosen on the same
     validation texts with the same number of evaluations, by 2 x target / tuned target + mean over control sets of control /
@@ -200,7 +122,10 @@ def run(
         preset: quick or standard, sizes in `PRESETS`.
         seed: of the choice of texts; the first of the tuning seeds (order of the batches).
         seeds, steps, grid, permutations: instead of the preset's. grid: values of alpha in [0, 1], each once.
-        rate: of AdamW.
+        rate: of AdamW, at its highest.
+        head: the target's read-out. "random": a random direction, so that the untouched model is at chance and tuning has
+            something to learn, as with a fresh classifier. "fitted": a logistic regression, as for controls; where it is
+            near the ceiling, tuning cannot help and the best alpha may be to leave the model alone.
         sizes: other fields of `Preset`, by name.
         draws: of the bootstrap.
         resume: keep finished tuning seeds under the cache folder.
@@ -226,7 +151,10 @@ def run(
     they are: with several seeds, a text counts by its mean over seeds, and another tuning seed may differ by more.
     A control that the untouched model does not do above chance says nothing: look at its row "untouched" in `.table`.
     """
-    chosen = _sizes(preset, seeds, steps, grid, permutations, sizes)
+    given = {"seeds": seeds, "steps": steps, "grid": None if grid is None else tuple(map(float, grid))}
+    chosen = _sizes(preset, {**given, "permutations": permutations, **(sizes or {})})
+    if head not in ("random", "fitted"):
+        raise ValueError(f"head={head!r}: pass random or fitted")
     if rate <= 0 or draws < 1:
         raise ValueError(f"rate={rate}, draws={draws}: pass a rate above 0 and 1 draw or more")
     models.require_source(model)
@@ -242,8 +170,8 @@ def run(
         raise ValueError(f"data sets {names}: each can be there once, the target is no control")
     parameters = {
         **models.facts(model), "dataset": names[0], "controls": names[1:], "preset": preset, **asdict(chosen), "seed": seed,
-        "rate": rate, "draws": draws, "texts": hashlib.sha256("\n".join(t.all_texts for t in tasks).encode()).hexdigest(),
-        "versions": versions(),
+        "rate": rate, "head": head, "draws": draws,
+        "texts": hashlib.sha256("\n".join(t.all_texts for t in tasks).encode()).hexdigest(), "versions": versions(),
     }  # fmt: skip
     known = {name: value for name, value in parameters.items() if name not in ("preset", "seeds", "draws")}
     known["digest"] = models.weights_digest(model) if resume else ""
@@ -251,52 +179,40 @@ def run(
     found = dict(net.base_model.named_parameters())
     scaled(found, found, constant(model.cfg.n_layers, 1.0))  # are all blocks found by name?
     shards = [
-        {"net": net, "tasks": tasks, "sizes": chosen, "rate": rate, "seed": one, "progress": progress,
+        {"net": net, "tasks": tasks, "sizes": chosen, "rate": rate, "head": head, "seed": one, "progress": progress,
          "key": fingerprint({**known, "tuning_seed": one})}
         for one in range(seed, seed + chosen.seeds)
     ]  # fmt: skip
     parts = run_shards(
-        _shard,
-        shards,
-        folder=models.cache_folder() / "runs" if resume else None,
-        describe="tuning seeds",
+        _shard, shards, folder=models.cache_folder() / "runs" if resume else None, describe="tuning seeds",
         progress=progress,
-    )
+    )  # fmt: skip
     tables = {
         name: pd.concat([part.tables[name] for part in parts], ignore_index=True)
         for name in ("items", "grid", "update")
     }
-    table = _by_run(tables["items"])
-    summary, tables["differences"], tables["permutations"] = _statistics(tables["items"], names, draws, seed)
+    table = update_scaling.by_run(tables["items"])
+    summary, tables["differences"], tables["permutations"] = update_scaling.statistics(
+        tables["items"], names, draws, seed
+    )
     return Result("tuned_scaling", table, summary, parameters, tables)
 
 
-def _sizes(
-    preset: str,
-    seeds: int | None,
-    steps: int | None,
-    grid: Sequence[float] | None,
-    permutations: int | None,
-    sizes: Mapping[str, Any] | None,
-) -> Preset:
+def _sizes(preset: str, changes: Mapping[str, Any]) -> Preset:
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; presets are {', '.join(PRESETS)}")
-    given = {"seeds": seeds, "steps": steps, "grid": grid and tuple(map(float, grid)), "permutations": permutations}
-    changes = {**{name: value for name, value in given.items() if value is not None}, **(sizes or {})}
-    unknown = sorted(set(changes) - set(asdict(PRESETS[preset])))
+    known = asdict(PRESETS[preset])
+    unknown = sorted(set(changes) - set(known))
     if unknown:
-        raise ValueError(f"there is no size {', '.join(unknown)}; sizes are {', '.join(asdict(PRESETS[preset]))}")
-    chosen = replace(PRESETS[preset], **changes)
+        raise ValueError(f"there is no size {', '.join(unknown)}; sizes are {', '.join(known)}")
+    chosen = replace(PRESETS[preset], **{name: value for name, value in changes.items() if value is not None})
     if not chosen.grid or len(set(chosen.grid)) < len(chosen.grid) or not all(0 <= x <= 1 for x in chosen.grid):
         raise ValueError(f"grid={list(chosen.grid)}: pass values of alpha from 0 to 1, each once")
+    least = {"train": 2, "validation": 2, "test": 2, "documents": 1, "length": 2, "steps": 1, "batch": 1, "seeds": 1}
     counts = {**asdict(chosen), "documents": min(chosen.documents)}
-    low = [
-        name
-        for name, value in counts.items()
-        if name != "grid" and value < {"length": 2, "permutations": 0}.get(name, 1)
-    ]
-    if low:
-        raise ValueError(f"{', '.join(f'{name}={counts[name]}' for name in low)}: pass at least 1 (length: 2)")
+    for name, bound in {**least, "permutations": 0}.items():
+        if counts[name] < bound:
+            raise ValueError(f"{name}={counts[name]}: pass {bound} or more")
     return chosen
 
 
@@ -376,18 +292,22 @@ class _Task:
         out = net.base_model(input_ids=self.ids[part][rows, : int(last.max()) + 1], use_cache=False)
         return out.last_hidden_state[torch.arange(len(rows)), last]
 
-    def fit_read_out(self, net: Any) -> None:
-        """Fit on the training texts; standardising is folded into weight and bias."""
+    def make_read_out(self, net: Any, head: str) -> None:
+        """From states of the training texts; standardising is folded into weight and bias."""
         with torch.inference_mode():
             parts = [self.states(net, "train", rows) for rows in self._batches("train")]
         states = torch.cat(parts).double().numpy()
-        labels = self.frames["train"].label.to_numpy()[torch.cat(self._batches("train")).numpy()]
         mean, spread = states.mean(0), states.std(0) + 1e-6
-        fitted = LogisticRegression(C=_READ_OUT_C, max_iter=1000).fit((states - mean) / spread, labels)
-        weight = fitted.coef_[0] / spread
-        dtype = parts[0].dtype
-        self.weight = torch.tensor(weight, dtype=dtype)
-        self.bias = torch.tensor(fitted.intercept_[0] - mean @ weight, dtype=dtype)
+        if head == "random":
+            direction, start = np.random.default_rng(seed_of("head", self.name)).standard_normal(len(mean)), 0.0
+            direction /= ((states - mean) / spread @ direction).std()  # logits of spread 1
+        else:
+            labels = self.frames["train"].label.to_numpy()[torch.cat(self._batches("train")).numpy()]
+            fitted = LogisticRegression(C=_READ_OUT_C, max_iter=1000).fit((states - mean) / spread, labels)
+            direction, start = fitted.coef_[0], fitted.intercept_[0]
+        weight = direction / spread
+        self.weight = torch.tensor(weight, dtype=parts[0].dtype)
+        self.bias = torch.tensor(start - mean @ weight, dtype=parts[0].dtype)
 
     def _batches(self, part: str, size: int = 16) -> list[torch.Tensor]:
         """Texts of like length together: no time is lost on padding."""
@@ -418,17 +338,24 @@ class _Task:
 
 
 def spread_over_groups(frame: pd.DataFrame, count: int, rng: np.random.Generator) -> pd.DataFrame:
-    """Up to `count` rows over as many groups as there are: one of each first, then a second one, in random order."""
+    """Up to `count` rows, as many of each label (if there are labels), over as many groups as there are.
+
+    One row of each group first, then a second one, in random order.
+    """
     frame = frame.iloc[rng.permutation(len(frame))]
-    turn = frame.groupby(frame.group.astype(str)).cumcount()
-    return frame.iloc[np.argsort(turn.to_numpy(), kind="stable")[:count]].reset_index(drop=True)
+    by = ["label"] if "label" in frame else []
+    turn = frame.groupby([frame.group.astype(str), *(frame[name] for name in by)]).cumcount()
+    frame = frame.iloc[np.argsort(turn.to_numpy(), kind="stable")]
+    if by:
+        frame = pd.concat([rows.head(count // 2) for _, rows in frame.groupby("label")])
+    return frame.head(count).reset_index(drop=True)
 
 
 # --- one tuning seed ------------------------------------------------------------------------------------------------
 
 
 def _shard(
-    *, net: Any, tasks: list[_Task], sizes: Preset, rate: float, seed: int, progress: bool, key: str = ""
+    *, net: Any, tasks: list[_Task], sizes: Preset, rate: float, head: str, seed: int, progress: bool, key: str = ""
 ) -> Result:
     """Tune, choose alpha of each family on validation, score everything on test. The net is put back as it was."""
     body = net.base_model
@@ -444,9 +371,9 @@ def _shard(
         return known[scales, part]
 
     try:
-        for task in tasks:
+        for place, task in enumerate(tasks):
             if not task.prose:
-                task.fit_read_out(net)
+                task.make_read_out(net, "fitted" if place else head)
         tuned = _tune(net, tasks[0], sizes, rate, seed, progress)
         families: dict[str, Callable[[float], Scales]] = {
             "lines": lambda x: ramp(n_layers, x),
@@ -481,7 +408,7 @@ def _shard(
     columns = ["seed", "family", "alpha", "target", "control", "score", "chosen"]
     tables = {
         "items": pd.concat(items, ignore_index=True), "grid": pd.DataFrame(grid, columns=columns),
-        "update": _update(base, tuned).assign(seed=seed),
+        "update": update_scaling.update_sizes(base, tuned).assign(seed=seed),
     }  # fmt: skip
     return Result("tuned_scaling", tables["items"], pd.DataFrame(), {"key": key}, tables)
 
@@ -492,18 +419,17 @@ def _tune(net: Any, task: _Task, sizes: Preset, rate: float, seed: int, progress
     trained = list(parameters.values())
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0, fused=True)
     count = len(task.frames["train"])
-    recipe = Recipe(steps=sizes.steps, batch=min(sizes.batch, count))
+    recipe = Recipe(steps=sizes.steps, batch=min(sizes.batch, count), rate=rate)
     began = time.perf_counter()
     for step, rows in enumerate(replicas.orders([np.arange(count)], [seed_of("tune", seed)], recipe)[0]):
         gradients = torch.autograd.grad(task.loss(net, rows), trained)
         for parameter, gradient in zip(trained, gradients, strict=True):
             parameter.grad = gradient
+        optimizer.param_groups[0]["lr"] = recipe.rate_at(step)
         optimizer.step()
         if step == min(2, sizes.steps - 1) and progress:
             took = (time.perf_counter() - began) / (step + 1)
-            print(
-                f"Seed {seed}: {took * sizes.steps:.0f} s of tuning, {sizes.steps} steps; then scores, about as long or longer."
-            )
+            print(f"Seed {seed}: {took * sizes.steps:.0f} s of tuning, {sizes.steps} steps; then scores, longer.")
     for parameter in trained:
         parameter.grad = None
     return {name: value.detach().clone() for name, value in parameters.items()}
@@ -526,84 +452,3 @@ def _totals(
             )
     target, *controls = (found[0].mean() / best[0].mean() for found, best in zip(scores, at_best, strict=True))
     return float(target), float(np.mean(controls)), float(2 * target + np.mean(controls))
-
-
-def _update(base: Weights, tuned: Weights) -> pd.DataFrame:
-    """How far tuning went, block by block."""
-    rows = [
-        (-1 if (block := block_of(name)) is None else block, float((tuned[name] - start).double().square().sum()),
-         float(start.double().square().sum()))
-        for name, start in base.items()
-    ]  # fmt: skip
-    found = pd.DataFrame(rows, columns=["block", "tau", "theta_0"]).groupby("block").sum().pow(0.5).reset_index()
-    return found.assign(ratio=found.tau / found.theta_0)
-
-
-# --- tables ---------------------------------------------------------------------------------------------------------
-
-
-def _by_run(items: pd.DataFrame) -> pd.DataFrame:
-    by = ["seed", "method", "alpha", "order", "set", "role"]
-    found = items.melt([*by, "example"], ["accuracy", "nll"], "metric")
-    grouped = found.groupby([*by, "metric"], sort=False, dropna=False).value
-    return grouped.agg(["mean", "size"]).reset_index().rename(columns={"mean": "value", "size": "n_items"})
-
-
-def _statistics(
-    items: pd.DataFrame, names: Sequence[str], draws: int, seed: int
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Summary, differences and permutations: means over seeds and orders first, then groups are resampled."""
-    methods = list(items.method.unique())
-    estimate, drawn, sizes = {}, {}, {}
-    for place, name in enumerate(names):
-        part = items[items.set == name]
-        about = part.drop_duplicates("example").set_index("example").group.astype(str)
-        for metric in ("accuracy", "nll"):
-            values = part.pivot_table(metric, "example", "method")[methods].reindex(about.index).to_numpy()
-            estimate[name, metric] = values.mean(0)
-            drawn[name, metric] = metrics.cluster_means(
-                values, about.to_numpy(str), draws=draws, seed=seed_of(seed, place) % 2**32
-            )
-        sizes[name] = (len(about), about.nunique())
-    counts = {"target": sizes[names[0]], "control": tuple(np.sum([sizes[name] for name in names[1:]], axis=0))}
-    counts["score"] = tuple(np.add(counts["target"], counts["control"]))
-    measures = {}
-    for store, found in (("estimate", estimate), ("drawn", drawn)):
-        target = found[names[0], "accuracy"]
-        controls = [found[n, "accuracy"] / found[n, "accuracy"][..., [methods.index("untouched")]] for n in names[1:]]
-        control = np.mean(controls, axis=0)
-        score = 2 * target / target[..., [methods.index("tuned")]] + control
-        measures[store] = {"score": score, "target": target, "control": control}
-        measures[store] |= {f"nll: {name}": found[name, "nll"] for name in names}
-    rows, pairs = [], []
-    lines = methods.index("lines")
-    for measure, value in measures["estimate"].items():
-        about_n = counts[measure] if measure in counts else sizes[measure.removeprefix("nll: ")]
-        samples = measures["drawn"][measure]
-        for place, method in enumerate(methods):
-            low, high = np.quantile(samples[:, place], [0.025, 0.975])
-            rows.append((method, measure, value[place], low, high, *map(int, about_n)))
-            if place != lines:
-                gap = samples[:, lines] - samples[:, place]
-                p = min(1.0, 2 * (1 + min((gap <= 0).sum(), (gap >= 0).sum())) / (1 + draws))
-                pairs.append((method, measure, value[lines] - value[place], *np.quantile(gap, [0.025, 0.975]), p))
-    summary = pd.DataFrame(rows, columns=["method", "measure", "estimate", "low", "high", "n_texts", "n_groups"])
-    differences = pd.DataFrame(pairs, columns=["other", "measure", "difference", "low", "high", "p"]).assign(
-        p_holm=np.nan
-    )
-    for _, part in differences.groupby("measure"):
-        differences.loc[part.index, "p_holm"] = holm(part.p.to_numpy())
-    return summary, differences, _permutations(items, names)
-
-
-def _permutations(items: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """Score of each random order on test texts, and of "lines" (order -1), a row a seed and order."""
-    means = items.groupby(["seed", "method", "order", "set"]).accuracy.mean().unstack()
-    rows = []
-    for seed, part in means.groupby("seed"):
-        part = part.droplevel("seed")
-        for (_, order), one in part.loc[["lines", "permuted"] if "permuted" in part.index else ["lines"]].iterrows():
-            target = one[names[0]] / part.loc[("tuned", -1), names[0]]
-            control = np.mean([one[name] / part.loc[("untouched", -1), name] for name in names[1:]])
-            rows.append((seed, order, 2 * target + control, target, control))
-    return pd.DataFrame(rows, columns=["seed", "order", "score", "target", "control"])
