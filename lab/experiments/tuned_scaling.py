@@ -1,6 +1,6 @@
 """Scale what tuning changed, less in early blocks than in late ones: is the target kept, and what was forgotten back?
 
-    result = tuned_scaling.run(lab.load(), "sentiment_words")         # two minutes on one core
+    result = tuned_scaling.run(lab.load(), "sentiment_words")         # two minutes on one free core
     result.summary                                                    # each way to scale, on test texts, with intervals
     result.tables["differences"]                                      # LiNeS minus each control, paired by text
 
@@ -123,9 +123,10 @@ def run(
         seed: of the choice of texts; the first of the tuning seeds (order of the batches).
         seeds, steps, grid, permutations: instead of the preset's. grid: values of alpha in [0, 1], each once.
         rate: of AdamW, at its highest.
-        head: the target's read-out. "random": a random direction, so that the untouched model is at chance and tuning has
-            something to learn, as with a fresh classifier. "fitted": a logistic regression, as for controls; where it is
-            near the ceiling, tuning cannot help and the best alpha may be to leave the model alone.
+        head: the target's read-out. "random": one random direction, so that tuning has something to learn, as with a
+            fresh classifier; the untouched model is at chance up to the luck of that direction (its row in `.table`).
+            "fitted": a logistic regression, as for controls; where that is near the ceiling, tuning cannot help and the
+            best alpha may be to leave the model alone.
         sizes: other fields of `Preset`, by name.
         draws: of the bootstrap.
         resume: keep finished tuning seeds under the cache folder.
