@@ -7,10 +7,13 @@ from lab.experiments import (
     depth_statistics,
     hop_stages,
     hop_statistics,
+    layer_ensemble,
     transfer,
     transfer_statistics,
     transfer_tasks,
+    tuned_scaling,
     two_hop,
+    update_scaling,
 )
 
 __all__ = [
@@ -20,8 +23,11 @@ __all__ = [
     "depth_statistics",
     "hop_stages",
     "hop_statistics",
+    "layer_ensemble",
     "transfer",
     "transfer_statistics",
     "transfer_tasks",
+    "tuned_scaling",
     "two_hop",
+    "update_scaling",
 ]
