@@ -57,7 +57,7 @@ class Preset:
     validation_per_class: int = 10
     unlabelled_per_class: int = 30
     test_per_class: int = 20
-    sizes: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, Any] = field(default_factory=lambda: {"weight": 0.9, "token_noise": 0.1})
 
 
 # In "quick" each split is one base with one tuning seed: four clusters that share nothing. Several seeds of one base would
@@ -66,16 +66,17 @@ _TENTHS = tuple(round(0.1 * k, 1) for k in range(1, 11))
 _TUNE = Recipe(steps=150, batch=8, rate=3e-3, decay=0.0)
 _STANDARD = Preset(
     Recipe(steps=600, batch=16, rate=3e-3, decay=0.1), _TUNE, splits=4, seeds=3, targets=4, scales=_TENTHS,
-    alphas=(*_TENTHS[::-1], 0.0), permutations=24, adapt=concrete.Steps(steps=400), validation_per_class=30,
-    test_per_class=50,
+    alphas=(*_TENTHS[::-1], 0.0), permutations=10, adapt=concrete.Steps(steps=400), validation_per_class=20,
+    test_per_class=40,
 )  # fmt: skip
 PRESETS = {
     "quick": Preset(
-        Recipe(steps=500, batch=8, rate=3e-3, decay=0.1), _TUNE, splits=4, seeds=1, targets=1,
+        Recipe(steps=400, batch=8, rate=3e-3, decay=0.1), _TUNE, splits=4, seeds=1, targets=1,
         scales=(0.1, 0.2, 0.3, 0.4, 0.6, 1.0), alphas=(1.0, 0.8, 0.6, 0.4, 0.2, 0.0), permutations=6,
+        adapt=concrete.Steps(batch=4),
     ),
     "standard": _STANDARD,
-    "full": replace(_STANDARD, splits=8, n_blocks=8, d_model=128, n_heads=4, sizes={"train_per_class": 500}),
+    "full": replace(_STANDARD, splits=8, n_blocks=8, d_model=128, n_heads=4, sizes={**_STANDARD.sizes, "train_per_class": 500}),
 }  # fmt: skip
 
 
@@ -468,8 +469,8 @@ def _check(chosen: Preset) -> None:
         raise ValueError(
             f"groups={chosen.groups}: pass 2 to 10, so that each of them has at least two of half B's 20 classes"
         )
-    if not 0 <= chosen.targets <= chosen.groups:
-        raise ValueError(f"targets={chosen.targets}: pass 0 to {chosen.groups}, the number of groups")
+    if not 1 <= chosen.targets <= chosen.groups:
+        raise ValueError(f"targets={chosen.targets}: pass 1 to {chosen.groups}, the number of groups")
     if min(chosen.splits, chosen.seeds, chosen.permutations) < 1:
         raise ValueError(
             f"splits={chosen.splits}, seeds={chosen.seeds}, permutations={chosen.permutations}: pass at least 1"
