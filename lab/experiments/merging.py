@@ -1,6 +1,6 @@
 """Models tuned from one base, merged into one: does it help to scale the merged update by depth?
 
-    result = merging.run()                # four bases, each tuned on four groups of classes: about a minute
+    result = merging.run()                # four bases, each tuned on four groups of classes: a minute or two
     result.summary                        # paired differences with intervals: LiNeS and Concrete against their controls
     result.tables["single"]               # LiNeS for one tuned model: its own task against the others
     result.tables["mask_profile"]         # Concrete's mask by block
@@ -93,11 +93,11 @@ def run(
 ) -> Result:
     """Pretrain, tune, merge and scale; all choices on validation, all numbers on test.
 
-    Every tuned setting (lambda, beta, alpha) is chosen from a grid of the same length: LiNeS gets no more evaluations than
-    its baseline or its controls. For a merge, lambda (TIES: 1.5 times the grid, as published) by the mean normalised
-    accuracy on validation; with LiNeS, alpha is given by the norms and only beta is chosen. For a single model, alpha (beta
-    = 1 - alpha) by 2 x the target's + the mean of the controls' normalised accuracy. Like the published rule, this chooses
-    with labels of the control tasks.
+    LiNeS, its baseline and its controls are chosen from grids of the same length: equally many evaluations. For a merge,
+    lambda (TIES: 1.5 times the grid, as published) by the mean normalised accuracy on validation; with LiNeS, alpha is given
+    by the norms and only beta is chosen, from the same grid. As published, that grid has no 0: LiNeS cannot fall back to a
+    constant factor where that is better. For a single model, alpha (beta = 1 - alpha) is chosen by 2 x the target's + the mean
+    of the controls' normalised accuracy. Like the published rule, this uses labels of the control tasks.
 
     Methods of the merge: own (each task's tuned model), base (its head on the base's body), probe (the head fitted on the
     base), averaging (lambda = 1 / N), task_arithmetic, ties, consensus, each also with _lines and _reversed (the ramp turned
@@ -133,7 +133,7 @@ def run(
             "collapse" (split, seed, task, method, entropy_before, entropy_after, accuracy_before, accuracy_after, collapsed).
 
     Raises:
-        ValueError: unknown preset, distance or size, grids of other lengths, too few classes; all before training.
+        ValueError: unknown preset, distance or size, empty or unsorted grids, too many groups; all before training.
     """
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; presets are {', '.join(PRESETS)}")
@@ -146,9 +146,10 @@ def run(
     settings = {"preset": preset, "distance": distance, "gate": gate, "threads": torch.get_num_threads()}
     shards = []
     for split in range(chosen.splits):
-        shard: dict[str, Any] = {"split": split, "seeds": list(range(seed, seed + chosen.seeds)), "gate": gate,
-                                 "distance": distance}  # fmt: skip
-        known = {**shard, "sizes": asdict(replace(chosen, splits=1)), "threads": settings["threads"]}
+        shard: dict[str, Any] = {
+            "split": split, "seeds": list(range(seed, seed + chosen.seeds)), "gate": gate, "distance": distance,
+        }  # fmt: skip
+        known = {**shard, "kind": "merging", "sizes": asdict(replace(chosen, splits=1)), "threads": settings["threads"]}
         shards.append({**shard, "chosen": chosen, "key": fingerprint(known), "progress": progress and executor is None})
     folder = cache_folder() / "runs" if resume else None
     parts = run_shards(_shard, shards, folder=folder, executor=executor, describe="splits", progress=progress)
@@ -159,6 +160,9 @@ def run(
     for row in failed.itertuples():
         print(f"split {row.split}, seed {row.seed}: {row.gate}; left out of the summary.")
     summary, tables["levels"] = merging_statistics.summarise(table, tables["single_scores"])
+    gap = summary.query("metric == 'normalised' and comparison == 'own - averaging'")
+    if (gap.low <= 0).any():
+        print("Own models are not clearly above the averaged one: nothing interferes here that a merger could repair.")
     parameters = {
         **settings, **asdict(chosen), "seed": seed, "dataset": "S", "data_checksum": task.checksum(),
         "model": f"transformer, {chosen.n_blocks} blocks, d_model {chosen.d_model}", "versions": versions(),

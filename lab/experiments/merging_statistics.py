@@ -24,11 +24,17 @@ MERGED = {
 SINGLE = {"lines": [("lines", name) for name in ("tuned", "base", "reversed", "constant", "same_norm", "permuted")]}
 
 
-# --- summary --------------------------------------------------------------------------------------------------------
-
-
 def summarise(table: pd.DataFrame, single: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Paired differences and levels of what passed the gate; empty if nothing did."""
+    """Paired differences and levels of what passed the gate; empty if nothing did.
+
+    Args:
+        table: split, seed, gate, task, method, metric (accuracy, normalised, entropy: left out here), value.
+        single: split, seed, gate, target, method, metric (target, control, objective), value.
+
+    Returns:
+        Summary and levels, as in `merging.run`. verdict: "first better" or "second better" where p_holm is below 0.05, else
+        "not shown", which is not "equal": the interval says how large a difference could still be.
+    """
     about = {"task": "S", "distance": "-", "part": "none", "n": 0}
     runs = {
         "merge": table[table.metric != "entropy"].rename(columns={"task": "target", "method": "treatment"}),
@@ -101,7 +107,7 @@ def published() -> pd.DataFrame:
     results = {
         clip: {"base": 48.1, "own": 90.5, "averaging": 66.0, "task_arithmetic (lambda 0.2)": 70.2,
                "task_arithmetic (lambda 0.3)": 69.0, "ties": 72.8, "adamerging, by task": 71.1, "adamerging, by tensor": 80.9,
-               "concrete": 77.3, "concrete, step 0": 68.9, "concrete adamerging, by task": 77.7,
+               "concrete": 77.3, "concrete, step 0": 68.9, "concrete adamerging, by task (100 steps)": 77.7,
                "concrete adamerging, by tensor": 84.0},
         large: {"task_arithmetic": 84.4, "ties": 86.5, "concrete": 87.4, "concrete adamerging, by tensor": 91.1},
         t5: {"base": 75.7, "own": 84.6, "averaging": 78.2, "task_arithmetic": 78.05, "ties": 78.05, "adamerging": 78.3,
