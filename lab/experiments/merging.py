@@ -262,9 +262,9 @@ def _merge(
             values = (bench.score(candidates, "validation")[0] / own).mean(1)
             best = int(values.argmax())
             bodies[method] = candidates[best]
-            alone = method == name
-            settings.append((method, np.nan if alone else alpha, np.nan if alone else grid[best],
-                             grid[best] if alone else np.nan, len(grid), values[best]))  # fmt: skip
+            plain = method == name
+            settings.append((method, np.nan if plain else alpha, np.nan if plain else grid[best],
+                             grid[best] if plain else np.nan, len(grid), values[best]))  # fmt: skip
     scale, tau = settings[0][3], merged["task_arithmetic"]
     examples = [inputs for inputs, _ in bench.parts["unlabelled"]]
     options: dict[str, Any] = {"scale": scale, "steps": chosen.adapt, "seed": seed}

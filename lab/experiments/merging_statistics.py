@@ -98,12 +98,12 @@ def published() -> pd.DataFrame:
                  for method, value in zip(("base", "tuned", "lines"), values, strict=True)]  # fmt: skip
     for name, gain in (("task_arithmetic", 3.1), ("ties", 4.0), ("consensus", 2.3)):
         rows.append(("LiNeS", "CLIP ViT-L/14, 20 tasks", f"{name}_lines - {name}", "gain, points", gain, "review"))
-    for setting, method, values in (
+    for setting, method, pair in (
         ("T5-large, 7 tasks", "ties", (71.6, 72.0)),
         ("T5-large, 11 tasks", "consensus", (67.5, 67.5)),
     ):
         rows += [("LiNeS", setting, name, "accuracy", value, "review")
-                 for name, value in zip((method, f"{method}_lines"), values, strict=True)]  # fmt: skip
+                 for name, value in zip((method, f"{method}_lines"), pair, strict=True)]  # fmt: skip
     results = {
         clip: {"base": 48.1, "own": 90.5, "averaging": 66.0, "task_arithmetic (lambda 0.2)": 70.2,
                "task_arithmetic (lambda 0.3)": 69.0, "ties": 72.8, "adamerging, by task": 71.1, "adamerging, by tensor": 80.9,
