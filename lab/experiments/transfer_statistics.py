@@ -131,7 +131,7 @@ def curves(
         rows.append((*at, *_intervals(means, confidence, draws, seed), len(part), len(means)))
     found = pd.DataFrame(rows, columns=CURVE_COLUMNS[:-1]).assign(p_holm=np.nan)
     for _, part in found[found.part == "blocks"].groupby([*_GROUP, "metric", "curve"]):
-        found.loc[part.index, "p_holm"] = _holm(part.p.to_numpy())
+        found.loc[part.index, "p_holm"] = holm(part.p.to_numpy())
     order = {name: place for place, name in enumerate(names)}
     parts = {"none": 0, "embedding": 1, "blocks": 2}
     return found.sort_values(
@@ -343,7 +343,7 @@ def _intervals(means: Shaped[np.ndarray, " cluster"], confidence: float, draws: 
     return mean, mean - reach, mean + reach, float(low), float(high), p
 
 
-def _holm(p: Shaped[np.ndarray, " test"]) -> Shaped[np.ndarray, " test"]:
+def holm(p: Shaped[np.ndarray, " test"]) -> Shaped[np.ndarray, " test"]:
     """Holm's step-down correction; tests without a p (nan) are not counted."""
     corrected, known = np.full(len(p), np.nan), np.flatnonzero(~np.isnan(p))
     order = known[np.argsort(p[known], kind="stable")]
