@@ -33,7 +33,9 @@ from lab.states import collect_states
 from lab.texts import tokenize
 
 DATASETS = ("cities", "cities_negated", "larger_city", "numbers", "comparisons")
+Probe = tuple[str, str]  # its kind, or a control; and its labels, task or shuffled
 PROBES = ("mean_difference", "logistic")
+TASK = tuple((kind, "task") for kind in PROBES)
 CONTROLS = ("shuffled_labels", "random_direction", "bag_of_words", "token_count")
 METRICS = ("auc", "accuracy", "accuracy_centred")
 _SPARE = 100  # splits drawn beyond those wanted, in case some lack a class in one data set
@@ -88,7 +90,8 @@ def run(
     Returns:
         Result (kind "probe_transfer") with
         `.table`, one row a split: model, trained_on, tested_on, depth, relative_depth (nan for controls without states),
-            probe (or control), of (the probe that shuffled labels were given to), metric, split, value, seed.
+            probe (or control), labels (task; shuffled: the control `shuffled_labels` of this probe), metric, split, value,
+            seed.
         `.summary`: the same cells with mean, low, high (percentiles, groups resampled, probes not fitted again), and for
             probes difference, difference_low, difference_high: to the best of the four controls, chosen anew in every
             draw (which is hard on the probe), n_examples, n_groups. With fewer than 20 groups intervals are too narrow.
@@ -284,7 +287,7 @@ def fit(
     return direction, decisions.mean(0) - direction @ mean
 
 
-def _one_depth(states: np.ndarray, data: _Data) -> tuple[dict[str, np.ndarray], dict[str, tuple]]:
+def _one_depth(states: np.ndarray, data: _Data) -> tuple[dict[Probe, np.ndarray], dict[Probe, tuple]]:
     """Scores [source repeat example], and probes ([source repeat d_model], [source repeat]), of each kind."""
     scores, fitted = {}, {}
     repeats = len(data.tests)
@@ -299,11 +302,11 @@ def _one_depth(states: np.ndarray, data: _Data) -> tuple[dict[str, np.ndarray], 
                 shuffled[train[:, r], r] = rng.permutation(labels[train[:, r], r])
             parts.append(fit(kind, states[rows], np.hstack([labels, shuffled]), np.hstack([train, train])))
         directions, offsets = (np.stack([part[i] for part in parts]) for i in (0, 1))
-        for name, half in ((kind, slice(0, repeats)), (f"shuffled_labels {kind}", slice(repeats, None))):
+        for name, half in (((kind, "task"), slice(0, repeats)), ((kind, "shuffled"), slice(repeats, None))):
             fitted[name] = (directions[:, half], offsets[:, half])
             scores[name] = directions[:, half] @ states.T + offsets[:, half, None]
     random = np.random.default_rng([data.seed, 3]).normal(size=(repeats, states.shape[1]))
-    scores["random_direction"] = _along(random @ states.T, data)
+    scores["random_direction", "task"] = _along(random @ states.T, data)
     return scores, fitted
 
 
@@ -336,15 +339,15 @@ def _work(
     for name in data.names:
         others = np.stack([~data.train(name, r) for r in range(len(data.tests))])
         bag.append(probes.bag_of_words(np.array(texts, object), data.labels, others).decisions[:, :, 0])
-    found: dict[tuple[str, float], np.ndarray] = {
-        ("bag_of_words", np.nan): data.measure_all(np.stack(bag)),
-        ("token_count", np.nan): data.measure_all(_along(tokenize(model, texts).lengths, data)),
+    found: dict[tuple[str, str, float], np.ndarray] = {
+        ("bag_of_words", "task", np.nan): data.measure_all(np.stack(bag)),
+        ("token_count", "task", np.nan): data.measure_all(_along(tokenize(model, texts).lengths, data)),
     }
     fitted, choice = {}, {}
     for place, depth in enumerate(tqdm(depths, desc="Probing", unit="depth", disable=not progress, leave=False)):
         scores, fitted[depth] = _one_depth(np.asarray(states[:, place], float), data)
-        found |= {(name, depth): data.measure_all(values) for name, values in scores.items()}
-        choice |= {(kind, depth): data.choose(scores[kind]) for kind in PROBES}
+        found |= {(*name, depth): data.measure_all(values) for name, values in scores.items()}
+        choice |= {(kind, depth): data.choose(scores[kind, "task"]) for kind in PROBES}
     by_depth = {depth: states[:, depths.index(depth)].astype(float) for depth in grid}
     tables = {
         "pairs": _pairs(found, choice, data, depths),
@@ -364,28 +367,37 @@ def _work(
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
+def _mean(values: Any, axis: int) -> np.ndarray:
+    """Mean of the finite values; nan where there is none."""
+    values = np.asarray(values)
+    known = np.isfinite(values)
+    total, n = np.where(known, values, 0).sum(axis), known.sum(axis)
+    return np.divide(total, n, out=np.full(n.shape, np.nan), where=n > 0)
+
+
 def _interval(drawn: np.ndarray) -> tuple[float, float, float]:
     """Estimate (draw 0) and percentiles of the others; a draw in which a class is missing does not count."""
     low, high = np.nanquantile(drawn[1:], [0.025, 0.975]) if np.isfinite(drawn[1:]).any() else (np.nan, np.nan)
     return float(drawn[0]), float(low), float(high)
 
 
-def _best_control(found: Mapping, kind: str, depth: int) -> np.ndarray:
+def _controls(found: Mapping, kind: str, depth: int) -> np.ndarray:
     """[source target repeat metric draw] of each control, in a new first axis."""
-    same = (f"shuffled_labels {kind}", depth), ("random_direction", depth)
-    return np.stack([*(found[key] for key in same), *(found[name, d] for name, d in found if d != d)])
+    same = (kind, "shuffled", depth), ("random_direction", "task", depth)
+    return np.stack([*(found[key] for key in same), *(found[key] for key in found if np.isnan(key[-1]))])
 
 
 def _tables(found: Mapping, data: _Data, about: Mapping[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
     rows, means = [], []
     groups = {name: len(set(data.groups[data.dataset == name])) for name in data.names}
-    for (variant, depth), values in found.items():
-        probe, of = (variant.split() + [""])[:2]
-        over = np.nanmean(values, 2)  # [source target metric draw]
-        against = over - np.nanmean(_best_control(found, probe, depth), 3).max(0) if probe in PROBES else over * np.nan
+    for (probe, labels, depth), values in found.items():
+        over = _mean(values, 2)  # [source target metric draw]
+        against = over - _mean(_controls(found, probe, depth), 3).max(0) if (probe, labels) in TASK else over * np.nan
         for s, t, m in np.ndindex(*over.shape[:3]):
-            place = {"trained_on": data.names[s], "tested_on": data.names[t], "depth": depth,
-                     "relative_depth": depth / about["n_layers"], "probe": probe, "of": of, "metric": METRICS[m]}  # fmt: skip
+            place = {
+                "trained_on": data.names[s], "tested_on": data.names[t], "depth": depth,
+                "relative_depth": depth / about["n_layers"], "probe": probe, "labels": labels, "metric": METRICS[m],
+            }  # fmt: skip
             rows += [{**place, "split": r, "value": float(values[s, t, r, m, 0])} for r in range(values.shape[2])]
             mean, low, high = _interval(over[s, t, m])
             difference, d_low, d_high = _interval(against[s, t, m])
@@ -401,8 +413,8 @@ def _pairs(found: Mapping, choice: Mapping, data: _Data, depths: Sequence[int]) 
         chosen = np.nan_to_num(np.stack([choice[kind, depth] for depth in depths]), nan=-1).argmax(0)  # [source repeat]
         for s, t in np.ndindex(len(data.names), len(data.names)):
             at = [depths[place] for place in chosen[s]]
-            own = np.nanmean([found[kind, d][s, t, r, 0] for r, d in enumerate(at)], 0)
-            controls = np.nanmean([_best_control(found, kind, d)[:, s, t, r, 0] for r, d in enumerate(at)], 0)
+            own = _mean([found[kind, "task", d][s, t, r, 0] for r, d in enumerate(at)], 0)
+            controls = _mean([_controls(found, kind, d)[:, s, t, r, 0] for r, d in enumerate(at)], 0)
             auc, low, high = _interval(own)
             drawn = own - controls.max(0)
             difference, d_low, d_high = _interval(drawn)
@@ -437,12 +449,12 @@ def _depth_transfer(states: Mapping[int, np.ndarray], fitted: Mapping, data: _Da
                 factor = np.divide(scale[a][1], scale[b][1], out=np.zeros_like(scale[b][1]), where=scale[b][1] > 0)
                 moved = states[b] if a == b else (states[b] - scale[b][0]) * factor + scale[a][0]
                 for kind in PROBES:
-                    direction, offset = (part[s, r] for part in fitted[a][kind])
+                    direction, offset = (part[s, r] for part in fitted[a][kind, "task"])
                     for statistics, x in (("training_depth", states[b]), ("tested_depth", moved)):
                         measured = data.measure(x @ direction + offset, name, r)[:2]
                         values.setdefault((kind, a, b, statistics), []).append(measured)
         for (kind, a, b, statistics), measured in values.items():
-            for metric, drawn in zip(METRICS, np.nanmean(measured, 0), strict=False):
+            for metric, drawn in zip(METRICS, _mean(measured, 0), strict=False):
                 rows.append((name, kind, a, b, statistics, metric, *_interval(drawn)))
     columns = ["dataset", "probe", "trained_depth", "tested_depth", "statistics", "metric", "mean", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
@@ -455,7 +467,7 @@ def _unit(directions: np.ndarray) -> np.ndarray:
 def _cosines(fitted: Mapping, data: _Data) -> pd.DataFrame:
     rows = []
     for (depth, by), kind in ((item, kind) for item in fitted.items() for kind in PROBES):
-        own, null = _unit(by[kind][0]), _unit(by[f"shuffled_labels {kind}"][0])
+        own, null = _unit(by[kind, "task"][0]), _unit(by[kind, "shuffled"][0])
         same = np.einsum("ard,brd->ab", own, own) / len(data.tests)
         chance = np.abs(np.einsum("ard,brd->abr", own, null)).mean(-1)
         for a, b in np.ndindex(*same.shape):
@@ -466,7 +478,7 @@ def _cosines(fitted: Mapping, data: _Data) -> pd.DataFrame:
 def _depth_cosines(fitted: Mapping, data: _Data) -> pd.DataFrame:
     rows = []
     for kind in PROBES:
-        directions = {depth: _unit(by[kind][0]) for depth, by in fitted.items()}
+        directions = {depth: _unit(by[kind, "task"][0]) for depth, by in fitted.items()}
         for (s, name), a, b in ((item, a, b) for item in enumerate(data.names) for a in directions for b in directions):
             rows.append((name, kind, a, b, float((directions[a][s] * directions[b][s]).sum(-1).mean())))
     return pd.DataFrame(rows, columns=["dataset", "probe", "depth_a", "depth_b", "cosine"])
