@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Shaped
+from scipy import stats
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -38,6 +39,7 @@ PROBES = ("mean_difference", "logistic")
 TASK = tuple((kind, "task") for kind in PROBES)
 CONTROLS = ("shuffled_labels", "random_direction", "bag_of_words", "token_count")
 METRICS = ("auc", "accuracy", "accuracy_centred")
+_FEWEST = 5  # groups for an interval
 _SPARE = 100  # splits drawn beyond those wanted, in case some lack a class in one data set
 
 
@@ -94,11 +96,13 @@ def run(
             seed.
         `.summary`: the same cells with mean, low, high (percentiles, groups resampled, probes not fitted again), and for
             probes difference, difference_low, difference_high: to the best of the four controls, chosen anew in every
-            draw (which is hard on the probe), n_examples, n_groups. With fewer than 20 groups intervals are too narrow.
-        `.tables["pairs"]`, the headline: one row a (trained_on, tested_on, probe), AUC at one depth, chosen for each split
-            on statements of the TRAINED data set that are of none of the groups tested: auc, low, high, difference (as
-            above) with its interval, p (two-sided, of the difference) and p_holm (over the pairs of a probe), depth_low,
-            depth_high (chosen), n_groups.
+            draw (which is hard on the probe), n_examples, n_groups. With fewer than 20 groups intervals are too narrow, with fewer
+            than 5 there are none.
+        `.tables["pairs"]`, the headline: one row a (trained_on, tested_on, probe), AUC at one depth. It is chosen for each
+            split by how well the other splits' probes do on the TRAINED data set, without the statements whose groups
+            this split tests (those probes may have been fitted on them). auc, low, high, difference (as above) with its
+            interval, depths as chosen; p (of the difference over its bootstrap error, t with n_groups - 1) and p_holm
+            (over the pairs of a probe); depth_low, depth_high (chosen), n_groups.
         `.tables["negation"]`: rows of "pairs" between x and x_negated, with `reading`.
         `.tables["depth_transfer"]`: dataset, probe, trained_depth, tested_depth, statistics, metric (auc, accuracy), mean,
             low, high.
@@ -231,7 +235,7 @@ class _Data:
             codes, found = pd.factorize(groups[rows])
             rng = np.random.default_rng([seed, 1, place])
             counts = rng.multinomial(len(found), np.full(len(found), 1 / len(found)), size=about["draws"])
-            weights[1:, rows] = counts[:, codes]
+            weights[1:, rows] = counts[:, codes] if len(found) >= _FEWEST else np.nan
         return cls(names, dataset, labels, groups, joint_splits(labels, groups, dataset, **options), weights, seed)
 
     def train(self, name: str, repeat: int) -> np.ndarray:
@@ -289,10 +293,11 @@ def fit(
 
 def _one_depth(states: np.ndarray, data: _Data) -> tuple[dict[Probe, np.ndarray], dict[Probe, tuple]]:
     """Scores [source repeat example], and probes ([source repeat d_model], [source repeat]), of each kind."""
-    scores, fitted = {}, {}
+    scores: dict[Probe, np.ndarray] = {}
+    fitted: dict[Probe, tuple] = {}
     repeats = len(data.tests)
     for kind in PROBES:
-        parts = []
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
         for s, name in enumerate(data.names):
             rows = data.dataset == name
             train = np.stack([data.train(name, r) for r in range(repeats)], 1)[rows]
@@ -302,9 +307,9 @@ def _one_depth(states: np.ndarray, data: _Data) -> tuple[dict[Probe, np.ndarray]
                 shuffled[train[:, r], r] = rng.permutation(labels[train[:, r], r])
             parts.append(fit(kind, states[rows], np.hstack([labels, shuffled]), np.hstack([train, train])))
         directions, offsets = (np.stack([part[i] for part in parts]) for i in (0, 1))
-        for name, half in (((kind, "task"), slice(0, repeats)), ((kind, "shuffled"), slice(repeats, None))):
-            fitted[name] = (directions[:, half], offsets[:, half])
-            scores[name] = directions[:, half] @ states.T + offsets[:, half, None]
+        for labels_are, half in (("task", slice(0, repeats)), ("shuffled", slice(repeats, None))):
+            fitted[kind, labels_are] = (directions[:, half], offsets[:, half])
+            scores[kind, labels_are] = directions[:, half] @ states.T + offsets[:, half, None]
     random = np.random.default_rng([data.seed, 3]).normal(size=(repeats, states.shape[1]))
     scores["random_direction", "task"] = _along(random @ states.T, data)
     return scores, fitted
@@ -343,19 +348,18 @@ def _work(
         ("bag_of_words", "task", np.nan): data.measure_all(np.stack(bag)),
         ("token_count", "task", np.nan): data.measure_all(_along(tokenize(model, texts).lengths, data)),
     }
-    fitted, choice = {}, {}
+    fitted: dict[int, dict[Probe, tuple]] = {}
+    choice: dict[tuple[str, int], np.ndarray] = {}
     for place, depth in enumerate(tqdm(depths, desc="Probing", unit="depth", disable=not progress, leave=False)):
         scores, fitted[depth] = _one_depth(np.asarray(states[:, place], float), data)
         found |= {(*name, depth): data.measure_all(values) for name, values in scores.items()}
         choice |= {(kind, depth): data.choose(scores[kind, "task"]) for kind in PROBES}
     by_depth = {depth: states[:, depths.index(depth)].astype(float) for depth in grid}
+    between, across = _cosines(fitted, data, grid)
     tables = {
-        "pairs": _pairs(found, choice, data, depths),
-        "depth_transfer": _depth_transfer(by_depth, fitted, data),
-        "cosines": _cosines(fitted, data),
-        "depth_cosines": _depth_cosines({depth: fitted[depth] for depth in grid}, data),
-        "shared_groups": _shared_groups(data),
-    }
+        "pairs": _pairs(found, choice, data, depths), "depth_transfer": _depth_transfer(by_depth, fitted, data),
+        "cosines": between, "depth_cosines": across, "shared_groups": _shared_groups(data),
+    }  # fmt: skip
     tables["negation"] = _negation(tables["pairs"])
     if scratch is not None:
         del states
@@ -418,12 +422,15 @@ def _pairs(found: Mapping, choice: Mapping, data: _Data, depths: Sequence[int]) 
             auc, low, high = _interval(own)
             drawn = own - controls.max(0)
             difference, d_low, d_high = _interval(drawn)
-            sides = [(drawn[1:] <= 0).sum(), (drawn[1:] >= 0).sum()]
+            n_groups = len(set(data.groups[data.dataset == data.names[t]]))
+            spread = drawn[1:][np.isfinite(drawn[1:])]
+            error = spread.std() if len(spread) > 1 else np.nan
+            p = 2 * stats.t.sf(abs(difference) / error, n_groups - 1) if error > 0 else float(difference == 0) or np.nan
             rows.append({
                 "trained_on": data.names[s], "tested_on": data.names[t], "probe": kind, "auc": auc, "low": low,
                 "high": high, "difference": difference, "difference_low": d_low, "difference_high": d_high,
-                "p": min(1.0, 2 * (1 + min(sides)) / len(drawn)), "p_holm": np.nan, "depth_low": min(at),
-                "depth_high": max(at), "n_groups": len(set(data.groups[data.dataset == data.names[t]])),
+                "p": p, "p_holm": np.nan, "depth_low": min(at),
+                "depth_high": max(at), "n_groups": n_groups,
             })  # fmt: skip
     table = pd.DataFrame(rows)
     for _, part in table.groupby("probe"):
@@ -453,35 +460,35 @@ def _depth_transfer(states: Mapping[int, np.ndarray], fitted: Mapping, data: _Da
                     for statistics, x in (("training_depth", states[b]), ("tested_depth", moved)):
                         measured = data.measure(x @ direction + offset, name, r)[:2]
                         values.setdefault((kind, a, b, statistics), []).append(measured)
-        for (kind, a, b, statistics), measured in values.items():
-            for metric, drawn in zip(METRICS, _mean(measured, 0), strict=False):
+        for (kind, a, b, statistics), by_split in values.items():
+            for metric, drawn in zip(METRICS, _mean(by_split, 0), strict=False):
                 rows.append((name, kind, a, b, statistics, metric, *_interval(drawn)))
     columns = ["dataset", "probe", "trained_depth", "tested_depth", "statistics", "metric", "mean", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _unit(directions: np.ndarray) -> np.ndarray:
-    return directions / np.maximum(np.linalg.norm(directions, axis=-1, keepdims=True), 1e-30)
+def _cosines(fitted: Mapping, data: _Data, grid: Sequence[int]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Cosines of directions: between data sets at each depth, and between depths for each data set."""
+    between, depths = [], []
 
+    def unit(depth: int, kind: str, labels: str = "task") -> np.ndarray:  # [source repeat d_model]
+        directions = fitted[depth][kind, labels][0]
+        return directions / np.maximum(np.linalg.norm(directions, axis=-1, keepdims=True), 1e-30)
 
-def _cosines(fitted: Mapping, data: _Data) -> pd.DataFrame:
-    rows = []
-    for (depth, by), kind in ((item, kind) for item in fitted.items() for kind in PROBES):
-        own, null = _unit(by[kind, "task"][0]), _unit(by[kind, "shuffled"][0])
-        same = np.einsum("ard,brd->ab", own, own) / len(data.tests)
-        chance = np.abs(np.einsum("ard,brd->abr", own, null)).mean(-1)
-        for a, b in np.ndindex(*same.shape):
-            rows.append((depth, kind, data.names[a], data.names[b], same[a, b], chance[a, b]))
-    return pd.DataFrame(rows, columns=["depth", "probe", "dataset_a", "dataset_b", "cosine", "null"])
-
-
-def _depth_cosines(fitted: Mapping, data: _Data) -> pd.DataFrame:
-    rows = []
     for kind in PROBES:
-        directions = {depth: _unit(by[kind, "task"][0]) for depth, by in fitted.items()}
-        for (s, name), a, b in ((item, a, b) for item in enumerate(data.names) for a in directions for b in directions):
-            rows.append((name, kind, a, b, float((directions[a][s] * directions[b][s]).sum(-1).mean())))
-    return pd.DataFrame(rows, columns=["dataset", "probe", "depth_a", "depth_b", "cosine"])
+        for depth in fitted:
+            own, null = unit(depth, kind), unit(depth, kind, "shuffled")
+            same = np.einsum("ard,brd->ab", own, own) / len(data.tests)
+            chance = np.abs(np.einsum("ard,brd->abr", own, null)).mean(-1)
+            for a, b in np.ndindex(*same.shape):
+                between.append((depth, kind, data.names[a], data.names[b], same[a, b], chance[a, b]))
+        for a, b in ((a, b) for a in grid for b in grid):
+            both = (unit(a, kind) * unit(b, kind)).sum(-1).mean(-1)
+            depths += [(name, kind, a, b, float(cosine)) for name, cosine in zip(data.names, both, strict=True)]
+    return (
+        pd.DataFrame(between, columns=["depth", "probe", "dataset_a", "dataset_b", "cosine", "null"]),
+        pd.DataFrame(depths, columns=["dataset", "probe", "depth_a", "depth_b", "cosine"]),
+    )
 
 
 def _shared_groups(data: _Data) -> pd.DataFrame:

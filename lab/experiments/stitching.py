@@ -13,7 +13,7 @@ say which token stands there: the control `token_identity` measures that.
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Shaped
+from scipy import stats
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis.logit_lens import logit_readout
@@ -98,8 +99,9 @@ def run(
             states put in, test tokens; nan where none are), c (ridge chosen, as a share), n_tokens, n_documents.
         `.summary`, one row a pair, condition and metric: mean over tokens with a percentile interval (low, high) from a
             bootstrap over test documents; difference (this condition minus token_identity, paired by token) with
-            difference_low and difference_high; p (two-sided, from the same draws) and p_holm (Holm over the pairs;
-            mapped only); r2, n_tokens, n_documents. With fewer than 20 test documents intervals are too narrow.
+            difference_low and difference_high; p (difference over its bootstrap error, t with one degree less than
+            there are groups) and p_holm (Holm over the pairs; mapped only); r2, n_tokens, n_documents. With fewer than
+            20 test documents intervals are too narrow.
         `.tables["documents"]`: document, group, source_depth, target_depth, condition, kl, loss, accuracy, n_tokens.
         `.tables["position_0"]`, one row a pair: relative_error (mean |y - f(x)| / |y| there), norm_ratio (mean |y| there
             over that elsewhere), both in the test documents.
@@ -140,11 +142,10 @@ def run(
         fitted |= {("random_weights", *pair): _put_in(random, y, pair, ridges) for pair in chosen}
         del random, twin
     unigram = _unigram(data, ridges, model_y.cfg.d_vocab)
-    tested = _run_conditions(model_y, data, y, fitted, unigram, progress)
-
-    keys = {pair: _conditions(fitted, pair) for pair in chosen}
-    summary, per_document = _summarise(tested, keys, fitted, names, draws, seed)
-    n_layers = (model_x.cfg.n_layers, model_y.cfg.n_layers)
+    documents_of, scores = _run_conditions(model_y, data, y, fitted, unigram[0], progress)
+    table, summary, by_document = _tables(scores, documents_of, fitted, chosen, names, draws, seed)
+    for name, depth, model in (("source", "source_depth", model_x), ("target", "target_depth", model_y)):
+        table.insert(2, f"relative_{name}", table[depth] / model.cfg.n_layers)
     parameters = {
         "model_x": models.facts(model_x), "model_y": models.facts(model_y), "pairs": [list(pair) for pair in chosen],
         "seed": seed, "ridges": list(ridges), "validation_fraction": validation_fraction, "test_fraction": test_fraction,
@@ -154,8 +155,8 @@ def run(
         "same_tokens": aligned.same_tokens, "share_of_words": aligned.share, "unigram_constant": unigram[1],
         "documents_sha256": hashlib.sha256("\0".join(texts).encode()).hexdigest(), "versions": versions(),
     }  # fmt: skip
-    tables = {"documents": per_document, "position_0": _at_position_0(x, y, fitted, chosen)}
-    return Result("stitching", _table(summary, fitted, n_layers), summary, parameters, tables)
+    tables = {"documents": by_document, "position_0": _at_position_0(x, y, fitted, chosen)}
+    return Result("stitching", table, summary, parameters, tables)
 
 
 # --- states and maps ------------------------------------------------------------------------------------------------
@@ -211,9 +212,9 @@ class _States:
         ):  # fmt: skip
             for batch, found in stream_states(model, tokens, read, batches=batches):
                 done = 0
-                for document in batch:
+                for document in batch.tolist():
                     own = found[self.depths, done : done + len(read[document])]
-                    (self.whole if data.split[document] == 2 else self.fitted)[int(document)] = own
+                    (self.whole if data.split[document] == 2 else self.fitted)[document] = own
                     done += len(read[document])
                 bar.update(int(tokens.lengths[batch].sum()))
 
@@ -223,7 +224,7 @@ class _States:
         if part == 2:
             chosen = [self.whole[document][row, self.positions[document]] for document in self.data.tested]
         else:
-            chosen = [self.fitted[document][row] for document in np.flatnonzero(self.data.split == part)]
+            chosen = [self.fitted[document][row] for document in np.flatnonzero(self.data.split == part).tolist()]
         return torch.as_tensor(np.concatenate(chosen), dtype=torch.float64)
 
     def first(self, depth: int) -> torch.Tensor:
@@ -318,45 +319,38 @@ def _run_conditions(
     data: _Data,
     y: _States,
     fitted: Mapping[tuple, _PutIn],
-    unigram: tuple[torch.Tensor, float],
+    unigram: torch.Tensor,
     progress: bool,
-) -> dict[tuple, pd.DataFrame]:
-    """For each run, and for clean and unigram, one row a measured token: document, kl, loss, accuracy."""
-    rows: dict[tuple, list[pd.DataFrame]] = {key: [] for key in (("clean",), ("unigram",), *fitted)}
-    counts = [len(data.aligned.positions_b[document]) for document in data.tested]
-    starts = dict(zip(data.tested, np.cumsum([0, *counts[:-1]]).tolist(), strict=True))
+) -> tuple[np.ndarray, dict[tuple, np.ndarray]]:
+    """The document of each measured token; for each run, and for clean and unigram, [token metric]."""
+    documents, scores = [], {key: [] for key in (("clean",), ("unigram",), *fitted)}  # type: ignore[var-annotated]
+    ends = np.cumsum([len(data.aligned.positions_b[document]) for document in data.tested])
     order = {document: place for place, document in enumerate(data.tested)}
     bar = tqdm(total=len(data.batches) * len(fitted), unit="run", desc="Stitching", disable=not progress, leave=False)
     with bar:
         for batch in data.batches:
             at = [data.predicted(document) for document in batch]
-            documents = np.repeat(batch, [len(where) for where in at])
-            ids = [data.tokens_y.ids[document, where + 1] for document, where in zip(batch, at, strict=True)]
-            following = torch.cat(ids)
+            documents.append(np.repeat(batch, [len(where) for where in at]))
+            following = torch.cat([data.tokens_y.ids[d, where + 1] for d, where in zip(batch, at, strict=True)])
             clean = torch.cat(list(_log_probabilities(model, _final(model, data, batch))))
-
-            def add(key: tuple, parts: Iterator[torch.Tensor]) -> None:
-                rows[key].append(_scores(clean, parts, following).assign(document=documents))  # noqa: B023
-
-            add(("clean",), iter(clean.split(_ROWS)))
-            add(("unigram",), (unigram[0].expand(len(part), -1) for part in clean.split(_ROWS)))
+            scores[("clean",)].append(_scores(clean, iter(clean.split(_ROWS)), following))
+            same = (unigram.expand(len(part), -1) for part in clean.split(_ROWS))
+            scores[("unigram",)].append(_scores(clean, same, following))
+            width = int(data.tokens_y.lengths[batch].max())
             for key, put in fitted.items():
-                j = key[-1]
-                depth = y.depths.index(j)
-                width = int(data.tokens_y.lengths[batch].max())
                 value = torch.zeros(len(batch), width, model.cfg.d_model)
                 for row, document in enumerate(batch.tolist()):
-                    own, where = torch.as_tensor(y.whole[document][depth]), data.aligned.positions_b[document]
-                    value[row, : len(own)] = own
-                    start = starts[document]
-                    value[row, where] = put.states[start : start + len(where)].float()
+                    own, where = y.whole[document][y.depths.index(key[-1])], data.aligned.positions_b[document]
+                    end = ends[order[document]]
+                    value[row, : len(own)] = torch.as_tensor(own)
+                    value[row, where] = put.states[end - len(where) : end].float()
                     if key[0] == "mapped_with_position_0" and put.first is not None:
                         value[row, 0] = put.first[order[document]].float()
-                with _from_depth(model, j, value):
+                with _started_at(model, key[-1], value):
                     final = _final(model, data, batch)
-                add(key, _log_probabilities(model, final))
+                scores[key].append(_scores(clean, _log_probabilities(model, final), following))
                 bar.update()
-    return {key: pd.concat(parts, ignore_index=True) for key, parts in rows.items()}
+    return np.concatenate(documents), {key: np.concatenate(parts) for key, parts in scores.items()}
 
 
 def _final(model: TransformerBridge, data: _Data, batch: np.ndarray) -> torch.Tensor:
@@ -373,24 +367,22 @@ def _log_probabilities(model: TransformerBridge, final: torch.Tensor) -> Iterato
         yield logit_readout(model, part, return_type="log_probs").values.float().cpu()
 
 
-def _scores(clean: torch.Tensor, parts: Iterator[torch.Tensor], following: torch.Tensor) -> pd.DataFrame:
-    """KL(clean || changed), loss and accuracy of each token."""
-    found: dict[str, list[torch.Tensor]] = {metric: [] for metric in METRICS}
+def _scores(clean: torch.Tensor, parts: Iterator[torch.Tensor], following: torch.Tensor) -> np.ndarray:
+    """[token metric]: KL(clean || changed), loss and accuracy, from log-probabilities."""
+    found = []
     for true, said, token in zip(clean.split(_ROWS), parts, following.split(_ROWS), strict=True):
-        found["kl"].append((true.exp() * (true - said)).sum(-1))
-        found["loss"].append(-said.gather(1, token[:, None])[:, 0])
-        found["accuracy"].append((said.argmax(-1) == token).float())
-    return pd.DataFrame({metric: torch.cat(values).double().numpy() for metric, values in found.items()})
+        kl, loss = (true.exp() * (true - said)).sum(-1), -said.gather(1, token[:, None])[:, 0]
+        found.append(torch.stack([kl, loss, (said.argmax(-1) == token).float()], 1))
+    return torch.cat(found).double().numpy()
 
 
-def _from_depth(model: TransformerBridge, depth: int, value: torch.Tensor) -> AbstractContextManager:
-    """Start Y from given states at a depth: blocks before it are left out, since nothing of theirs is used."""
+@contextmanager
+def _started_at(model: TransformerBridge, depth: int, value: torch.Tensor) -> Iterator[None]:
+    """Y from given states at a depth on; the blocks before it are left out, since nothing of theirs is used."""
     last = model.cfg.n_layers
     site, layer = ("resid_pre", depth) if depth < last else ("resid_post", last - 1)
-    stack = ExitStack()
-    stack.enter_context(_left_out(model, range(min(depth, last - 1))))
-    stack.enter_context(patch(model, site, layer=layer, value=value))
-    return stack
+    with _left_out(model, range(min(depth, last - 1))), patch(model, site, layer=layer, value=value):
+        yield
 
 
 def _left_out(model: TransformerBridge, layers: Sequence[int]) -> AbstractContextManager:
@@ -416,69 +408,50 @@ def _unigram(data: _Data, ridges: Sequence[float], size: int) -> tuple[torch.Ten
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
-def _conditions(fitted: Mapping[tuple, _PutIn], pair: Pair) -> dict[str, tuple]:
-    """Name of each condition of a pair to the key of its run."""
-    keys = {name: (name, *pair) for name in PAIR_CONDITIONS if (name, *pair) in fitted}
-    keys |= {name: (name, pair[1]) for name in TARGET_CONDITIONS}
-    return keys | {name: (name,) for name in OUTPUT_CONDITIONS}
-
-
-def _summarise(
-    tested: Mapping[tuple, pd.DataFrame],
-    keys: Mapping[Pair, Mapping[str, tuple]],
+def _tables(
+    scores: Mapping[tuple, np.ndarray],
+    documents: np.ndarray,
     fitted: Mapping[tuple, _PutIn],
+    pairs: Sequence[Pair],
     names: np.ndarray,
     draws: int,
     seed: int,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The summary, and the means of each document."""
-    rows, per_document = [], []
-    for (i, j), conditions in keys.items():
-        reference = tested[conditions["token_identity"]]
-        groups = names[reference.document]
-        for condition, key in conditions.items():
-            found = tested[key]
-            both = np.stack([found[list(METRICS)], found[list(METRICS)] - reference[list(METRICS)]], 1)
-            interval = metrics.cluster_bootstrap(both, groups, draws=draws, seed=seed)  # [value or difference, metric]
-            drawn = metrics.cluster_means(both[:, 1], groups, draws=draws, seed=seed)
-            p = np.minimum(1, 2 * (1 + np.minimum((drawn <= 0).sum(0), (drawn >= 0).sum(0))) / (1 + draws))
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """`.table`, `.summary` and the table of documents."""
+    rows, long, by_document = [], [], []
+    tested, sizes = np.unique(documents, return_counts=True)
+    counted = {"n_tokens": len(documents), "n_documents": len(tested)}
+    for i, j in pairs:
+        keys: dict[str, tuple] = {name: (name, i, j) for name in PAIR_CONDITIONS if (name, i, j) in fitted}
+        keys |= {name: (name, j) for name in TARGET_CONDITIONS} | {name: (name,) for name in OUTPUT_CONDITIONS}
+        for condition, key in keys.items():
             place = {"source_depth": i, "target_depth": j, "condition": condition}
+            both = np.stack(
+                [scores[key], scores[key] - scores["token_identity", j]], 1
+            )  # [token, itself or difference, metric]
+            interval = metrics.cluster_bootstrap(both, names[documents], draws=draws, seed=seed)
+            mean, low, high = (np.asarray(end) for end in interval)
+            drawn = metrics.cluster_means(both[:, 1], names[documents], draws=draws, seed=seed)
+            error = drawn.std(0)  # 0 where two conditions are the same on every token
+            z = np.divide(np.abs(mean[1]), error, out=np.zeros(len(METRICS)), where=error > 0)
+            p = 2 * stats.t.sf(z, len(set(names[documents])) - 1)
+            put = fitted.get(key)
+            quality = {"r2": put.r2 if put else np.nan, "c": put.c if put else np.nan}
+            rows.append({**place, **dict(zip(METRICS, mean[0], strict=True)), **quality, **counted})
             for m, metric in enumerate(METRICS):
-                (mean, difference), (low, d_low), (high, d_high) = (np.asarray(end)[:, m] for end in interval)
-                rows.append({**place, "metric": metric, "mean": mean, "low": low, "high": high, "difference": difference,
-                             "difference_low": d_low, "difference_high": d_high,
-                             "p": p[m] if condition != "token_identity" else np.nan, "p_holm": np.nan,
-                             "r2": fitted[key].r2 if key in fitted else np.nan, "n_tokens": len(found),
-                             "n_documents": found.document.nunique()})  # fmt: skip
-            means = found.groupby("document", sort=True)[list(METRICS)].mean().reset_index()
-            sizes = found.groupby("document", sort=True).size().to_numpy()
-            per_document.append(means.assign(group=names[means.document], n_tokens=sizes, **place))
-    summary = pd.DataFrame(rows)
+                long.append({
+                    **place, "metric": metric, "mean": mean[0, m], "low": low[0, m], "high": high[0, m],
+                    "difference": mean[1, m], "difference_low": low[1, m], "difference_high": high[1, m],
+                    "p": p[m], "p_holm": np.nan, "r2": quality["r2"], **counted,
+                })  # fmt: skip
+            means = pd.DataFrame(scores[key], columns=METRICS).groupby(documents).mean()
+            by_document.append(means.assign(document=tested, group=names[tested], n_tokens=sizes, **place))
+    summary = pd.DataFrame(long)
     for metric in METRICS:
         mine = summary.index[(summary.condition == "mapped") & (summary.metric == metric)]
         summary.loc[mine, "p_holm"] = holm(summary.p[mine].to_numpy())
     columns = ["document", "group", "source_depth", "target_depth", "condition", *METRICS, "n_tokens"]
-    return summary, pd.concat(per_document, ignore_index=True)[columns]
-
-
-def _table(summary: pd.DataFrame, fitted: Mapping[tuple, _PutIn], n_layers: tuple[int, int]) -> pd.DataFrame:
-    place = ["source_depth", "target_depth", "condition"]
-    table = summary.pivot(index=place, columns="metric", values="mean")[list(METRICS)].reset_index()
-    table.columns.name = None
-    about = summary.drop_duplicates(place)[[*place, "r2", "n_tokens", "n_documents"]]
-    table = about.merge(table, on=place)
-    table["relative_source"], table["relative_target"] = (
-        table.source_depth / n_layers[0],
-        table.target_depth / n_layers[1],
-    )
-    chosen = [fitted[key].c if (key := _key(row, fitted)) else np.nan for row in table.itertuples()]
-    columns = ["source_depth", "target_depth", "relative_source", "relative_target", "condition", *METRICS, "r2", "c"]
-    return table.assign(c=chosen)[[*columns, "n_tokens", "n_documents"]]
-
-
-def _key(row: Any, fitted: Mapping[tuple, _PutIn]) -> tuple | None:
-    keys = ((row.condition, row.source_depth, row.target_depth), (row.condition, row.target_depth))
-    return next((key for key in keys if key in fitted), None)
+    return pd.DataFrame(rows), summary, pd.concat(by_document, ignore_index=True)[columns]
 
 
 # --- input ----------------------------------------------------------------------------------------------------------
