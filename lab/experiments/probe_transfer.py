@@ -96,8 +96,8 @@ def run(
             seed.
         `.summary`: the same cells with mean, low, high (percentiles, groups resampled, probes not fitted again), and for
             probes difference, difference_low, difference_high: to the best of the four controls, chosen anew in every
-            draw (which is hard on the probe), n_examples, n_groups. With fewer than 20 groups intervals are too narrow, with fewer
-            than 5 there are none.
+            draw (which is hard on the probe), n_examples, n_groups. With fewer than 20 groups intervals are too narrow,
+            with fewer than 5 there are none.
         `.tables["pairs"]`, the headline: one row a (trained_on, tested_on, probe), AUC at one depth. It is chosen for each
             split by how well the other splits' probes do on the TRAINED data set, without the statements whose groups
             this split tests (those probes may have been fitted on them). auc, low, high, difference (as above) with its
