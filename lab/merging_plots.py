@@ -24,6 +24,7 @@ METHODS = {
     "consensus_lines": "... with LiNeS  ",
     "consensus_reversed": "... ramp reversed (control)  ",
     "concrete": "Concrete",
+    "concrete_draw": "... one draw of the mask",
     "concrete_shuffled": "... mask shuffled (control)",
     "by_block": "... one number a block (control)",
     "by_task": "... one number a task (control)",
@@ -71,9 +72,11 @@ def merging(result: Any, *, metric: str = "normalised") -> Figure:
         figure, (left, right) = plt.subplots(1, 2, figsize=(15.0, 6.4), layout="constrained")
         _dots(left, levels.reindex(list(names)), list(names.values()), BLUE, "o")
         unit = "accuracy / the own model's" if metric == "normalised" else metric
-        left.set(xlabel=f"{unit} (test; mean over tasks)", title="level")
-        short = {name: words.strip().replace("... ", "") for name, words in METHODS.items()}
-        sides = [f"{short.get(row.first, row.first)}\n- {short.get(row.second, row.second)}" for row in _rename(pairs)]
+        left.set(xlabel=f"{unit} (test; mean over tasks)", title="level", xlim=(0, 1.15))
+        sides = [
+            f"{_alone(first)}\n- {_alone(second)}"
+            for first, second in zip(pairs["first"], pairs["second"], strict=True)
+        ]
         _dots(right, pairs, sides, ORANGE, "s", size=10)
         right.axvline(0, color=BLACK, lw=1)
         right.set(xlabel=f"difference of {unit}, paired", title="paired difference")
@@ -83,22 +86,25 @@ def merging(result: Any, *, metric: str = "normalised") -> Figure:
 
 
 def mask_profile(result: Any) -> Figure:
-    """Concrete's mean mask by block, each split as a thin line; 1 would be plain task arithmetic after its rescaling."""
+    """By block: Concrete's mean mask, and how long the masked update is against the unmasked one; thin lines are splits."""
     rows = result.tables["mask_profile"]
-    looks = {"concrete": (BLUE, "o"), "by_block": (ORANGE, "s")}
+    looks = {
+        "concrete": (BLUE, "o", "-", "Concrete"),
+        "concrete_shuffled": (ORANGE, "s", (0, (5, 1.5)), "mask shuffled (control)"),
+    }
+    blocks = list(dict.fromkeys(rows.block))  # the embedding first
+    words = {"mean_mask": "mean of the mask", "update_ratio": "update, masked / unmasked"}
     with classroom():
-        figure, ax = plt.subplots(figsize=(8.5, 4.6), layout="constrained")
-        for name, (color, marker) in looks.items():
-            part = rows[rows["mask"] == name]
-            for _, one in part.groupby(["split", "seed"]):
-                ax.plot(one.block, one.mean_mask, color=color, lw=0.8, alpha=0.5)
-            mean = part.groupby("block").mean_mask.mean()
-            if len(mean):
-                ax.plot(mean.index, mean, color=color, marker=marker, label=f"{METHODS[name].replace('... ', '')}, mean")
-        ax.set(xlabel="block", ylabel="mean of the mask")
-        ax.set_xticks(sorted(set(rows.block)))
-        ax.grid(alpha=0.25)
-        ax.legend()
+        figure, axes = plt.subplots(1, 2, figsize=(12.5, 4.6), layout="constrained")
+        for ax, (column, label) in zip(axes, words.items(), strict=True):
+            for name, (color, marker, dash, legend) in looks.items():
+                part = rows[rows["mask"] == name].pivot(index=["split", "seed"], columns="block", values=column)[blocks]
+                ax.plot(range(len(blocks)), part.T, color=color, lw=0.8, alpha=0.5)
+                ax.plot(range(len(blocks)), part.mean(), color=color, marker=marker, ls=dash, label=legend)
+            ax.set(xlabel="block", ylabel=label)
+            ax.set_xticks(range(len(blocks)), blocks)
+            ax.grid(alpha=0.25)
+        axes[0].legend()
     return figure
 
 
@@ -144,13 +150,17 @@ def probe_transfer(result: Any, *, probe: str = "mean_difference") -> Figure:
         raise ValueError(f"probe={probe!r}: choose one of {', '.join(sorted(set(result.tables['pairs'].probe)))}")
     names = list(dict.fromkeys(rows.trained_on))
     grid = rows.pivot(index="trained_on", columns="tested_on", values="auc").reindex(index=names, columns=names)
-    best = rows.pivot(index="trained_on", columns="tested_on", values="difference_low").reindex(index=names, columns=names)
+    best = rows.pivot(index="trained_on", columns="tested_on", values="difference_low").reindex(
+        index=names, columns=names
+    )
     with classroom():
         figure, ax = plt.subplots(figsize=(2.2 + 1.5 * len(names), 1.8 + 1.0 * len(names)), layout="constrained")
         image = ax.imshow(grid, cmap="PuOr", vmin=0, vmax=1)
         for (i, j), value in np.ndenumerate(grid.to_numpy()):
             sign = " *" if best.iloc[i, j] > 0 else ""
-            ax.text(j, i, f"{value:.2f}{sign}", ha="center", va="center", color=BLACK if 0.15 < value < 0.85 else "white")
+            ax.text(
+                j, i, f"{value:.2f}{sign}", ha="center", va="center", color=BLACK if 0.15 < value < 0.85 else "white"
+            )
         labels = [name.replace("_", "\n") for name in names]
         ax.set_xticks(range(len(names)), labels)
         ax.set_yticks(range(len(names)), labels)
@@ -162,7 +172,7 @@ def probe_transfer(result: Any, *, probe: str = "mean_difference") -> Figure:
 def probe_transfer_by_depth(result: Any, *, pairs: Sequence[tuple[str, str]], probe: str = "mean_difference") -> Figure:
     """AUC by depth for some (trained on, tested on), with intervals, and the best control as a dashed line each."""
     looks = [(BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D")]
-    rows = result.summary[result.summary.metric == "auc"]
+    rows = result.summary[(result.summary.metric == "auc") & (result.summary.labels == "task")]
     with classroom():
         figure, ax = plt.subplots(figsize=(9.5, 5.2), layout="constrained")
         for (a, b), (color, marker) in zip(pairs, looks, strict=False):
@@ -184,10 +194,14 @@ def probe_transfer_by_depth(result: Any, *, pairs: Sequence[tuple[str, str]], pr
     return figure
 
 
-def depth_transfer(result: Any, *, dataset: str, probe: str = "mean_difference", statistics: str = "tested_depth") -> Figure:
+def depth_transfer(
+    result: Any, *, dataset: str, probe: str = "mean_difference", statistics: str = "tested_depth"
+) -> Figure:
     """AUC of a probe trained at one depth (rows) and tested at another (columns), and the cosine of their directions."""
     rows = result.tables["depth_transfer"]
-    rows = rows[(rows.dataset == dataset) & (rows.probe == probe) & (rows.statistics == statistics) & (rows.metric == "auc")]
+    rows = rows[
+        (rows.dataset == dataset) & (rows.probe == probe) & (rows.statistics == statistics) & (rows.metric == "auc")
+    ]
     if rows.empty:
         raise ValueError(f"nothing for dataset={dataset!r}, probe={probe!r}, statistics={statistics!r} in this result")
     grid = rows.pivot(index="trained_depth", columns="tested_depth", values="mean")
@@ -237,12 +251,17 @@ def stitching(result: Any) -> Figure:
             _categories(ax, names)
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncol=3)
-        figure.suptitle("X = " + str(result.parameters["model_x"]) + ", Y = " + str(result.parameters["model_y"]))
+        x, y = (result.parameters[name]["model"] for name in ("model_x", "model_y"))
+        figure.suptitle(f"X = {x}, Y = {y}; intervals over {int(rows.n_documents.max())} test documents")
     return figure
 
 
-def _rename(pairs: Any) -> list[Any]:
-    return list(pairs[["first", "second"]].itertuples(index=False))
+def _alone(name: str) -> str:
+    """A method's words where it doesn't stand under the merger that it belongs to."""
+    merger, _, variant = name.rpartition("_")
+    if variant in ("lines", "reversed"):
+        return f"{METHODS[merger]}, {'LiNeS' if variant == 'lines' else 'ramp reversed'}"
+    return METHODS[name].replace("... ", "").strip()
 
 
 def _dots(ax: Axes, rows: Any, names: Sequence[str], color: str, marker: str, *, size: float = 12) -> None:

@@ -18,7 +18,7 @@ from filelock import FileLock
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from lab import depth_plots, plots, transfer_plots
+from lab import depth_plots, merging_plots, plots, transfer_plots
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Result:
 
     table: tidy, one observation a row. summary: aggregates with n and interval. parameters: model, checksum, precision,
     versions, seed, data checksum. tables: what else the experiment made (named in its docstring). kind: the experiment,
-    which is also the name of its plot in `lab.plots`, `lab.depth_plots` or `lab.transfer_plots`.
+    which is also the name of its plot in `lab.plots`, `lab.depth_plots`, `lab.transfer_plots` or
+    `lab.merging_plots`.
     """
 
     kind: str
@@ -38,7 +39,7 @@ class Result:
 
     def plot(self, **options: Any) -> Figure:
         """The experiment's figure, drawn from the tables alone: the function `<kind>` of a module of figures."""
-        for module in (plots, depth_plots, transfer_plots):
+        for module in (plots, depth_plots, transfer_plots, merging_plots):
             if hasattr(module, self.kind):
                 return getattr(module, self.kind)(self, **options)
         raise ValueError(f"there is no figure for results of kind {self.kind!r}: draw its .table or .summary yourself")

@@ -13,7 +13,7 @@ import ipywidgets as ipw
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from lab import depth_plots, plots, transfer_plots
+from lab import depth_plots, merging_plots, plots, transfer_plots
 
 _TABLE = "border-collapse:collapse;font-size:14px;line-height:1.35"
 _CELL = "padding:3px 10px;border-bottom:1px solid #ddd;text-align:left;color:inherit"
@@ -455,6 +455,55 @@ def transfer_explorer(
         control.observe(draw, "value")
     show()
     return ipw.VBox([ipw.HBox([first, second, n]), ipw.HBox([metric, where]), message, picture, images, table])
+
+
+def probe_transfer_explorer(result: Any) -> ipw.VBox:
+    """Choose what a probe was trained and tested on: AUC by depth beside the way back, and every measure at one depth.
+
+    Args:
+        result: a finished run of `lab.experiments.probe_transfer`.
+
+    Returns:
+        The explorer; the last expression of a cell shows it.
+    """
+    rows = result.summary[result.summary.probe.isin(result.tables["pairs"].probe) & (result.summary.labels == "task")]
+    names, wide = (
+        list(dict.fromkeys(rows.trained_on)),
+        {"style": {"description_width": "80px"}, "layout": ipw.Layout(width="300px")},
+    )
+    trained = ipw.Dropdown(options=names, description="trained on", **wide)
+    tested = ipw.Dropdown(options=names, value=names[min(1, len(names) - 1)], description="tested on", **wide)
+    probe = ipw.Dropdown(options=list(dict.fromkeys(rows.probe)), description="probe", **wide)
+    depth = ipw.SelectionSlider(
+        options=sorted(int(depth) for depth in set(rows.depth)), description="depth", continuous_update=False,
+        layout=ipw.Layout(width="720px"), style={"description_width": "80px"},
+    )  # fmt: skip
+    picture = ipw.Image(format="png", layout=ipw.Layout(max_width="900px", width="100%"))
+    table = ipw.HTML()
+
+    def draw(_: Any = None) -> None:
+        a, b = trained.value, tested.value
+        both = [(a, b), (b, a)] if a != b else [(a, b)]
+        figure = merging_plots.probe_transfer_by_depth(result, pairs=both, probe=probe.value)
+        figure.axes[0].axvline(depth.value / result.parameters["n_layers"], color=plots.BLACK, lw=1.5)
+        picture.value = _png(figure)
+        lines = [f"<table style='{_TABLE}'><tr>"]
+        head = ("measure", f"{a} to {b}", "interval", "above its best control by", "interval")
+        lines += [f"<td style='{_CELL};opacity:.7'>{html.escape(name)}</td>" for name in head]
+        here = rows[
+            (rows.trained_on == a) & (rows.tested_on == b) & (rows.probe == probe.value) & (rows.depth == depth.value)
+        ]
+        for row in here[here.difference.notna()].itertuples():
+            values = (row.metric, f"{row.mean:.2f}", f"{row.low:.2f} to {row.high:.2f}", f"{row.difference:+.2f}",
+                      f"{row.difference_low:+.2f} to {row.difference_high:+.2f}")  # fmt: skip
+            lines.append("</tr><tr>" + "".join(f"<td style='{_CELL}'>{value}</td>" for value in values))
+        table.value = "".join([*lines, "</tr></table>"])
+
+    for control in (trained, tested, probe, depth):
+        control.observe(draw, "value")
+    depth.value = depth.options[len(depth.options) // 2]
+    draw()
+    return ipw.VBox([ipw.HBox([trained, tested, probe]), depth, picture, table])
 
 
 def _flipped(side: Any, flipped: Any, names: Sequence[str]) -> str:

@@ -30,7 +30,9 @@ model_name = "smollm2-135m"
 accept_license = False  # for Gemma, which has terms of its own: see the README
 seed = 0
 preset = "quick"  # for task D in section 3: quick, standard or full
-rerun_sources = False  # True: train section 4's nets again here (task S, standard: about half an hour for each distance)
+rerun_sources = (
+    False  # True: train section 4's nets again here (task S, standard: about half an hour for each distance)
+)
 quick = False  # True: small numbers, for a first look or a test
 
 # %%
@@ -67,7 +69,9 @@ pd.options.display.max_colwidth = 120
 published = transfer_statistics.published()
 curves = transfer_statistics.curves(published)
 n_star = float(transfer_statistics.n_star(curves).n_star.iloc[0])
-figure = transfer_plots.transfer_curves(curves, title="Published runs, ImageNet: 4 splits, n of 8 layers", n_star=n_star)
+figure = transfer_plots.transfer_curves(
+    curves, title="Published runs, ImageNet: 4 splits, n of 8 layers", n_star=n_star
+)
 
 # %% [markdown]
 # **Things to notice**
@@ -124,9 +128,13 @@ your_gain = None
 def check_gain(given):
     own = runs.value - runs.base
     if given is None:
-        return print("No answer yet. Subtract the column base, group by n, take means, and the mean of the means; times 100.")
+        return print(
+            "No answer yet. Subtract the column base, group by n, take means, and the mean of the means; times 100."
+        )
     if abs(given - 100 * (runs.groupby("n").value.mean().mean() - base.mean())) < 0.006:
-        return print("That is the gain against the mean of ALL bases, as it was drawn. Subtract each run's own base first.")
+        return print(
+            "That is the gain against the mean of ALL bases, as it was drawn. Subtract each run's own base first."
+        )
     if abs(given - 100 * own.mean()) < 0.004 and abs(own.mean() - own.groupby(runs.n).mean().mean()) > 1e-5:
         return print("Nearly: some n have two runs. Average within n first, so that each n counts once.")
     if abs(given - own.groupby(runs.n).mean().mean()) < 1e-4:
@@ -224,6 +232,7 @@ def check_n_star(function):
 
 check_n_star(your_n_star)
 
+
 # %% tags=["solution"] jupyter={"outputs_hidden": true, "source_hidden": true}
 def solution(table):
     found = None
@@ -256,7 +265,9 @@ if rerun_sources:
 else:
     shipped = transfer_statistics.measured()
     sources = {distance: shipped[shipped.distance == distance] for distance in distances}
-passing = {distance: transfer_statistics.passed(table).query("metric != 'train_loss'") for distance, table in sources.items()}
+passing = {
+    distance: transfer_statistics.passed(table).query("metric != 'train_loss'") for distance, table in sources.items()
+}
 found = {distance: transfer_statistics.curves(table) for distance, table in passing.items()}
 stars = {distance: transfer_statistics.n_star(table).query("metric == 'accuracy'") for distance, table in found.items()}
 figure = transfer_plots.transfer_curves(
