@@ -264,7 +264,7 @@ def _alone(name: str) -> str:
     return METHODS[name].replace("... ", "").strip()
 
 
-def _dots(ax: Axes, rows: Any, names: Sequence[str], color: str, marker: str, *, size: float = 12) -> None:
+def _dots(ax: Axes, rows: Any, names: Sequence[str], color: str, marker: str, *, size: int = 12) -> None:
     """Estimates with intervals, one a line, the first at the top."""
     places = np.arange(len(rows))
     ax.hlines(places, rows.low, rows.high, color=color, lw=2.2)
