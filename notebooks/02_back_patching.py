@@ -341,7 +341,7 @@ ways.round(2)
 # costs about as many tokens as the explicit way. On queries that were *not* chosen, under the same rule:
 
 # %%
-some = asked.tables["queries"].example.head(16 if quick else 200)
+some = asked.tables["queries"].example.head(16 if quick else 200).tolist()
 all_ways = two_hop.decomposition(model, asked, examples=some, rule=patched.parameters["rule"], seed=seed)
 print(f"rule of both tables: {lab.plots.RULES[patched.parameters['rule']][0]}")
 two_hop.shares_of_ways(all_ways, seed=seed).round(2)

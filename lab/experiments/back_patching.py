@@ -272,7 +272,7 @@ def compare_methods(
     """
     queries = result.tables["queries"]
     rows = two_hop.decomposition(
-        model, answers, examples=queries.example, rule=result.parameters["rule"], seed=seed, progress=progress
+        model, answers, examples=queries.example.tolist(), rule=result.parameters["rule"], seed=seed, progress=progress
     )
     lengths = tokenize(model, queries.prompt.tolist()).lengths
     for position in result.parameters["positions"]:
@@ -503,14 +503,20 @@ def _print_estimate(
     model: TransformerBridge, queries: pd.DataFrame, chosen: pd.DataFrame, about: dict[str, Any], n: int
 ) -> None:
     begun = time.perf_counter()
-    one = {**about, "conditions": ["own"]}
+    one = {**about, "conditions": ["own"], "positions": about["positions"][:1]}  # thrown away, so as little as will do
     _query(model, queries, chosen.example.iloc[0], one)
     sizes = {c: len(cells(model.cfg.n_layers, condition=c)) for c in about["conditions"]}
     tries = sum(
         size * (about["draws"] if c in ("random", "other", "same_relation") else 1) for c, size in sizes.items()
     )
     share = (chosen.set == "incorrect").mean()
-    minutes = n * (time.perf_counter() - begun) * (share * tries / len(cells(model.cfg.n_layers)) + 1 - share) / 60
+    minutes = (
+        n
+        * len(about["positions"])
+        * (time.perf_counter() - begun)
+        * (share * tries / len(cells(model.cfg.n_layers)) + 1 - share)
+        / 60
+    )
     print(
         f"{n} queries to go, {tries} tries each at {' and '.join(about['positions'])}: about {max(1, round(minutes))} min."
     )
