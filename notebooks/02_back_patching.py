@@ -22,7 +22,8 @@
 #
 # **You need** notebooks `00_start_here` (residual stream, depth) and `01_concept_depth` (why a control stands beside each result).
 #
-# **It takes** about a quarter of an hour on two processor cores (`quick = True`: about four minutes), 3 GB of memory, no network.
+# **It takes** about a quarter of an hour on two processor cores (an estimate; `quick = True`: measured, about three minutes on one
+# core), 3 GB of memory, no network.
 #
 # **In class**: sections 1 to 3 make a lesson of 45 minutes, 4 to 6 a second one, 7 to 9 a seminar.
 
@@ -375,7 +376,7 @@ look
 
 # %%
 stages = hop_stages.run(
-    model, asked, n=n_stages, target_layers=range(0, model.cfg.n_layers, 10 if quick else 3), seed=seed
+    model, asked, n=n_stages, target_layers=range(0, model.cfg.n_layers, 15 if quick else 3), seed=seed
 )
 figure = stages.plot()
 
@@ -543,7 +544,8 @@ for cut_in, row in (("no layer", effect.iloc[0]), ("all layers", effect.iloc[1])
 # serves all pairs, each is a row of one batch, and a row joins it at its own layer (`lab.branches`). The same successes, in seconds.
 # How much faster depends on the rule of success. On 20 queries with the default model `tests/benchmark_back_patching.py` gave a
 # ratio of 294 under the rule *leading* of section 4, where a try that is decided needs no more tokens, and of 54 under *word*, where
-# every try is decoded to its end. (A published path with 20 queries in a batch would be slower than ours by 38 and by 7.)
+# every try is decoded to its end. Against the published path with 20 queries in a batch the ratios are 38 and 7 (two threads; the
+# published paths timed on a sample of pairs and scaled).
 
 # %% [markdown]
 # ## 9. Explore

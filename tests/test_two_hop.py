@@ -171,6 +171,21 @@ def test_no_shortcut_is_asked_where_none_decides(model):
     assert set(result.tables["queries"].set) == {"other"}
 
 
+def test_a_shortcut_about_one_bridge_has_a_share_and_no_interval(model):
+    result = run(model, planned_queries(model, plan=[PLAN[0], *[("other", "IK", ())] * 2]))
+    rows = result.summary.query("rule == 'word'").set_index("prompt")
+    assert rows.n.to_dict() == {
+        "first_hop": 3,
+        "second_hop": 3,
+        "composition": 3,
+        "entity_shortcut": 1,
+        "relation_shortcut": 1,
+    }
+    assert rows.share["entity_shortcut"] == 0 and rows.loc["entity_shortcut", ["low", "high"]].isna().all()
+    assert rows.loc["composition", ["low", "high"]].notna().all()
+    result.plot()
+
+
 def cut(said: str) -> str:
     """Up to the last letter of the last word of two letters or more: no whole word ends there."""
     return said[: re.search(r".*[a-z](?=[a-z])", said).end()].strip()

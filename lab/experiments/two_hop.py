@@ -453,7 +453,13 @@ def _shares(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     rows = []
     for kind, part in table.groupby("prompt", sort=False):
         for rule in RULES:
-            found = metrics.cluster_bootstrap(part[rule].to_numpy(float), part.group.to_numpy(str), seed=seed)
-            share, low, high = map(float, found)
+            right, groups = part[rule].to_numpy(float), part.group.to_numpy(str)
+            share, low, high = (
+                right.mean(),
+                np.nan,
+                np.nan,
+            )  # a shortcut may be asked about one bridge only: no interval
+            if part.group.nunique() > 1:
+                share, low, high = map(float, metrics.cluster_bootstrap(right, groups, seed=seed))
             rows.append({"prompt": kind, "rule": rule, "n": len(part), "share": share, "low": low, "high": high})
     return pd.DataFrame(rows)
