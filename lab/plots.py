@@ -49,7 +49,7 @@ CONDITIONS = {
     "own": "own later state",
     "random": "random vector",
     "other": "other query's state",
-    "same_relation": "same relations' state",
+    "same_relation": "same two relations' state",
     "forward": "own state, forward",
     "identity": "state itself (identity)",
 }
@@ -428,7 +428,7 @@ def success_map(table: Any, *, n_layers: int, value: str = "rank", chosen: tuple
             source, target = chosen
             for color, width in (("white", 5), (RED, 2.5)):  # seen on dark and on bright cells
                 ax.add_patch(Rectangle((target - 0.5, source - 0.5), 1, 1, fill=False, ec=color, lw=width, zorder=4))
-        ax.set_title(f"dots: the answer is given ({len(right)} of {len(table)} pairs)")
+        ax.set_title(f"dots: the answer is given (pairs that give it: {len(right)})")
     return figure
 
 

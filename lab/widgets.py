@@ -122,7 +122,7 @@ def back_patching_explorer(
     queries: Any,
     sweep: Callable[[str, str, list[str], str], Any],
     *,
-    generate: Callable[[str, str, int, int], str] | None = None,
+    generate: Callable[[str, str, str, int, int], str] | None = None,
     lens: Callable[[str, str, list[str], list[str]], Any] | None = None,
     swept: Mapping[tuple[str, str], Any] | None = None,
 ) -> ipw.VBox:
@@ -134,8 +134,8 @@ def back_patching_explorer(
         sweep: `sweep(prompt, e1, names, position) -> table` (`lab.experiments.back_patching.sweep`); asked on the button
             and remembered. `names` are the answer and its aliases, `position` is t1 or t2. What the model says without a
             patch may come in the table's `attrs["plain"]`.
-        generate: `generate(prompt, position, source_layer, target_layer) -> str`: the whole text after one patch. Asked
-            for each pair that is looked at; without it the text is as far as `sweep` decoded it.
+        generate: `generate(prompt, e1, position, source_layer, target_layer) -> str`: the whole text after one patch.
+            Asked for each pair that is looked at; without it the text is as far as `sweep` decoded it.
         lens: `lens(prompt, e1, e2_names, e3_names) -> table` for `lab.plots.lens_strip`, asked with `sweep`.
         swept: tables that are there already, by (prompt, position) of offered queries; the first of them is shown.
 
@@ -225,13 +225,13 @@ def back_patching_explorer(
             draw()
 
     def draw() -> None:
-        prompt, _, _, _, plain = chosen()
+        prompt, subject, _, _, plain = chosen()
         table, pair, at = tables[keys()[0]], (source.value, target.value), position.value
         picture.value = _png(plots.success_map(table, n_layers=source.max + 1, chosen=pair))
         row = table[(table.source_layer == pair[0]) & (table.target_layer == pair[1])].iloc[0]
         full, message.value = (*keys()[0], *pair), ""
         if generate is not None and full not in texts:
-            new, message.value = _ask(log, generate, prompt, at, *pair)
+            new, message.value = _ask(log, generate, prompt, subject, at, *pair)
             if new is not None:
                 texts[full] = new
         plain = table.attrs.get("plain", plain)

@@ -393,6 +393,20 @@ def test_fixed_pair_and_search_cost_get_the_right_columns(found):
     pd.testing.assert_frame_equal(cost, wanted)
 
 
+def test_the_latent_way_is_the_prompt_that_is_patched(model, answers, found):
+    ways = back_patching.compare_methods(model, answers, found, folds=2, progress=False).set_index("method")
+    assert ways.index.tolist() == ["latent", "explicit", "oracle", "other", "back-patch t1", "back-patch t2"]
+    assert ways.share["latent"] == pytest.approx(found.tables["queries"].right.mean())
+    for position in ("t1", "t2"):
+        fixed = back_patching.fixed_pair(found, position, folds=2).summary.estimate["fixed"]
+        assert ways.share[f"back-patch {position}"] == pytest.approx(fixed)
+    shown = replace(answers, parameters={**answers.parameters, "shots": 1})  # the same sets, asked with an example
+    _, chosen = back_patching.chosen_queries(model, shown, 8)
+    rows = two_hop.decomposition(model, shown, examples=chosen.example.tolist(), progress=False)
+    latent = rows[rows.method == "latent"].prompt.tolist()
+    assert latent == chosen.prompt.tolist() and all(text.count("\n") == 1 for text in rows.prompt)
+
+
 def test_a_result_is_saved_with_its_lists(found, tmp_path):
     loaded = lab.Result.load(found.save(tmp_path / "saved"))
     assert loaded.parameters == json.loads(json.dumps(found.parameters))

@@ -98,7 +98,7 @@ def run(model: TransformerBridge, data: lab.Result | pd.DataFrame, **options) ->
 def test_tables_have_every_row(result):
     tables, examples = result.tables, {"q00", "q01", "q02", "q03"}
     wanted = {
-        "descriptions": (["position", "names"], 2 * 3),
+        "descriptions": (["position", "names"], 2 * 4),
         "projections": (["site", "layer", "what"], 2 * 4 * 3),
         "knockout": (["keys", "layer"], 3 * 4),
         "lens": (["position", "depth", "what"], 2 * 5 * 2),
@@ -107,7 +107,7 @@ def test_tables_have_every_row(result):
         table = tables[name]
         assert len(table) == 4 * rows and not table.duplicated(["example", *keys]).any(), name
         assert set(table.example) == examples and not table.isna().any(axis=None), name
-    assert set(tables["descriptions"].names) == {"e2", "e3", "decoy"}
+    assert set(tables["descriptions"].names) == {"e2", "e3", "decoy", "answer_decoy"}
     assert set(tables["knockout"]["keys"]) == {"e1", "t1", "other"}
     assert set(result.table.stage) <= set(STAGES) and set(result.summary.stage) == set(STAGES)
     assert result.parameters["target_layers"] == TARGETS and result.parameters["window"] == 1
@@ -189,18 +189,74 @@ def test_projections_and_lens_are_ranks_of_the_models_own_unembedding(model, ans
     assert table["rank"].tolist() == wanted["rank"].tolist()
 
 
-def test_the_decoy_is_another_bridge_with_another_answer(model, answers):
+@pytest.mark.parametrize("name, other", [("e2", "e3"), ("e3", "e2")])
+def test_a_decoy_is_that_of_another_query_of_the_same_type(model, answers, name, other):
     queries = answers.tables["queries"]
-    by_bridge = queries.set_index("e2")
+    queries = queries.assign(e3_type=["city", "river"] * 7)
+    by_label = queries.set_index(name)
     for seed in range(5):
-        decoys = hop_stages._decoys(queries, queries, seed)
+        decoys = hop_stages._decoys(queries, queries, name, seed)
         for query, (label, *aliases) in zip(queries.itertuples(), decoys, strict=True):
-            other = by_bridge.loc[label]
-            assert label != query.e2 and other.e3 != query.e3 and other.e2_type == query.e2_type
-            assert aliases == other.e2_aliases  # as many names as the bridge has
-    assert hop_stages._decoys(queries, queries, 0) == hop_stages._decoys(queries, queries[:], 0) != decoys
-    untyped = hop_stages._decoys(queries.drop(columns="e2_type"), queries.drop(columns="e2_type"), 0)
-    assert len(untyped) == len(queries)
+            donor = by_label.loc[label]
+            assert label != getattr(query, name) and donor[other] != getattr(query, other)
+            assert donor[f"{name}_type"] == getattr(query, f"{name}_type")
+            assert aliases == donor[f"{name}_aliases"]  # as many names as the true one has
+    assert hop_stages._decoys(queries, queries, name, 0) == hop_stages._decoys(queries, queries[:], name, 0) != decoys
+    untyped = queries.drop(columns=f"{name}_type")
+    assert len(hop_stages._decoys(untyped, untyped, name, 0)) == len(queries)
+
+
+def test_the_control_of_the_knockout_is_as_long_as_e1_and_spares_the_first_token(model, answers, result):
+    queries = answers.tables["queries"].set_index("example")
+    for example, text in result.tables["queries"].set_index("example").text.items():
+        at = places(model, text, queries.e1[example])["all"]
+        keys = list(range(at[0] - len(at), at[0]))
+        assert min(keys) > 0
+        wanted = hop_stages.knockout(model, text, keys, window=1)
+        rows = result.tables["knockout"].query("example == @example and keys == 'other'")
+        assert rows.changed.tolist() == (wanted.token[1:] != wanted.token[0]).tolist()
+    frame = answers.tables["queries"]
+    for start, words in (("", 0), ("A", 0), ("So, ", 1)):  # nothing before e1 but, at most, the first token
+        texts = frame.text.where(frame.example != NAMED, start + frame.e1 + " has a capital, it is")
+        moved = replace(answers, tables={**answers.tables, "queries": frame.assign(text=texts)})
+        rows = run(model, moved, n=3).tables["knockout"].query("example == @NAMED")
+        assert set(rows["keys"]) == {"e1", "t1", *(["other"] if words else [])}, start
+
+
+def test_names_stand_beside_their_decoys_paired():
+    rows = [
+        ("t1", "e2", [1, 1, 0]),
+        ("t1", "decoy", [0, 1, 0]),
+        ("t1", "e3", [0, 0, 0]),
+        ("t1", "answer_decoy", [1, 0, 0]),
+    ]
+    table = pd.DataFrame([
+        {"example": example, "group": example, "position": position, "names": names, "resolved": bool(hit), "cells": 3 * hit}
+        for position, names, hits in rows for example, hit in zip("abc", hits, strict=True)
+    ])  # fmt: skip
+    found = hop_stages.against_decoys(table.iloc[::-1]).set_index("names")
+    assert found.share.to_dict() == pytest.approx({"e2": 2 / 3, "e3": 0}) and found.n.tolist() == [3, 3]
+    assert found.decoy.to_dict() == pytest.approx({"e2": 1 / 3, "e3": 1 / 3})
+    assert found.difference.to_dict() == pytest.approx({"e2": 1 / 3, "e3": -1 / 3})
+    assert found.loc["e2", ["diff_low", "diff_high"]].tolist() == [0, 1] and found.pairs["e2"] == 2
+    assert (found.low <= found.share).all() and (found.share <= found.high).all()
+
+
+def test_answer_first_by_hand():
+    """a: answer at depth 1, bridge at 2; b: bridge only; c: answer only; d: both at depth 0; e: neither."""
+    first = {"a": (2, 1), "b": (1, None), "c": (None, 2), "d": (0, 0), "e": (None, None)}
+    rows = [
+        {"example": example, "group": "g", "position": position, "depth": depth, "what": what,
+         "rank": 9 if at is not None and depth >= at and position == "t2" else 10}
+        for example, pair in first.items() for what, at in zip(("e2", "e3"), pair, strict=True)
+        for position in ("t1", "t2") for depth in range(3)
+    ]  # fmt: skip
+    found = hop_stages.answer_first(pd.DataFrame(rows))
+    assert found.index.tolist() == list("abcde")
+    assert found.answer_first.tolist() == [True, False, True, False, False]
+    assert found.bridge_first.tolist() == [False, True, False, False, False]
+    assert found.bridge.tolist() == [2, 1, np.inf, 0, np.inf]
+    assert not hop_stages.answer_first(pd.DataFrame(rows), top=9)[["answer_first", "bridge_first"]].any(axis=None)
 
 
 # --- descriptions and knockouts against a plain forward pass --------------------------------------------------------------
@@ -317,7 +373,7 @@ def test_what_cannot_be_measured_is_refused(model, answers, passes, monkeypatch)
     with pytest.raises(ValueError, match="no query in the sets correct and incorrect"):
         run(model, replace(answers, tables={**answers.tables, "queries": queries.assign(set="other")}))
     lone = queries.assign(e2_type=["alone", *queries.e2_type[1:]])
-    with pytest.raises(ValueError, match="q00 has no decoy: no answered query has another bridge of type 'alone'"):
+    with pytest.raises(ValueError, match="q00 has no decoy: .* another answer, its e2 of type 'alone'"):
         run(model, replace(answers, tables={**answers.tables, "queries": lone}))
     hidden = {name: point for name, point in model.hook_dict.items() if "hook_mlp_out" not in name}
     with monkeypatch.context() as patched:

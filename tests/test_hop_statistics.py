@@ -203,6 +203,12 @@ def test_frequent_answers_are_told_apart() -> None:
     assert abs(split.loc[("frequent", "other"), "difference"]) < 0.2  # equal rates, 120 examples
     median = hops.by_answer_share(oracle_table(0.5, 0.5))
     assert median["n"].tolist() == [60] * 6 and median["cut"].unique().tolist() == [pytest.approx(59.5 / 120)]
+    mostly = rare.assign(answer_share=np.where(rare.example.isin([0, 3]), 0.01, 0.2))
+    assert mostly.answer_share.median() == mostly.answer_share.max()  # nothing above the median: the cut is below it
+    split = hops.by_answer_share(mostly)
+    assert split["cut"].unique().tolist() == [0.01] and sorted(split["n"].unique()) == [2, 118]
+    with pytest.raises(ValueError, match="leaves one side empty: answer_share runs from 0.2 to 0.2"):
+        hops.by_answer_share(rare.assign(answer_share=0.2))
     with pytest.raises(ValueError, match="cut=0.5 leaves one side empty: answer_share runs from 0.01 to 0.2"):
         hops.by_answer_share(table, 0.5)
 

@@ -171,6 +171,21 @@ def test_no_shortcut_is_asked_where_none_decides(model):
     assert set(result.tables["queries"].set) == {"other"}
 
 
+def test_a_shortcut_about_one_bridge_has_a_share_and_no_interval(model):
+    result = run(model, planned_queries(model, plan=[PLAN[0], *[("other", "IK", ())] * 2]))
+    rows = result.summary.query("rule == 'word'").set_index("prompt")
+    assert rows.n.to_dict() == {
+        "first_hop": 3,
+        "second_hop": 3,
+        "composition": 3,
+        "entity_shortcut": 1,
+        "relation_shortcut": 1,
+    }
+    assert rows.share["entity_shortcut"] == 0 and rows.loc["entity_shortcut", ["low", "high"]].isna().all()
+    assert rows.loc["composition", ["low", "high"]].notna().all()
+    result.plot()
+
+
 def cut(said: str) -> str:
     """Up to the last letter of the last word of two letters or more: no whole word ends there."""
     return said[: re.search(r".*[a-z](?=[a-z])", said).end()].strip()
@@ -374,14 +389,64 @@ def test_decomposition_has_no_control_where_nobody_shares_the_relation(model, pl
     assert rows[rows.method == "other"].example.tolist() == ["q00", "q02"] and len(rows) == 11
 
 
+def test_all_ways_ask_in_the_style_and_with_the_examples_of_the_result(model, planned):
+    result = run(model, planned, shots=1)
+    rows = two_hop.decomposition(model, result, progress=False).set_index(["example", "method"])
+    assert rows.prompt.xs("latent", level=1).tolist() == two_hop.prompts(model, planned, "composition", shots=1, seed=0)
+    assert rows.prompt.xs("oracle", level=1).tolist() == two_hop.prompts(model, planned, "second_hop", shots=1, seed=0)
+    said = result.table.query("prompt == 'composition'").set_index("example").said
+    assert rows.said.xs("latent", level=1).tolist() == said.loc[planned.example].tolist()
+    first = dict(zip(planned.example, two_hop.prompts(model, planned, "first_hop", shots=1, seed=0), strict=True))
+    for example in planned.example:
+        mine = rows.loc[example].prompt
+        shown = {text.split("\n")[0] for text in (mine["explicit"], mine["oracle"], mine["other"])}
+        assert len(shown) == 1 and all(text.count("\n") == 1 for text in mine), "the same example before all three"
+        length = len(ids_of(model, mine["explicit"])) + len(ids_of(model, first[example])) + 20
+        assert rows.tokens[example, "explicit"] == length
+    some = two_hop.decomposition(model, result, examples=["q05", "q02"], progress=False)
+    assert some.example.unique().tolist() == ["q05", "q02"]
+    latent = some[some.method == "latent"].prompt.tolist()
+    assert latent == [rows.prompt[example, "latent"] for example in ("q05", "q02")]
+    with pytest.raises(ValueError, match="'q99' is not among the 14 answered queries"):
+        two_hop.decomposition(model, result, examples=["q00", "q99"], progress=False)
+    depths = two_hop.taxonomy_by_depth(model, result, progress=False)
+    assert not depths.share.equals(two_hop.taxonomy_by_depth(model, run(model, planned), progress=False).share)
+
+
+def test_another_bridge_comes_with_its_article(model, planned):
+    """As in the second hop of the data: "of the Alba", not "of Alba"."""
+    with_article = planned.assign(second_hop=planned.second_hop.str.replace(" of ", " of the "))
+    rows = two_hop.decomposition(model, run(model, with_article), progress=False)
+    others = rows[rows.method == "other"].prompt
+    assert len(others) == len(planned) and set(others) <= set(with_article.second_hop)
+
+
+def test_shares_of_ways_by_hand():
+    rows = pd.DataFrame({
+        "example": ["a", "b", "c", "a", "b", "c", "b", "c"], "group": ["A", "B", "C", "A", "B", "C", "B", "C"],
+        "method": ["latent"] * 3 + ["explicit"] * 3 + ["other"] * 2, "right": [0, 0, 1, 1, 1, 1, 0, 0],
+        "tokens": [10, 20, 30, 30, 40, 50, 7, 9], "passes": 1,
+    })  # fmt: skip
+    ways = two_hop.shares_of_ways(rows).set_index("method")
+    assert ways.n.to_dict() == {"latent": 3, "explicit": 3, "other": 2}
+    assert ways.share.to_list() == pytest.approx([1 / 3, 1, 0]) and ways.tokens.to_list() == [20, 40, 8]
+    assert ways.difference.to_list() == pytest.approx([0, 2 / 3, -1 / 2])  # the last on its own two queries
+    assert ways.loc["latent", ["diff_low", "diff_high"]].tolist() == [0, 0]
+    assert ways.loc["explicit", ["low", "high"]].tolist() == [1, 1] and ways.diff_low["other"] == -1
+
+
 def test_first_phrase():
-    assert [first_phrase(said) for said in (" the Alba, and", "«Alba»", '"Alba" is', " A. B", "", "...")] == [
-        *("Alba", "«Alba»", '"Alba" is', "A", "", "..."),
+    heard = (" the Alba, and", " The Alba", "«Alba»", '"Alba" is', " A. B", "", "...")
+    assert [first_phrase(said) for said in heard] == [
+        *("the Alba", "the Alba", "«Alba»", '"Alba" is', "A", "", "..."),
     ]
 
 
 def test_taxonomy_at_the_last_depth_is_that_of_the_next_token(model, planned):
-    table = two_hop.taxonomy_by_depth(model, planned, progress=False)
+    result = run(model, planned)
+    table = two_hop.taxonomy_by_depth(model, result, progress=False)
+    some = two_hop.taxonomy_by_depth(model, result, examples=["q03", "q01"], progress=False)
+    assert some.query("depth == 0 and cell in ['IK', 'IG', 'CM_strict', 'RM_strict']").n.sum() == 2
     assert table.depth.unique().tolist() == [0, 1, 2, 3, 4] and table.relative_depth.max() == 1
     right = []
     for kind, column in (("first_hop", "e2"), ("second_hop", "e3"), ("composition", "e3")):

@@ -235,7 +235,7 @@ def test_success_map_of_one_query():
     (dots,) = ax.get_lines()
     assert (dots.get_xdata().tolist(), dots.get_ydata().tolist()) == ([2], [5])
     assert {patch.get_xy() for patch in ax.patches} == {(0.5, 2.5)}
-    assert "the answer is given (1 of 15 pairs)" in words(figure)
+    assert "the answer is given (pairs that give it: 1)" in words(figure)
     part = swept().query("source_layer < 5")  # a pair that was not tried is no pair that failed
     assert np.isnan(grid(plots.success_map(part, n_layers=N_LAYERS).axes[0])[5]).all()
     ax = plots.success_map(swept(), n_layers=N_LAYERS, value="right").axes[0]
@@ -273,8 +273,8 @@ class Asked:
             raise ValueError(f"{e1!r} is not in the <prompt>")
         return swept()
 
-    def generate(self, prompt, position, source, target):
-        self.generations.append((prompt, position, source, target))
+    def generate(self, prompt, e1, position, source, target):
+        self.generations.append((prompt, e1, position, source, target))
         return f" whole\ntext {source}-{target}"
 
     def lens(self, prompt, e1, e2_names, e3_names):
@@ -300,7 +300,7 @@ def test_explorer_runs_on_demand_and_follows_the_sliders():
     assert bytes(picture.value).startswith(b"\x89PNG") and bytes(strip.value).startswith(b"\x89PNG")
     source, target = at["source layer"], at["target layer"]
     assert (source.value, source.max, target.value, target.max) == (5, 5, 2, 4)  # the pair that gives the answer
-    assert asked.generations == [(MUMBAI, "t1", 5, 2)]
+    assert asked.generations == [(MUMBAI, "Mumbai", "t1", 5, 2)]
     for part in (
         MUMBAI,
         " Mumbai<",
@@ -312,12 +312,12 @@ def test_explorer_runs_on_demand_and_follows_the_sliders():
         assert part in said.value
     drawn = bytes(picture.value)
     source.value = 2
-    assert (target.value, target.max) == (1, 1) and asked.generations[1:] == [(MUMBAI, "t1", 2, 1)]
+    assert (target.value, target.max) == (1, 1) and asked.generations[1:] == [(MUMBAI, "Mumbai", "t1", 2, 1)]
     assert bytes(picture.value) != drawn and ">no<" in said.value and ">1,000 (1 =" in said.value
     source.value = 5
     target.value = 2
     target.value = 1
-    assert target.max == 4 and asked.generations[2:] == [(MUMBAI, "t1", 5, 1)]  # 5-2 is remembered
+    assert target.max == 4 and asked.generations[2:] == [(MUMBAI, "Mumbai", "t1", 5, 1)]  # 5-2 is remembered
     at["patched at"].value = "t2"
     assert "Not run yet" in message.value and len(asked.sweeps) == 1
     at["Run"].click()
@@ -360,8 +360,21 @@ def test_explorer_takes_a_query_of_ones_own_and_shows_errors():
         back_patching_explorer(shipped().drop(columns=["e3", "set"]), asked.sweep)
 
 
+def test_explorer_asks_anew_for_another_e1_in_the_same_text():
+    asked = Asked()
+    explorer = back_patching_explorer(shipped(), asked.sweep, generate=asked.generate)
+    at = controls(explorer)
+    at["query"].value = -1
+    at["your query"].value, at["e1"].value, at["answer e3"].value = "From Lima to Quito it is", "Lima", "far"
+    at["Run"].click()
+    at["e1"].value = "Quito"
+    at["Run"].click()
+    at["e1"].value = "Lima"  # remembered
+    assert [e1 for _, e1, _, _ in asked.sweeps] == [e1 for _, e1, *_ in asked.generations] == ["Lima", "Quito"]
+
+
 def test_explorer_tells_what_goes_wrong_while_looking():
-    def generate(prompt, position, source, target):
+    def generate(prompt, e1, position, source, target):
         raise RuntimeError("no memory")
 
     explorer = back_patching_explorer(shipped(), Asked().sweep, generate=generate)
@@ -371,14 +384,13 @@ def test_explorer_tells_what_goes_wrong_while_looking():
 
 
 def test_explorer_on_a_real_model(tiny_model):
-    model, places = tiny_model("llama"), {}
+    model = tiny_model("llama")
 
     def sweep(prompt, e1, names, position):
-        places[prompt] = bp.places(model, prompt, e1)
-        return bp.sweep(model, prompt, names, positions=[places[prompt][position]])
+        return bp.sweep(model, prompt, names, positions=[bp.places(model, prompt, e1)[position]])
 
-    def generate(prompt, position, source, target):
-        at = places[prompt][position]
+    def generate(prompt, e1, position, source, target):
+        at = bp.places(model, prompt, e1)[position]
         return bp.patch_once(model, prompt, position=at, source_layer=source, target_layer=target)
 
     def lens(prompt, e1, e2_names, e3_names):

@@ -2,8 +2,11 @@
 
 After Biran et al., "Hopping Too Late" (arXiv 2406.12775), section 6: for each pair source layer > target layer, the state
 after the source layer replaces the state after the target layer, once, in the prompt; greedy decoding; success when any
-pair gives the answer. That is an oracle over L(L-1)/2 tries, so chance has as many. Added, on by default: five controls with
-the same number of tries, paired with the back-patch query by query, and an honest use with one pair chosen on other queries.
+pair gives the answer. That is an oracle over L(L-1)/2 tries, so chance has as many. Added, on by default: five controls,
+paired with the back-patch query by query, and an honest use with one pair chosen on other queries. Four controls have as many
+tries. They are not equally hard: `random` draws a new vector for each pair, 435 independent ones with 30 layers, while `own`,
+`other` and `same_relation` put the same 29 states at different depths. An oracle over more independent tries finds more, so
+`random` is a hard control for success; `hit_share` (of all tries) doesn't grow with their number.
 
 Success here: the answer is the first thing said (`lab.answers.Answer.leads`). The published rule (a substring anywhere in
 ten tokens) and whole words anywhere can be had with `rule`, at the price of decoding every try to its end.
@@ -20,7 +23,7 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab import metrics, models
+from lab import models
 from lab.answers import ARTICLES, Answer
 from lab.branches import CleanRun, Generations, clean_run, generate, why_plain
 from lab.experiments import hop_statistics, two_hop
@@ -31,9 +34,9 @@ from lab.texts import phrase_positions, tokenize
 POSITIONS = ("t1", "t2")  # last token of e1, last token of the prompt
 CONDITIONS = {
     "own": "the query's own later state (the published back-patch)",
-    "random": "a Gaussian vector of the same norm, drawn for each pair",
-    "other": "the same layer and position of a query about other relations",
-    "same_relation": "the same layer and position of a query with the same relations and another e1",
+    "random": "a Gaussian vector of the same norm, drawn anew for each pair",
+    "other": "the same layer and position of a query with another bridge, answer and pair of relations (one may be shared)",
+    "same_relation": "the same layer and position of a query with the same two relations, another bridge and answer",
     "forward": "the query's own earlier state, sent forward (target above source)",
     "identity": "the state itself: must change nothing",
 }
@@ -65,7 +68,8 @@ def run(
         n: the first so many queries of the sets correct and incorrect, in the proportion in which they come.
         positions: "t1" (last token of e1), "t2" (last token of the prompt).
         conditions: of `CONDITIONS`; controls are tried on the incorrect set. Donors of `other` and `same_relation` have
-            another bridge entity and another answer; queries for which there is none are left out, by name.
+            another bridge entity and another answer; queries for which there is none are left out, by name. Those of
+            `other` differ in at least one relation: they may share the other one.
         draws: of the random vectors and the donors.
         rule: of success: "leading" (the answer is said first; only tries that can still succeed are decoded on), "word" or
             "published" (anywhere in the tokens; every try is decoded to its end).
@@ -268,7 +272,7 @@ def compare_methods(
     """
     queries = result.tables["queries"]
     rows = two_hop.decomposition(
-        model, answers, examples=queries.example, rule=result.parameters["rule"], seed=seed, progress=progress
+        model, answers, examples=queries.example.tolist(), rule=result.parameters["rule"], seed=seed, progress=progress
     )
     lengths = tokenize(model, queries.prompt.tolist()).lengths
     for position in result.parameters["positions"]:
@@ -277,16 +281,7 @@ def compare_methods(
                               "right": chosen.fixed.to_numpy(), "tokens": 2 * lengths + 10,
                               "passes": (2 * lengths + 9) * model.cfg.n_layers})  # fmt: skip
         rows = pd.concat([rows, extra], ignore_index=True)
-    latent = rows[rows.method == "latent"].set_index("example").right.astype(float)
-    table = []
-    for method, part in rows.groupby("method", sort=False):
-        right, groups = part.right.to_numpy(float), part.group.to_numpy(str)
-        share = metrics.cluster_bootstrap(right, groups, seed=seed)
-        gain = metrics.cluster_bootstrap(right - latent.loc[part.example].to_numpy(), groups, seed=seed)
-        table.append({"method": method, "n": len(part), "share": share.estimate, "low": share.low, "high": share.high,
-                      "difference": gain.estimate, "diff_low": gain.low, "diff_high": gain.high,
-                      "tokens": part.tokens.mean(), "passes": part.passes.mean()})  # fmt: skip
-    return pd.DataFrame(table)
+    return two_hop.shares_of_ways(rows, seed=seed)
 
 
 def success_matrix(
@@ -339,7 +334,7 @@ def chosen_queries(model: TransformerBridge, answers: Result, n: int) -> tuple[p
     """All answered queries with the prompt that the model got, and the first n of the sets correct and incorrect."""
     require_answers_of(model, answers)
     everything = answers.tables["queries"]
-    everything = everything.assign(prompt=_prompts(model, answers))
+    everything = everything.assign(prompt=two_hop.prompts_of(model, answers, "composition"))
     chosen = everything[everything.set.isin(["correct", "incorrect"])].head(n)
     if chosen.empty:
         raise ValueError(
@@ -481,7 +476,7 @@ def _donor(
 
 
 def _fits(queries: pd.DataFrame, query: Any, condition: str) -> np.ndarray:
-    """Which queries may lend a state: other bridge and answer; of the same two relations, or of others. bool [example]"""
+    """Which queries may lend a state: other bridge and answer; both relations the same, or not both. bool [example]"""
     same = (queries.r1 == query.r1) & (queries.r2 == query.r2)
     of_relation = same if condition == "same_relation" else ~same
     return (of_relation & (queries.group != query.group) & (queries.e3 != query.e3)).to_numpy()
@@ -504,26 +499,24 @@ def _with_donors(everything: pd.DataFrame, chosen: pd.DataFrame, conditions: Seq
     return chosen[~chosen.example.isin(alone)]
 
 
-def _prompts(model: TransformerBridge, answers: Result) -> list[str]:
-    """The prompts as they were answered (style and shots)."""
-    about = answers.parameters
-    return two_hop.prompts(
-        model, answers.tables["queries"], "composition", style=about["style"], shots=about["shots"], seed=about["seed"]
-    )
-
-
 def _print_estimate(
     model: TransformerBridge, queries: pd.DataFrame, chosen: pd.DataFrame, about: dict[str, Any], n: int
 ) -> None:
     begun = time.perf_counter()
-    one = {**about, "conditions": ["own"]}
+    one = {**about, "conditions": ["own"], "positions": about["positions"][:1]}  # thrown away, so as little as will do
     _query(model, queries, chosen.example.iloc[0], one)
     sizes = {c: len(cells(model.cfg.n_layers, condition=c)) for c in about["conditions"]}
     tries = sum(
         size * (about["draws"] if c in ("random", "other", "same_relation") else 1) for c, size in sizes.items()
     )
     share = (chosen.set == "incorrect").mean()
-    minutes = n * (time.perf_counter() - begun) * (share * tries / len(cells(model.cfg.n_layers)) + 1 - share) / 60
+    minutes = (
+        n
+        * len(about["positions"])
+        * (time.perf_counter() - begun)
+        * (share * tries / len(cells(model.cfg.n_layers)) + 1 - share)
+        / 60
+    )
     print(
         f"{n} queries to go, {tries} tries each at {' and '.join(about['positions'])}: about {max(1, round(minutes))} min."
     )

@@ -3,9 +3,11 @@
 After Biran et al., "Hopping Too Late" (arXiv 2406.12775), sections 4 and 5, and Patchscopes (Ghandeharioun et al., arXiv
 2401.06102). Each is a per-query table; `run` puts the layers found into one plot of stages.
 
-Against reading too much into it: a decoy (the bridge of an unrelated query) says how often a description names a bridge by
-chance, attention to a word that is not e1 says how often cutting any attention changes the answer, and "Layer-Order
-Inversion" (arXiv 2601.03542) reports answers that appear before their bridge.
+Against reading too much into it: decoys (bridge and answer of other queries, of the same type) say how often a description
+names one by chance, attention to as many tokens before e1 says how often cutting any attention changes the answer, and
+"Layer-Order Inversion" (arXiv 2601.03542) reports answers that appear before their bridge (`answer_first` counts them).
+
+A description counts when it says the name first, which is stricter than the published rule (the name is somewhere in it).
 """
 
 import hashlib
@@ -67,10 +69,12 @@ def run(
         `.table`: example, group, set, stage, layer: the first layer (for `moved` each window whose cut changes the next
             word) of each stage that was reached.
         `.summary`: set, stage, n, share (of queries that reach it), low, high, median_layer, median_low, median_high.
-        `.tables["descriptions"]`: example, position, names (e2, e3, decoy), resolved, first_source_layer, cells (how many
-            pairs name it).
+        `.tables["descriptions"]`: example, position, names (e2, e3 and their controls decoy, answer_decoy), resolved,
+            first_source_layer, cells (how many pairs name it).
         `.tables["projections"]`: example, site (attn_out, mlp_out), layer, what (prediction, e2, e3), rank.
-        `.tables["knockout"]`: example, layer, keys (e1, t1, other), changed, right.
+        `.tables["knockout"]`: example, layer, keys (e1, t1, other), changed, rank (of the answer's first token). `other` are
+            as many tokens as e1 has, right before it, but for the prompt's first one, on which much attention rests; where
+            fewer stand there it is these, and without any there is no row.
         `.tables["lens"]`: example, position, depth, what (e2, e3), rank.
 
     Raises:
@@ -97,10 +101,11 @@ def run(
     known = {**parameters, "digest": models.weights_digest(model) if folder else ""}
     del known["n"]
     parts = [chosen.iloc[i : i + queries_a_part] for i in range(0, len(chosen), queries_a_part)]
+    decoys = [{name: _decoys(everything, part, name, seed) for name in DECOYS} for part in parts]
     shards = [
-        {"model": model, "queries": part, "decoys": decoys, "about": parameters,
-         "key": fingerprint({**known, "queries": part.to_csv(), "decoys": decoys})}
-        for part, decoys in zip(parts, [_decoys(everything, part, seed) for part in parts], strict=True)
+        {"model": model, "queries": part, "decoys": names, "about": parameters,
+         "key": fingerprint({**known, "queries": part.to_csv(), "decoys": names})}
+        for part, names in zip(parts, decoys, strict=True)
     ]  # fmt: skip
     if progress:
         rows = 2 * n_layers * len(parameters["target_layers"])
@@ -194,10 +199,57 @@ def knockout(
     return pd.DataFrame({"layer": range(-1, n_layers), "token": tokens, "rank": found.ranks})
 
 
+DECOYS = {"e2": "decoy", "e3": "answer_decoy"}
+
+
+def against_decoys(descriptions: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """How often states describe bridge and answer, and how often a decoy of the same type, paired query by query.
+
+    Args:
+        descriptions: of `run`.
+
+    Returns:
+        position, names (e2, e3), n, share, low, high; decoy (its share); difference (share - decoy), diff_low, diff_high:
+        95 % over bridge entities. pairs: mean number of (source, target) pairs that name it.
+    """
+    rows = []
+    for (position, names), part in descriptions.groupby(["position", "names"], sort=False):
+        if names not in DECOYS:
+            continue
+        control = descriptions[(descriptions.position == position) & (descriptions.names == DECOYS[names])]
+        resolved, groups = part.resolved.to_numpy(float), part.group.to_numpy(str)
+        decoy = control.set_index("example").resolved.loc[part.example].to_numpy(float)
+        share, low, high = metrics.cluster_bootstrap(resolved, groups, seed=seed)
+        difference, diff_low, diff_high = metrics.cluster_bootstrap(resolved - decoy, groups, seed=seed)
+        rows.append({"position": position, "names": names, "n": len(part), "share": float(share), "low": float(low),
+                     "high": float(high), "decoy": decoy.mean(), "difference": float(difference),
+                     "diff_low": float(diff_low), "diff_high": float(diff_high), "pairs": part.cells.mean()})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def answer_first(lens: pd.DataFrame, *, top: int = 10) -> pd.DataFrame:
+    """Which comes up first in the logit lens of each query, the bridge or the answer ("Layer-Order Inversion").
+
+    Args:
+        lens: of `run`: example, group, position, depth, what (e2, e3), rank.
+        top: a name is there at a depth when its first token is among so many top words, at t1 or t2.
+
+    Returns:
+        Index example; group; bridge, answer: the first depth at which it is there (inf: never); answer_first (the answer
+        has the smaller depth, also where the bridge never comes) and bridge_first: neither where they come together.
+    """
+    there = lens.assign(depth=lens.depth.where(lens["rank"] < top, np.inf))
+    first = there.groupby(["example", "group", "what"], sort=False).depth.min().unstack("what").reset_index("group")
+    first = first.rename(columns={"e2": "bridge", "e3": "answer"}).rename_axis(columns=None)
+    return first.assign(answer_first=first.answer < first.bridge, bridge_first=first.bridge < first.answer)
+
+
 # --- the work --------------------------------------------------------------------------------------------------------
 
 
-def _part(model: Any, queries: pd.DataFrame, decoys: list[list[str]], about: dict[str, Any], key: str) -> Result:
+def _part(
+    model: Any, queries: pd.DataFrame, decoys: dict[str, list[list[str]]], about: dict[str, Any], key: str
+) -> Result:
     places = back_patching.positions_of(model, queries)
     names = ("descriptions", "projections", "knockout", "lens")
     rows: dict[str, list[dict]] = {name: [] for name in names}
@@ -210,14 +262,13 @@ def _part(model: Any, queries: pd.DataFrame, decoys: list[list[str]], about: dic
         clean = clean_run(model, tokenize(model, [query.prompt]).ids[0])
         said[query.example] = int(clean.logits.argmax())
         answers = {name: two_hop.answer_of(query, name) for name in ("e1", "e2", "e3")}
-        answers["decoy"] = Answer(
-            decoys[i][0], decoys[i][1:], lead_ins=answers["e2"].lead_ins
-        )  # judged as the bridge is
+        for name, decoy in DECOYS.items():  # judged as what it stands beside
+            answers[decoy] = Answer(decoys[name][i][0], decoys[name][i][1:], lead_ins=answers[name].lead_ins)
         for position, at in (("t1", t1), ("t2", t2)):
             pairs, texts = describe(
                 model, clean.states[:, at], about["target_layers"], list(answers.values()), reuse=about["reuse"]
             )
-            for name in ("e2", "e3", "decoy"):
+            for name in (*DECOYS, *DECOYS.values()):
                 # as published, a text that names e1 names e1, also where a name of e2 would fit
                 found = [s for (s, _), text in zip(pairs, texts, strict=True)
                          if answers[name].leads(text) and not answers["e1"].leads(text)]  # fmt: skip
@@ -234,7 +285,8 @@ def _part(model: Any, queries: pd.DataFrame, decoys: list[list[str]], about: dic
                 rows["lens"] += [{**where, "position": position, "depth": d, "what": name, "rank": int(rank)}
                                  for d, rank in enumerate(by_depth)]  # fmt: skip
         first = int(places["first"].iloc[i])
-        for name, keys in (("e1", list(range(first, t1 + 1))), ("t1", [t1]), ("other", [max(0, first - 1)])):
+        before = list(range(max(1, 2 * first - t1 - 1), first))  # as many as e1 has
+        for name, keys in (("e1", list(range(first, t1 + 1))), ("t1", [t1]), *([("other", before)] if before else [])):
             cut = knockout(model, query.prompt, keys, window=about["window"], wanted=wanted["e3"], reuse=about["reuse"])
             plain = cut.token.iloc[0]
             for layer, token, rank in cut.iloc[1:].itertuples(index=False):
@@ -255,19 +307,20 @@ def _part(model: Any, queries: pd.DataFrame, decoys: list[list[str]], about: dic
     return Result("hop_stages", table, pd.DataFrame(), {}, {name: pd.DataFrame(part) for name, part in rows.items()})
 
 
-def _decoys(everything: pd.DataFrame, part: pd.DataFrame, seed: int) -> list[list[str]]:
-    """For each query the bridge of another one, with another answer: what a description may name by chance."""
-    kinds = everything.e2_type if "e2_type" in everything else pd.Series("", index=everything.index)
+def _decoys(everything: pd.DataFrame, part: pd.DataFrame, name: str, seed: int) -> list[list[str]]:
+    """For each query e2 or e3 of another one that has another bridge and answer: what a description may name by chance."""
+    column = f"{name}_type"
+    kinds = everything[column] if column in everything else pd.Series("", index=everything.index)
     decoys = []
     for query in part.itertuples():
         rng = np.random.default_rng([seed, int(hashlib.sha256(query.example.encode()).hexdigest()[:8], 16)])
-        own = getattr(query, "e2_type", "")
+        own = getattr(query, column, "")
         fits = everything[(kinds == own) & (everything.e2 != query.e2) & (everything.e3 != query.e3)]
         if fits.empty:
-            raise ValueError(f"{query.example} has no decoy: no answered query has another bridge of type {own!r} and another "
-                             "answer; answer more queries (limit=)")  # fmt: skip
+            raise ValueError(f"{query.example} has no decoy: no answered query has another bridge and another answer, its {name} "
+                             f"of type {own!r}; answer more queries (limit=)")  # fmt: skip
         decoy = fits.iloc[int(rng.integers(len(fits)))]
-        decoys.append([decoy.e2, *decoy.e2_aliases])
+        decoys.append([decoy[name], *decoy[f"{name}_aliases"]])
     return decoys
 
 

@@ -199,18 +199,20 @@ def by_answer_share(
 
     Args:
         table: as for `oracle_success`.
-        cut: answers with at most this share are rare; None is the median over examples.
+        cut: answers with at most this share are rare; None is the median over examples, or the next share below it where
+            no answer is more frequent than the median.
         draws, seed, permutations: as for `oracle_success`.
 
     Returns:
         Its rows with two columns in front: answers ("rare" or "frequent") and cut. Holm's correction is within each.
 
     Raises:
-        ValueError: as there; all answers on one side of the cut.
+        ValueError: as there; all answers on one side of the cut, as where all are equally frequent.
     """
     table = _checked(table)
     if cut is None:
-        cut = float(table.drop_duplicates("example")["answer_share"].median())
+        shares = table.drop_duplicates("example")["answer_share"]
+        cut = float(min(shares.median(), shares[shares < shares.max()].max()))  # nan where all are equal
     rare = table["answer_share"] <= cut
     if rare.all() or not rare.any():
         low, high = table["answer_share"].min(), table["answer_share"].max()

@@ -162,16 +162,26 @@ def load(data: str | pd.DataFrame, *, limit: int | None = None) -> tuple[pd.Data
 
 
 def prompts(
-    model: TransformerBridge, frame: pd.DataFrame, kind: str, *, style: str = "base", shots: int = 0, seed: int = 0
+    model: TransformerBridge,
+    frame: pd.DataFrame,
+    kind: str,
+    *,
+    style: str = "base",
+    shots: int = 0,
+    seed: int = 0,
+    last: Sequence[str] | None = None,
 ) -> list[str]:
-    """The texts that a model gets for one kind of prompt: as it stands, in a chat template, with answered examples."""
+    """The texts that a model gets for one kind of prompt: as it stands, in a chat template, with answered examples.
+
+    `last`: other texts to ask, one a row, behind the same examples; None asks the frame's own.
+    """
     answers, groups, rng = frame[PROMPTS[kind]].to_numpy(), frame.group.to_numpy(str), np.random.default_rng(seed)
     if shots and "r2" not in frame:
         raise ValueError(
             f"shots={shots} needs a column r2: examples are taken from queries with the same second relation"
         )
     plain, texts = frame[column_of(kind)].tolist(), []
-    for i, text in enumerate(plain):
+    for i, text in enumerate(plain if last is None else last):
         lines = []
         if shots:
             others = np.flatnonzero((groups != groups[i]) & (frame.r2 == frame.r2.iloc[i]) & (answers != answers[i]))
@@ -224,20 +234,38 @@ def greedy(
     return said
 
 
+def prompts_of(model: TransformerBridge, result: Result, kind: str, *, last: Sequence[str] | None = None) -> list[str]:
+    """`prompts` for all queries of a result of `run`, as they were asked there: in its style, with its examples."""
+    about = result.parameters
+    how = {name: about[name] for name in ("style", "shots", "seed")}
+    return prompts(model, result.tables["queries"], kind, last=last, **how)
+
+
 def taxonomy_by_depth(
-    model: TransformerBridge, queries: pd.DataFrame, *, seed: int = 0, progress: bool = True
+    model: TransformerBridge,
+    result: Result,
+    *,
+    examples: Sequence[str] | None = None,
+    seed: int = 0,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """The taxonomy if the model stopped at each depth: a prompt counts when the lens's top token begins its answer.
 
-    The lens is TransformerLens's: final norm and unembedding on the last token's state. A first token is less than an
-    answer, so cells are larger here than with generated answers at the same (last) depth.
+    The lens is TransformerLens's: final norm and unembedding on the last token's state, of the prompts as `run` asked
+    them. A first token is less than an answer, so cells are larger here than with generated answers at the same (last)
+    depth.
+
+    Args:
+        result: of `run` on this model. examples: which of its queries; None is all.
 
     Returns:
         depth, relative_depth, cell, n, share, low, high.
     """
+    queries, rows = _chosen(result, examples)
     right = []
     for kind in ("first_hop", "second_hop", "composition"):
-        states = collect_states(model, queries[column_of(kind)].tolist(), progress=progress)["resid"].values
+        written = prompts_of(model, result, kind)
+        states = collect_states(model, [written[row] for row in rows], progress=progress)["resid"].values
         wanted = [first_tokens(model, row) for row in answers_of(queries, PROMPTS[kind])]
         top = np.stack([lenses.top_tokens(model, states[:, depth]) for depth in range(states.shape[1])], 1)
         right.append(np.array([[token in ids for token in row] for row, ids in zip(top.tolist(), wanted, strict=True)]))
@@ -259,7 +287,8 @@ def decomposition(
 
     latent (the query as it stands); explicit (the model's own first-hop answer put into the second hop); oracle (the right
     bridge there); other (another query's bridge there: the control). After DaSLaM (arXiv 2310.18338) in spirit: a fixed
-    decomposition, nothing is trained.
+    decomposition, nothing is trained. All in the style and with the examples of `result`; bridges keep their article
+    ("of the Netherlands"), the model's own the one that it says.
 
     Args:
         result: of `run` on this model. examples: which of its queries; None is all.
@@ -268,40 +297,66 @@ def decomposition(
     Returns:
         One row a (example, method): right, tokens (read and written), passes (block runs times positions), prompt, said.
     """
-    queries, table = result.tables["queries"], result.table
-    if examples is not None:
-        queries = queries.set_index("example", drop=False).loc[list(examples)].reset_index(drop=True)
-    own = (
-        table[table.prompt == "first_hop"].set_index("example").said.fillna("")
-    )  # a saved empty text comes back as missing
-    own = own.loc[queries.example].map(first_phrase).to_list()
-    rng = np.random.default_rng(seed)
-    groups, swapped = queries.group.to_numpy(str), []
-    for i, (relation, answer) in enumerate(zip(queries.r2, queries.e3, strict=True)):
-        others = np.flatnonzero((queries.r2 == relation) & (groups != groups[i]) & (queries.e3 != answer))
-        swapped.append(queries.e2.iloc[rng.choice(others)] if len(others) else "")
-    second = [template[0].upper() + template[1:] + " is" for template in queries.r2_template]
-    written = {
-        "latent": queries.text.tolist(),
+    everything = result.tables["queries"]
+    queries, rows = _chosen(result, examples)
+    own = result.table[result.table.prompt == "first_hop"].set_index("example").said
+    own = own.fillna("").loc[everything.example].map(first_phrase)  # a saved empty text comes back as missing
+    swapped = everything.second_hop.tolist()  # where nobody else shares the relation it isn't asked
+    rng, groups, alone = np.random.default_rng(seed), everything.group.to_numpy(str), set()
+    for row in rows:
+        query = everything.iloc[row]
+        others = (
+            (everything.r2 == query.r2).to_numpy() & (groups != groups[row]) & (everything.e3 != query.e3).to_numpy()
+        )
+        if others.any():
+            swapped[row] = everything.second_hop.iloc[rng.choice(np.flatnonzero(others))]
+        else:
+            alone.add(row)
+    second = [template[0].upper() + template[1:] + " is" for template in everything.r2_template]
+    last = {
         "explicit": [frame.format(bridge) for frame, bridge in zip(second, own, strict=True)],
-        "oracle": queries.second_hop.tolist(),
-        "other": [frame.format(bridge) if bridge else "" for frame, bridge in zip(second, swapped, strict=True)],
+        "oracle": None,
+        "other": swapped,
     }
-    asked = sorted({text for texts in written.values() for text in texts if text})
+    written = {"latent": prompts_of(model, result, "composition")}
+    written |= {method: prompts_of(model, result, "second_hop", last=texts) for method, texts in last.items()}
+    first_hops = prompts_of(model, result, "first_hop")
+    asked = sorted({texts[row] for texts in written.values() for row in rows})
     said = dict(zip(asked, greedy(model, asked, progress=progress), strict=True))
     lengths = dict(zip(asked, tokenize(model, asked).lengths.tolist(), strict=True))
-    first = dict(zip(queries.example, tokenize(model, queries.first_hop.tolist()).lengths.tolist(), strict=True))
-    answers, rows = [answer_of(query, "e3") for query in queries.itertuples()], []
+    first = dict(zip(rows, tokenize(model, [first_hops[row] for row in rows]).lengths.tolist(), strict=True))
+    answers, table = [answer_of(query, "e3") for query in queries.itertuples()], []
     for method, texts in written.items():
-        for i, text in enumerate(texts):
-            if not text:
-                continue  # nobody else shares the relation
-            example = queries.example.iloc[i]
-            tokens = lengths[text] + 10 + (first[example] + 10 if method == "explicit" else 0)
-            rows.append({"example": example, "group": groups[i], "method": method, "prompt": text, "said": said[text],
-                         "right": judge(answers[i], said[text], rule), "tokens": tokens,
-                         "passes": (tokens - (2 if method == "explicit" else 1)) * model.cfg.n_layers})  # fmt: skip
-    return pd.DataFrame(rows)
+        for answer, row in zip(answers, rows, strict=True):
+            if method == "other" and row in alone:
+                continue
+            text = texts[row]
+            tokens = lengths[text] + 10 + (first[row] + 10 if method == "explicit" else 0)
+            table.append({"example": everything.example.iloc[row], "group": groups[row], "method": method, "prompt": text,
+                          "said": said[text], "right": judge(answer, said[text], rule), "tokens": tokens,
+                          "passes": (tokens - (2 if method == "explicit" else 1)) * model.cfg.n_layers})  # fmt: skip
+    return pd.DataFrame(table)
+
+
+def shares_of_ways(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """Share right and mean cost of each way, with intervals over bridge entities.
+
+    Args:
+        rows: of `decomposition`: example, group, method (latent among them), right, tokens, passes.
+
+    Returns:
+        method, n, share, low, high, difference to latent on the same queries with its interval, tokens, passes (means).
+    """
+    latent = rows[rows.method == "latent"].set_index("example").right.astype(float)
+    table = []
+    for method, part in rows.groupby("method", sort=False):
+        right, groups = part.right.to_numpy(float), part.group.to_numpy(str)
+        share = metrics.cluster_bootstrap(right, groups, seed=seed)
+        gain = metrics.cluster_bootstrap(right - latent.loc[part.example].to_numpy(), groups, seed=seed)
+        table.append({"method": method, "n": len(part), "share": share.estimate, "low": share.low, "high": share.high,
+                      "difference": gain.estimate, "diff_low": gain.low, "diff_high": gain.high,
+                      "tokens": part.tokens.mean(), "passes": part.passes.mean()})  # fmt: skip
+    return pd.DataFrame(table)
 
 
 # --- small parts that the other two-hop experiments use, too ----------------------------------------------------------
@@ -330,23 +385,36 @@ def first_tokens(model: TransformerBridge, answers: Sequence[str]) -> list[int]:
 
 
 def first_phrase(said: str) -> str:
-    """What a generation names first: up to the first line break or mark, without an article. The own bridge.
+    """What a generation names first: up to the first line break or mark, with its "the". The own bridge.
 
-    >>> first_phrase(" India.\\n\\nThe city of Mumbai is"), first_phrase(" the Czech Republic, which")
-    ('India', 'Czech Republic')
+    >>> first_phrase(" India.\\n\\nThe city of Mumbai is"), first_phrase(" The Czech Republic, which")
+    ('India', 'the Czech Republic')
     """
     phrase = said.strip()
     for mark in ("\n", ". ", ",", ";", ":", "(", '"'):
         phrase = phrase.split(mark)[0]
     phrase = phrase.strip(" .*'“”")
-    for article in ("the ", "The ", "a ", "an "):
-        phrase = phrase.removeprefix(article)
+    if phrase.startswith("The "):
+        phrase = "t" + phrase[1:]  # it comes into the middle of a sentence
     return phrase or said.strip()[:20]
 
 
 def judge(answer: Answer, said: str, rule: str) -> bool:
     """Whether a generation counts under a rule (`RULES`)."""
     return {"word": answer.word, "published": answer.published, "leading": answer.leads}[rule](said)
+
+
+def _chosen(result: Result, examples: Sequence[str] | None) -> tuple[pd.DataFrame, list[int]]:
+    """Some of the queries of a result (None: all), in the order given, and their rows in its table."""
+    queries = result.tables["queries"]
+    rows = (
+        list(range(len(queries)))
+        if examples is None
+        else pd.Index(queries.example).get_indexer(list(examples)).tolist()
+    )
+    if -1 in rows:
+        raise ValueError(f"{list(examples or ())[rows.index(-1)]!r} is not among the {len(queries)} answered queries")
+    return queries.iloc[rows].reset_index(drop=True), rows
 
 
 def _answer_part(
@@ -385,7 +453,13 @@ def _shares(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     rows = []
     for kind, part in table.groupby("prompt", sort=False):
         for rule in RULES:
-            found = metrics.cluster_bootstrap(part[rule].to_numpy(float), part.group.to_numpy(str), seed=seed)
-            share, low, high = map(float, found)
+            right, groups = part[rule].to_numpy(float), part.group.to_numpy(str)
+            share, low, high = (
+                right.mean(),
+                np.nan,
+                np.nan,
+            )  # a shortcut may be asked about one bridge only: no interval
+            if part.group.nunique() > 1:
+                share, low, high = map(float, metrics.cluster_bootstrap(right, groups, seed=seed))
             rows.append({"prompt": kind, "rule": rule, "n": len(part), "share": share, "low": low, "high": high})
     return pd.DataFrame(rows)
