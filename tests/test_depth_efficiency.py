@@ -13,7 +13,7 @@ from lab.experiments import attributions, depth_efficiency, integrator
 from lab.experiments import depth_statistics as statistics
 from lab.interventions import ablate, rewritten, skip
 from lab.metrics import Interval
-from lab.models import hooks_left
+from lab.models import SITES, hooks_left
 from lab.texts import tokenize
 
 TEXTS = pd.DataFrame(
@@ -427,9 +427,11 @@ def test_integrator_programs_leave_position_0_alone(tiny_model):
     ids = tokenize(model, [TEXTS.text[0]]).ids
 
     def states(plan):
-        with torch.inference_mode(), rewritten(model, plan):
-            out = model.original_model.base_model(input_ids=ids, use_cache=False, output_hidden_states=True)
-        return torch.cat(out.hidden_states)
+        seen = []
+        hooks = [(SITES["resid_post"].format(layer=i), lambda x, hook: seen.append(x.clone())) for i in range(4)]
+        with torch.inference_mode(), rewritten(model, plan), model.hooks(fwd_hooks=hooks):
+            model.original_model.base_model(input_ids=ids, use_cache=False)
+        return torch.cat(seen)
 
     plain = states({})
     plans = integrator._plans(list(integrator.PROGRAMS), [0, 1, 2, 3], 4, np.random.default_rng(0), 0)

@@ -252,10 +252,14 @@ def _plans(
             if plan:
                 plans.append((name, f"layer {layer}", layer, _all_but_0(plan)))
         if name in ("two substeps", "swapped", "parallel", "strang") and len(where) == n_layers:
-            third = -(-n_layers // 3)
-            spans = {"first third": range(third), "middle third": range(third, 2 * third),
-                     "last third": range(2 * third, n_layers), "all": range(n_layers)}  # fmt: skip
-            plans += [(name, place, -1, _all_but_0(dict.fromkeys(span, single[name]))) for place, span in spans.items()]
+            thirds = [part.tolist() for part in np.array_split(np.arange(n_layers), 3)]
+            spans = dict(zip(("first third", "middle third", "last third"), thirds, strict=True))
+            spans["all"] = list(range(n_layers))
+            plans += [
+                (name, place, -1, _all_but_0(dict.fromkeys(span, single[name])))
+                for place, span in spans.items()
+                if span  # fewer than three layers leave a third empty
+            ]
     return plans
 
 
