@@ -318,7 +318,6 @@ def depth_scores(
     parts = [part.sample(n=min(n_per_level, len(part)), random_state=seed)
              for level, part in frame.groupby("level") if level in wanted]  # fmt: skip
     chosen = pd.concat(parts, ignore_index=True)
-    reuse = not why_plain(model)
     rows, profiles = [], []
     for i, (query, ids) in enumerate(
         zip(chosen.itertuples(), _ids(model, chosen[prompt_column], model.cfg.n_ctx), strict=True)
@@ -329,7 +328,8 @@ def depth_scores(
         cut = len(ids) - 1
         depths, states = skipped(model, clean, "layer")
         with _named(query.example):
-            (found,) = global_effects(model, clean, depths, states, cuts=[cut], read=[cut], reuse=reuse)
+            # one cut: a pass before it, whose keys could be kept, would cost as much as the whole
+            (found,) = global_effects(model, clean, depths, states, cuts=[cut], read=[cut], reuse=False)
         effect = depth_statistics.effect_profile(found.contribution[:, :, 0].astype(float))
         output = found.output[:, 0].astype(float)
         said = int(clean.logits.argmax())
