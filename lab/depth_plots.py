@@ -180,21 +180,27 @@ def effective_depths(result: Any) -> Figure:
     return figure
 
 
-def depth_scores(result: Any) -> Figure:
-    """Depth score by level (hops, steps, terms) with intervals, and the slope that is fitted through the prompts."""
+def depth_scores(result: Any, *, insensitive: Sequence[str] = ()) -> Figure:
+    """Depth score by level (hops, steps, terms) with intervals, and the slope that is fitted through the prompts.
+
+    Args:
+        insensitive: measures ("effect", "output") that failed their positive control; they are drawn in grey and named so.
+    """
     rows, slopes = result.summary, result.tables["slopes"]
     with classroom():
         figure, axes = plt.subplots(1, 2, figsize=(11.5, 4.8), layout="constrained")
         for ax, (measure, color, marker) in zip(axes, (("effect", BLUE, "o"), ("output", ORANGE, "s")), strict=True):
             part = rows[rows.measure == measure].sort_values("level")
+            failed = measure in insensitive
             ax.errorbar(
-                part.level, part.score, (part.score - part.low, part.high - part.score), color=color, marker=marker,
-                ms=8, capsize=4, lw=2.2,
+                part.level, part.score, (part.score - part.low, part.high - part.score), color=GREY if failed else color,
+                marker=marker, ms=8, capsize=4, lw=2.2,
             )  # fmt: skip
             some = slopes[(slopes.measure == measure) & (slopes.questions == "all") & (slopes.covariate == "none")]
             words = "later layers" if measure == "effect" else "output"
             for row in some.itertuples():
                 words += f": {row.slope:+.2f} layers a level [{row.low:+.2f}, {row.high:+.2f}]"
+            words += "\n(insensitive: no rise in the control)" if failed else ""
             ax.set(xlabel="level (hops, steps, terms)", title=words)
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.grid(alpha=0.25)
@@ -206,27 +212,39 @@ def depth_scores(result: Any) -> Figure:
 def positions_by_depth(table: Any, *, value: str, index: str, title: str = "") -> Figure:
     """A value for each token (down) and each depth or layer (across): residual erasure, or attributions.
 
+    Position 0, often an attention sink whose loss breaks everything, has a strip of its own on top and no say in the scale.
+
     Args:
         table: position, token, and the columns named by `value` and `index`. Signed values get a scale around 0.
     """
     grid = table.pivot(index="position", columns=index, values=value)
     tokens = table.drop_duplicates("position").set_index("position").token.loc[grid.index]
-    signed = bool((table[value] < -1e-9).any())
-    top = float(np.nanquantile(np.abs(grid.to_numpy()), 0.995))
+    later = grid.index > 0
+    signed = bool((grid[later] < -1e-9).any(axis=None))
+    top = float(np.nanquantile(np.abs(grid[later].to_numpy()), 0.995))
     with classroom():
-        figure, ax = _axes(None, (10.5, 1.6 + 0.36 * len(grid)))
-        image = ax.imshow(grid.to_numpy(), aspect="auto", cmap="PuOr_r" if signed else "viridis",
-                          vmin=-top if signed else 0, vmax=top)  # fmt: skip
-        ax.set_yticks(range(len(grid)), [f"{token!r}" for token in tokens])
-        ax.set(xlabel=f"{index} (0 to {grid.columns[-1]})", title=title)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.colorbar(image, ax=ax, label=value)
+        figure, axes = plt.subplots(
+            2, 1, figsize=(10.5, 2.2 + 0.36 * len(grid)), sharex=True, layout="constrained",
+            height_ratios=[1, int(later.sum())],
+        )  # fmt: skip
+        for ax, part in zip(axes, (~later, later), strict=True):
+            image = ax.imshow(grid[part].to_numpy(), aspect="auto", cmap="PuOr_r" if signed else "viridis",
+                              vmin=-top if signed else 0, vmax=top)  # fmt: skip
+            ax.set_yticks(range(int(part.sum())), [f"{token!r}" for token in tokens[part]])
+        axes[0].set_title(f"{title}\nstrip on top: position 0 (not in the colour scale)")
+        at = np.arange(0, grid.shape[1], max(1, grid.shape[1] // 10))
+        axes[1].set_xticks(at, [str(depth) for depth in grid.columns[at]])
+        axes[1].set_xlabel(f"{index} (0 to {grid.columns[-1]})")
+        figure.colorbar(image, ax=axes, label=value, extend="both" if signed else "max")
     return figure
 
 
 def integrator(result: Any) -> Figure:
     """Error of one step, what other steps do to the loss, and how alike neighbours are, by layer; controls beside."""
-    steps, split, near = (result.tables[name] for name in ("steps", "splitting", "neighbours"))
+    whole = [result.tables[name] for name in ("steps", "splitting", "neighbours")]
+    steps, split, near = (table[table.weights == "trained"] for table in whole)
+    null_steps, null_split, null_near = (table[table.weights == "random"] for table in whole)
+    null = {"color": GREEN, "ls": (0, (1, 1)), "lw": 1.5}
     with classroom():
         figure, axes = plt.subplots(2, 2, figsize=(13.0, 9.2), layout="constrained")
         ax = axes[0, 0]
@@ -234,6 +252,9 @@ def integrator(result: Any) -> Figure:
         for n, (color, dash) in zip((1, 2, 4, 8), looks, strict=True):
             part = steps[steps.n == n].groupby("layer").error.mean()
             ax.plot(part.index, part, color=color, ls=dash, label=f"{n} substep{'s' * (n > 1)}")
+        if len(null_steps):
+            part = null_steps[null_steps.n == 1].groupby("layer").error.mean()
+            ax.plot(part.index, part, **null, label="1 substep, random weights")
         ax.set(title="A. distance from the finest division", ylabel="share of the step's length", yscale="log")
         ax.legend(ncol=2)
         ax = axes[0, 1]
@@ -245,6 +266,9 @@ def integrator(result: Any) -> Figure:
         for name, (words, color, dash) in ways.items():
             part = split.groupby("layer")[name].mean()
             ax.plot(part.index, part, color=color, ls=dash, label=words)
+        if len(null_split):
+            part = null_split.groupby("layer").commutator.mean()
+            ax.plot(part.index, part, **null, label="MLP before attention, random weights")
         ax.set(title="B. distance from attention before MLP", ylabel="share of the step's length")
         ax.set_ylim(bottom=0)
         ax.legend()
@@ -255,6 +279,9 @@ def integrator(result: Any) -> Figure:
         ):
             part = near[near.neighbours == is_near].groupby("layer").cosine.mean()
             ax.plot(part.index, part, marker, color=color, ls="-" if is_near else "none", label=words)
+        if len(null_near):
+            part = null_near[null_near.neighbours].groupby("layer").cosine.mean()
+            ax.plot(part.index, part, **null, label="next layer, random weights")
         ax.axhline(0, color=GREY, lw=1)
         ax.set(title="C. update of layer l and of another at the same state", xlabel="layer l", ylabel="cosine")
         ax.legend()

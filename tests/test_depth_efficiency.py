@@ -12,7 +12,8 @@ from lab.branches import clean_run
 from lab.experiments import attributions, depth_efficiency, integrator
 from lab.experiments import depth_statistics as statistics
 from lab.interventions import ablate, rewritten, skip
-from lab.models import hooks_left
+from lab.metrics import Interval
+from lab.models import SITES, hooks_left
 from lab.texts import tokenize
 
 TEXTS = pd.DataFrame(
@@ -81,6 +82,67 @@ def test_slope_finds_a_planted_slope_and_none_where_there_is_none():
         statistics.slope(frame[frame.level == 1].assign(score=0.0), seed=0)
 
 
+def test_verdicts_are_those_of_the_interval():
+    def of(low, high, n=12, **inside):
+        return statistics.verdict(Interval((low + high) / 2, low, high), inside["inside"], n)
+
+    assert of(0.1, 0.4, inside=(-np.inf, 0.5)) == "holds"
+    assert of(0.5, 0.6, inside=(-np.inf, 0.5)) == "does not hold"
+    assert of(-0.02, 0.38, inside=(-0.25, 0.25)) == "undecided", "zero inside is not enough"
+    assert of(-0.1, 0.1, inside=(-0.25, 0.25)) == "holds"
+    assert of(0.1, 0.1, n=7, inside=(-0.25, 0.25)) == "no verdict (n < 8)"
+    assert of(np.nan, np.nan, inside=(0.0, 1.0)) == "undecided"
+
+
+def test_depth_of_change_leaves_depth_0_out_and_ed_kl_does_not():
+    kl = np.array([14.0, 6.0, 6.0, 6.0, 6.0, 6.0, 6.0, 6.0, 0.0])
+    assert statistics.depth_by_divergence(kl[:-1]) == 0.25
+    assert statistics.depth_of_change(kl) == 1.0
+    assert statistics.depth_of_change(np.array([14.0, 8.0, 0.0, 0.0, 0.0])) == 0.5
+    assert np.isnan(statistics.depth_of_change(np.ones(4)))
+
+
+def planted(share, n=10):
+    """Tables of a model whose second half has a share of the effect on later tokens; noise of a hundredth."""
+    rng = np.random.default_rng(0)
+    curve = np.repeat([(1 - share) / 2, share / 2], 2)
+    rows = [{"example": i, "group": i, "skipped_layer": s, "output": curve[s] + rng.normal(0, 0.002)}
+            for i in range(n) for s in range(4)]  # fmt: skip
+    return pd.DataFrame(rows).assign(treatment="skip", kind="layer", mode="global", scope="future", effect=1.0)
+
+
+def test_a_claim_that_random_weights_meet_too_is_no_evidence():
+    empty = {"weights": [], "position_0": np.zeros(0, bool)}
+    lens, contributions = pd.DataFrame(empty), pd.DataFrame({**empty, "quantity": []})
+
+    def verdict(trained, random, **options):
+        both = [planted(trained, **options).assign(weights="trained")]
+        both += [] if random is None else [planted(random, **options).assign(weights="random")]
+        table = statistics.claims(pd.concat(both), lens, contributions, seed=0)
+        return table.set_index("claim").loc["the second half matters little for later tokens (output)"]
+
+    assert verdict(0.10, 0.50).verdict == "holds"
+    assert verdict(0.10, 0.12).verdict == "holds, and so does the null"
+    assert verdict(0.10, 0.25).verdict == "holds, the null is undecided"
+    assert verdict(0.50, 0.10).verdict == "does not hold"
+    assert verdict(0.10, 0.12, n=5).verdict == "no verdict (n < 8)"
+    alone = verdict(0.10, None)
+    assert alone.verdict == "holds" and np.isnan(alone.null)
+    assert -0.45 < verdict(0.10, 0.50).difference_low < verdict(0.10, 0.50).difference_high < -0.35
+
+
+def test_slope_against_random_weights_is_that_of_the_differences():
+    rng = np.random.default_rng(0)
+    level, length = np.tile([1, 2, 3], 20), rng.normal(0, 1, 60)
+    frame = pd.DataFrame({"example": range(60), "group": np.repeat(range(20), 3), "level": level, "measure": "effect"})
+    random = frame.assign(score=0.7 * level + length)
+    row = statistics.slope_against(frame.assign(score=0.2 * level + random.score), random, seed=0).iloc[0]
+    assert abs(row.difference - 0.2) < 1e-9 and row.high - row.low < 1e-9, "what both share drops out"
+    assert abs(row.trained - row.random - row.difference) < 1e-9 and row.n == 20
+    with pytest.raises(ValueError, match="58 of 60 scores have a partner"):
+        statistics.slope_against(random, random[:58], seed=0)
+
+
 # --- the experiment -------------------------------------------------------------------------------------------------
 
 
@@ -104,7 +166,28 @@ def test_tables(found):
     assert lens[lens.depth == 0].kl.min() > 1e-3
     assert set(found.summary.statistic) >= {"ED_50", "ED_90", "ED_KL", "ED_ov", "second_half"}
     assert found.tables["against_null"].excludes_zero.dtype == bool
-    assert set(found.tables["claims"].verdict) <= {"holds", "does not hold", "undecided"}
+    assert (found.tables["against_null"].n_groups == 3).all() and found.tables["against_null"].few.all()
+    claims = found.tables["claims"]
+    assert set(claims.verdict) == {"no verdict (n < 8)"} and (claims.n == 3).all()
+    np.testing.assert_allclose(claims.difference, claims.estimate - claims.null)
+    assert (claims.difference_low <= claims.difference_high).all()
+
+
+def test_treatments_are_paired_with_skipping(found):
+    """The difference is that of the two numbers, and its interval that of the same prompts resampled for both."""
+    paired = found.tables["against_treatments"]
+    assert set(paired.treatment) == {"random", "other", "mean", "push"} and set(paired.scope) == {"all", "future"}
+    np.testing.assert_allclose(paired.difference, paired.skip - paired.other)
+    summary = found.summary.query("weights == 'trained' and kind == 'layer' and mode == 'global'")
+    for row in paired.query("statistic == 'second_half'").itertuples():
+        there = summary[(summary.scope == row.scope) & (summary.measure == row.measure)
+                        & (summary.statistic == row.statistic)].set_index("treatment").estimate  # fmt: skip
+        np.testing.assert_allclose([row.skip, row.other], there[["skip", row.treatment]])
+    assert (paired.low <= paired.difference + 1e-9).all() and (paired.difference <= paired.high + 1e-9).all()
+    assert paired.difference.abs().max() > 1e-3, "some replacement is not skipping"
+    same = statistics.against(found.table, found.tables["lens"], found.tables["contributions"], seed=0,
+                              column="treatment", base="skip", other="skip")  # fmt: skip
+    assert not same.excludes_zero.any()
 
 
 def test_contributions_are_those_of_the_formulas(tiny_model):
@@ -185,6 +268,10 @@ def test_depth_scores(tiny_model):
     result = depth_efficiency.depth_scores(tiny_model("llama"), data, n_per_level=4, progress=False)
     assert len(result.table) == 24 and result.table.score.between(0, 3).all()
     assert set(result.tables["slopes"].covariate) == {"none", "tokens"}
+    assert "known" not in result.table and set(result.tables["slopes"].questions) <= {"all", "right"}
+    padded = data.assign(padded="So it is. " + data.prompt)
+    padded = depth_efficiency.depth_scores(tiny_model("llama"), padded, prompt_column="padded", progress=False)
+    assert (padded.table.tokens.to_numpy() == result.table.tokens.to_numpy() + 10).all()
     profile = result.tables["profiles"].query("example == '2-1'").sort_values("skipped_layer")
     row = result.table.query("example == '2-1' and measure == 'output'").iloc[0]
     weights = profile.output.to_numpy()
@@ -211,6 +298,21 @@ def test_bad_input(tiny_model, tiny_folder):
         broken.original_model.model.layers[2].mlp.down_proj.weight[0, 0] = torch.inf
     with pytest.raises(FloatingPointError, match="what layer 2 writes is not finite in prompt 'prompt [012]'"):
         depth_efficiency.run(broken, TEXTS, resume=False, **SMALL)
+
+
+def test_a_variant_that_is_not_finite_is_named_by_prompt(tiny_model, monkeypatch):
+    def plain(*args):
+        depths, states = skipped(*args)
+        states[1, 3] = torch.inf
+        return depths, states
+
+    skipped = depth_efficiency.skipped
+    monkeypatch.setattr(depth_efficiency, "skipped", plain)
+    with pytest.raises(FloatingPointError, match="^prompt 'prompt [012]': what layer 2 adds is not finite"):
+        depth_efficiency.run(tiny_model("llama"), TEXTS, resume=False, **SMALL)
+    data = TEXTS.assign(prompt=TEXTS.text, level=[1, 2, 2], answer=" x")
+    with pytest.raises(FloatingPointError, match="^prompt 'prompt 0': what layer 2 adds is not finite"):
+        depth_efficiency.depth_scores(tiny_model("llama"), data, progress=False)
 
 
 # --- erasure and integrated gradients -------------------------------------------------------------------------------
@@ -310,13 +412,47 @@ def test_integrator_tables(tiny_model):
     finest = steps[steps.n == 8].error.mean()
     assert finest < steps[steps.n == 1].error.mean()
     one = result.table.query("program == 'dropped' and layer == 1").sort_values("example")
-    with skip(model, 1):
+    with skip(model, 1, first=1):  # position 0 takes every block as usual
         dropped = integrator._nll(model, tokenize(model, list(TEXTS.text)).ids[:, :20], {})
     np.testing.assert_allclose(sorted(one.nll), sorted(dropped), rtol=1e-5)
     assert set(result.summary.program) == set(integrator.PROGRAMS)
     assert {"first third", "middle third", "last third", "all"} <= set(result.table["where"])
     assert set(result.tables["neighbours"].neighbours) == {True, False}
-    assert hooks_left(model) == 0
+    assert set(steps.weights) == {"trained"} and hooks_left(model) == 0
+
+
+def test_integrator_programs_leave_position_0_alone(tiny_model):
+    """Whatever stands in for a block, position 0 takes it as usual; later positions do not."""
+    model = tiny_model("llama")
+    ids = tokenize(model, [TEXTS.text[0]]).ids
+
+    def states(plan):
+        seen = []
+        hooks = [(SITES["resid_post"].format(layer=i), lambda x, hook: seen.append(x.clone())) for i in range(4)]
+        with torch.inference_mode(), rewritten(model, plan), model.hooks(fwd_hooks=hooks):
+            model.original_model.base_model(input_ids=ids, use_cache=False)
+        return torch.cat(seen)
+
+    plain = states({})
+    plans = integrator._plans(list(integrator.PROGRAMS), [0, 1, 2, 3], 4, np.random.default_rng(0), 0)
+    assert {name for name, *_ in plans} == set(integrator.PROGRAMS)
+    for name, _, _, plan in plans:
+        found = states(plan)
+        assert torch.allclose(found[:, 0], plain[:, 0], atol=1e-6), name
+        assert not torch.allclose(found[-1, 1:], plain[-1, 1:], atol=1e-4), name
+
+
+def test_integrator_null(tiny_model):
+    model = tiny_model("llama")
+    null = lab.models.random_twin(model)
+    result = integrator.run(model, TEXTS, n_texts=2, n_tokens=12, n_step_texts=1, substeps=8, programs=[], null=null)
+    for name in ("steps", "splitting", "neighbours"):
+        table = result.tables[name]
+        one, other = (table[table.weights == weights] for weights in ("trained", "random"))
+        assert len(one) == len(other) > 0
+    alone = integrator.run(null, TEXTS, n_texts=2, n_tokens=12, n_step_texts=1, substeps=8, programs=[])
+    np.testing.assert_allclose(alone.tables["splitting"].commutator, result.tables["splitting"].query(
+        "weights == 'random'").commutator)  # fmt: skip
 
 
 def test_integrator_bad_input(tiny_model):

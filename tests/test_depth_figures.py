@@ -12,6 +12,7 @@ from test_two_hop_figures import words
 from lab import depth_plots
 from lab.experiments import attributions, depth_efficiency, integrator
 from lab.maps import linear_maps
+from lab.models import random_twin
 from lab.widgets import depth_explorer
 
 matplotlib.use("Agg")
@@ -76,11 +77,17 @@ def test_scores_positions_and_layers_off(tiny_model):
         for k in (1, 2) for i in range(4)
     ])  # fmt: skip
     result = depth_efficiency.depth_scores(model, data, n_per_level=4, progress=False)
-    assert "layers a level" in words(result.plot())
+    assert "layers a level" in words(result.plot()) and "insensitive" not in words(result.plot())
+    assert words(result.plot(insensitive=["output"])).count("insensitive: no rise in the control") == 1
     table = attributions.erasure(model, "Ana saw the", " sea", background=list(TEXTS.text))
     figure = depth_plots.positions_by_depth(table, value="change", index="depth")
-    grid = figure.axes[0].get_images()[0].get_array()
-    assert np.isclose(grid[3, 1], table.query("position == 3 and depth == 1").change.iloc[0])
+    strip, image = (ax.get_images()[0] for ax in figure.axes[:2])
+    assert np.isclose(image.get_array()[2, 1], table.query("position == 3 and depth == 1").change.iloc[0])
+    assert np.allclose(strip.get_array()[0], table.query("position == 0").change) and "position 0" in words(figure)
+    assert image.get_clim() == strip.get_clim() and image.get_clim()[1] <= table.query("position > 0").change.max()
+    loud = table.assign(change=table.change.where(table.position > 0, 99.0))
+    figure = depth_plots.positions_by_depth(loud, value="change", index="depth")
+    assert figure.axes[1].get_images()[0].get_clim() == image.get_clim(), "position 0 has no say in the scale"
     found = depth_efficiency.without(model, TEXT, [1, 2])
     figure = depth_plots.layers_off(found)
     np.testing.assert_allclose(line(figure.axes[1], "layers off").get_ydata(), found["loss"]["without"])
@@ -97,10 +104,12 @@ def test_scores_positions_and_layers_off(tiny_model):
 
 def test_integrator_and_maps(tiny_model):
     model = tiny_model("llama")
-    result = integrator.run(model, TEXTS, n_texts=3, n_tokens=20, n_step_texts=1, substeps=16, progress=False)
+    result = integrator.run(model, TEXTS, n_texts=3, n_tokens=20, n_step_texts=1, substeps=16, progress=False,
+                            null=random_twin(model))  # fmt: skip
     figure = result.plot()
-    error = result.tables["steps"].query("n == 1").groupby("layer").error.mean()
-    np.testing.assert_allclose(line(figure.axes[0], "1 substep").get_ydata(), error)
+    for weights, label in (("trained", "1 substep"), ("random", "1 substep, random weights")):
+        error = result.tables["steps"].query(f"n == 1 and weights == '{weights}'").groupby("layer").error.mean()
+        np.testing.assert_allclose(line(figure.axes[0], label).get_ydata(), error)
     assert "exchanged far" in words(figure)
     texts = [f"{text} And {word} came by." for text in TEXTS.text for word in ("Ana", "Bo", "Cid", "Dee", "Eve", "Flo")]
     maps = linear_maps(model, model, texts, progress=False)

@@ -8,6 +8,7 @@ import torch
 
 import lab
 from lab import small_models
+from lab.experiments import depth_efficiency
 from lab.models import weights_digest
 
 TINY_HOPS = {"max_hops": 2, "n_layers": 2, "d_model": 32, "n_names": 6, "n_relations": 3, "batch": 64, "n_prompts": 20}
@@ -138,6 +139,19 @@ def test_an_interrupted_training_leaves_nothing(monkeypatch, tmp_path):
 def test_hops_refuse(change, message, unchecked):
     with pytest.raises(ValueError, match=message):
         small_models.k_hop(**change)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error")  # the model must be right at every k
+def test_the_depth_score_rises_with_the_hops():
+    """The positive control: each hop needs a block, so a later layer must matter; the answer is scored, not its length."""
+    found = small_models.k_hop(progress=False)
+    chains = found.prompts.rename(columns={"k": "level", "text": "prompt"})[["level", "prompt", "answer"]]
+    chains = chains.assign(group=chains.prompt.str.split().str[0], answer=" " + chains.answer)
+    result = depth_efficiency.depth_scores(lab.load(found.folder, device="cpu"), chains, n_per_level=40, progress=False)
+    assert result.table.tokens.nunique() == 1 and result.table.right.mean() > 0.95
+    slopes = result.tables["slopes"].query("questions == 'all' and covariate == 'none'").set_index("measure")
+    assert slopes.low.max() > 0, slopes
 
 
 # --- text ---

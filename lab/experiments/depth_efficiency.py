@@ -11,9 +11,9 @@ What it does not show: a layer that is not missed when skipped may still compute
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ TREATMENTS = {
 }
 CUT_STEP, CUT_MARGIN = 8, 4  # cuts come from 8, 16, 24, ... below T - 4, as published
 _EPSILON = 1e-6
+_LENS_STATES = 256  # whose distributions over the vocabulary are held at once
 
 
 def run(
@@ -87,7 +88,8 @@ def run(
         `.tables["lens"]`: example, group, weights, depth, position_0, kl (nats, KL(p_l || y)), overlap (of the top 5).
         `.tables["floor"]`: example, weights, scope, layer, mean, max: effects where nothing was changed.
         `.tables["against_null"]`, `.tables["against_treatments"]`: differences of the statistics, paired by prompt.
-        `.tables["claims"]`: `depth_statistics.claims`.
+            The second: treatment, scope, measure, statistic, skip, other (with the treatment), difference, low, high.
+        `.tables["claims"]`: `depth_statistics.claims`, trained and random weights.
 
     Raises:
         ValueError: an unknown kind or treatment or an empty list of them, a prompt too short for its cuts.
@@ -205,15 +207,20 @@ def lens(model: TransformerBridge, run: CleanRun, positions: Sequence[int]) -> p
     The direction is the published one (the tuned lens uses the reverse). Early values also measure that early states are
     written in another basis than the last ones, not only that nothing has been decided.
     """
+    kl, overlap = _lens(model, run, positions)
+    return pd.DataFrame({"depth": range(len(kl)), "kl": kl.mean(1), "overlap": overlap.mean(1)})
+
+
+def _lens(model: TransformerBridge, run: CleanRun, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """KL and overlap, [depth position] each; some depths at a time, as the lens's set-up costs as much as a few states."""
     final = probabilities(model, run.states[-1, list(positions)])
-    top = final.topk(5).indices
-    rows = []
-    for depth, states in enumerate(run.states[:, list(positions)]):
+    top, at_once = final.topk(5).indices, max(1, _LENS_STATES // len(positions))
+    kl, overlap = [], []
+    for states in run.states[:, list(positions)].split(at_once):
         here = probabilities(model, states)
-        kl = (here * (here.clamp_min(1e-38).log() - final.clamp_min(1e-38).log())).sum(-1)
-        shared = (here.topk(5).indices[:, :, None] == top[:, None]).any(-1).float().mean(-1)
-        rows.append({"depth": depth, "kl": float(kl.mean()), "overlap": float(shared.mean())})
-    return pd.DataFrame(rows)
+        kl.append((here * (here.clamp_min(1e-38).log() - final.clamp_min(1e-38).log())).sum(-1))
+        overlap.append((here.topk(5).indices[..., None] == top[:, None]).any(-1).double().mean(-1))
+    return torch.cat(kl).double().cpu().numpy(), torch.cat(overlap).cpu().numpy()
 
 
 def without(model: TransformerBridge, text: str, layers: Sequence[int], *, top: int = 8) -> dict[str, pd.DataFrame]:
@@ -270,6 +277,7 @@ def depth_scores(
     seed: int = 0,
     n_per_level: int = 20,
     levels: Sequence[int] | None = None,
+    prompt_column: str = "prompt",
     known: bool = True,
     progress: bool = True,
 ) -> Result:
@@ -282,22 +290,27 @@ def depth_scores(
         data: a name from `lab.datasets.names(kind="prompts")`, or a table with prompt, level, answer (and group).
         n_per_level: prompts of each level, drawn with the seed.
         levels: None takes all.
+        prompt_column: where the prompts are; "prompt_padded" of the word problems has one length at every level.
         known: whether to ask each hop by itself (data with hop_prompts), to tell known from unknown questions.
 
     Returns:
         Result with
-        `.table`: example, group, level, tokens, right (the answer's first token is said), known, measure (effect, output),
-            score (depth score, in layers), ed_50.
+        `.table`: example, group, level, tokens, right (the answer's first token is said), measure (effect, output), score
+            (depth score, in layers), ed_50; and known (every hop is, asked by itself), where that was asked.
         `.summary`: measure, level, n, score, low, high; and for each measure the slope of the score on the level
-            (`.tables["slopes"]`: measure, questions (all, right, known), covariate (none, tokens), slope, low, high, n).
+            (`.tables["slopes"]`: measure, questions (all, right, known), covariate (none, tokens), slope, low, high, n,
+            n_groups).
         `.tables["profiles"]`: example, level, skipped_layer, effect, output.
 
     Raises:
         ValueError: no column level, a level that is not there, prompts of fewer than three tokens.
+        FloatingPointError: states that are not finite, named by prompt and layer.
     """
     frame, name = prompts(data)
-    if "level" not in frame or "prompt" not in frame:
-        raise ValueError(f"data has columns {list(frame)}: depth scores need prompt and level (hops, steps, terms)")
+    if "level" not in frame or prompt_column not in frame:
+        raise ValueError(
+            f"data has columns {list(frame)}: depth scores need {prompt_column} and level (hops, steps, terms)"
+        )
     there = sorted(frame.level.unique().tolist())
     wanted = there if levels is None else list(levels)
     if not wanted or set(wanted) - set(there):
@@ -305,17 +318,18 @@ def depth_scores(
     parts = [part.sample(n=min(n_per_level, len(part)), random_state=seed)
              for level, part in frame.groupby("level") if level in wanted]  # fmt: skip
     chosen = pd.concat(parts, ignore_index=True)
-    reuse = not why_plain(model)
     rows, profiles = [], []
     for i, (query, ids) in enumerate(
-        zip(chosen.itertuples(), _ids(model, chosen.prompt, model.cfg.n_ctx), strict=True)
+        zip(chosen.itertuples(), _ids(model, chosen[prompt_column], model.cfg.n_ctx), strict=True)
     ):
         if len(ids) < 3:
             raise ValueError(f"prompt {query.example!r} has {len(ids)} tokens; a depth score needs at least 3")
         clean = _clean(model, ids, query.example)
         cut = len(ids) - 1
         depths, states = skipped(model, clean, "layer")
-        (found,) = global_effects(model, clean, depths, states, cuts=[cut], read=[cut], reuse=reuse)
+        with _named(query.example):
+            # one cut: a pass before it, whose keys could be kept, would cost as much as the whole
+            (found,) = global_effects(model, clean, depths, states, cuts=[cut], read=[cut], reuse=False)
         effect = depth_statistics.effect_profile(found.contribution[:, :, 0].astype(float))
         output = found.output[:, 0].astype(float)
         said = int(clean.logits.argmax())
@@ -333,11 +347,9 @@ def depth_scores(
     table = pd.DataFrame(rows)
     if known and "hop_prompts" in chosen:
         table = table.merge(_known(model, chosen), on="example")
-    else:
-        table["known"] = table.right
     summary, slopes = _scores_summary(table, seed)
     parameters = {**models.facts(model), "dataset": name, "n_per_level": n_per_level, "levels": wanted, "seed": seed,
-                  "versions": versions()}  # fmt: skip
+                  "prompt_column": prompt_column, "versions": versions()}  # fmt: skip
     tables = {"profiles": pd.DataFrame(profiles), "slopes": slopes}
     return Result("depth_scores", table, summary, parameters, tables)
 
@@ -391,7 +403,8 @@ class _Worker:
         for (treatment, kind), variants in changed.items():
             if variants is None:
                 continue
-            found = global_effects(model, clean, *variants, cuts=[None, *cuts], read=read, reuse=reuse)
+            with _named(query.example):
+                found = global_effects(model, clean, *variants, cuts=[None, *cuts], read=read, reuse=reuse)
             about = {**where, "treatment": treatment, "kind": kind, "mode": "global"}
             _reduce(found, about, rows, pairs, floors if (treatment, kind) == ("skip", "layer") else None)
             if parameters["local"] and treatment == "skip":
@@ -400,11 +413,14 @@ class _Worker:
                 ]
                 part = part.clone()  # type: ignore[union-attr]
                 part[:, 0] = 0
-                found = local_effects(model, clean, range(clean.n_layers), part, cuts=[None, *cuts], reuse=reuse)
+                with _named(query.example):
+                    found = local_effects(model, clean, range(clean.n_layers), part, cuts=[None, *cuts], reuse=reuse)
                 _reduce(found, {**about, "mode": "local"}, rows, pairs, None)
         parallel = models.facts(model)["parallel_blocks"]
-        read_from_0 = pd.concat([lens(model, clean, part).assign(position_0=with_0)
-                                 for part, with_0 in ((read, False), ([0, *read], True))])  # fmt: skip
+        kl, overlap = _lens(model, clean, [0, *read])
+        read_from_0 = pd.concat([pd.DataFrame({"depth": range(len(kl)), "kl": kl[:, first:].mean(1),
+                                               "overlap": overlap[:, first:].mean(1), "position_0": not first})
+                                 for first in (1, 0)])  # fmt: skip
         tables = {
             "pairs": pd.concat(pairs, ignore_index=True),
             "contributions": contributions(clean, parallel=parallel).assign(**where),
@@ -494,6 +510,15 @@ def _clean(model: TransformerBridge, ids: torch.Tensor, example: str) -> CleanRu
     return clean
 
 
+@contextmanager
+def _named(example: str) -> Iterator[None]:
+    """What is not finite in a variant of a prompt is reported with that prompt's name."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise FloatingPointError(f"prompt {example!r}: {error}") from None
+
+
 def _ids(model: TransformerBridge, texts: Any, max_tokens: int) -> list[torch.Tensor]:
     tokens = tokenize(model, list(texts))
     return [row[:length][:max_tokens] for row, length in zip(tokens.ids, tokens.lengths.tolist(), strict=True)]
@@ -533,7 +558,7 @@ def _scores_summary(table: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.Da
                 )
                 rows.append({"measure": measure, "level": level, "n": len(some), "right": some.right.mean(),
                              "score": interval.estimate, "low": interval.low, "high": interval.high})  # fmt: skip
-        for questions in ("all", "right", "known"):
+        for questions in ("all", "right", *(["known"] if "known" in part else [])):
             some = part if questions == "all" else part[part[questions]]
             if some.level.nunique() < 2 or some.group.nunique() < 4:
                 continue
@@ -543,8 +568,18 @@ def _scores_summary(table: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.Da
                     continue  # length follows from the level: the two cannot be told apart
                 found = depth_statistics.slope(some, seed=seed, covariate=covariate)
                 slopes.append({"measure": measure, "questions": questions, "covariate": covariate or "none",
-                               "slope": found.estimate, "low": found.low, "high": found.high, "n": len(some)})  # fmt: skip
-    columns = ["measure", "questions", "covariate", "slope", "low", "high", "n"]  # also where no slope can be fitted
+                               "slope": found.estimate, "low": found.low, "high": found.high, "n": len(some),
+                               "n_groups": some.group.nunique()})  # fmt: skip
+    columns = [
+        "measure",
+        "questions",
+        "covariate",
+        "slope",
+        "low",
+        "high",
+        "n",
+        "n_groups",
+    ]  # also where no slope can be fitted
     return pd.DataFrame(rows), pd.DataFrame(slopes, columns=columns)
 
 

@@ -14,6 +14,35 @@ from jaxtyping import Float, Shaped
 
 from lab import metrics
 
+FEW = (
+    8  # groups of prompts below which an interval over them is not read: it is far too narrow, down to no width at all
+)
+
+
+def verdict(
+    interval: Any,
+    inside: tuple[float, float],
+    n: int,
+    words: tuple[str, str] = ("holds", "does not hold"),
+) -> str:
+    """Which side of a rule an interval is on: wholly inside the bounds, wholly outside, or neither ("undecided").
+
+    Args:
+        interval: anything with `low` and `high`.
+        inside: the rule's bounds; infinite where it has one only.
+        n: groups of prompts that the interval resamples; with fewer than 8 there is no verdict.
+        words: for inside and outside.
+
+    >>> verdict(metrics.Interval(0.1, -0.02, 0.38), (-0.25, 0.25), 12, ("flat", "not flat"))
+    'undecided'
+    """
+    low, high = float(interval.low), float(interval.high)
+    if n < FEW:
+        return f"no verdict (n < {FEW})"
+    if low > inside[0] and high < inside[1]:
+        return words[0]
+    return words[1] if high <= inside[0] or low >= inside[1] else "undecided"
+
 
 def effect_profile(effects: Float[np.ndarray, "*draw layer later"]) -> Float[np.ndarray, "*draw layer"]:
     """e_s = sum over l of E[s, l], divided by the number of layers after s; the last layer has none and gets 0.
@@ -81,6 +110,22 @@ def depth_by_overlap(overlap: Float[np.ndarray, "*draw layer"]) -> Float[np.ndar
     return _first(overlap > 0.3)
 
 
+def depth_of_change(curve: Float[np.ndarray, "*draw depth"]) -> Float[np.ndarray, "*draw"] | float:
+    """Mean depth, as a fraction, at which a curve over depths 0..L changes from its value at depth 1 to that at L.
+
+    Sum over d of d (x_d - x_(d-1)) / (x_L - x_1) / L, d from 2 on: steps against the trend count negatively. Depth 0 is left
+    out, where many models' embeddings read as nonsense: half of the largest KL is then often passed in the first block, and
+    ED_KL says no more than that. A steady change gives about 0.5. nan where the ends are equal.
+
+    >>> depth_of_change(np.array([99.0, 8.0, 8.0, 4.0, 0.0]))
+    0.875
+    """
+    steps = np.diff(curve[..., 1:])
+    depths = np.arange(2, curve.shape[-1]) / (curve.shape[-1] - 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (steps @ depths / steps.sum(-1))[()]
+
+
 def second_half(profile: Float[np.ndarray, "*draw layer"]) -> Float[np.ndarray, "*draw"] | float:
     """Share of a profile's sum that comes from the second half of the layers (0.5 for a flat one, even L)."""
     return (profile[..., profile.shape[-1] // 2 :].sum(-1) / profile.sum(-1))[()]
@@ -111,7 +156,7 @@ def summary(table: pd.DataFrame, lens: pd.DataFrame, contributions: pd.DataFrame
         table, lens, contributions: of `depth_efficiency.run`.
 
     Returns:
-        Columns weights, treatment, kind, mode, scope, measure, statistic, n, estimate, low, high; ED_50 and ED_90 are
+        Columns weights, treatment, kind, mode, scope, measure, statistic, n, n_groups, estimate, low, high; ED_50 and ED_90 are
         fractions of depth, `second_half` a share of the profile.
     """
     return pd.DataFrame([row for row, _ in _statistics(table, lens, contributions, seed)])
@@ -127,7 +172,10 @@ def against(
     base: str = "trained",
     other: str = "random",
 ) -> pd.DataFrame:
-    """Statistic of the base minus that of the other, the same prompts resampled for both; does the interval exclude zero?"""
+    """Statistic of the base minus that of the other, the same prompts resampled for both; does the interval exclude zero?
+
+    `few` marks intervals over fewer than 8 groups of prompts (`n_groups`), which are far too narrow to be read.
+    """
     keys = ["weights", "treatment", "kind", "mode", "scope", "measure", "statistic"]
     found = {tuple(row[key] for key in keys): (row, drawn)
              for row, drawn in _statistics(table, lens, contributions, seed)}  # fmt: skip
@@ -141,64 +189,63 @@ def against(
         there = _interval(row["estimate"] - partner[0]["estimate"], drawn - partner[1])
         rows.append({**{name: row[name] for name in keys if name != column}, base: row["estimate"],
                      other: partner[0]["estimate"], "difference": there.estimate, "low": there.low, "high": there.high,
-                     "excludes_zero": bool(there.low > 0 or there.high < 0)})  # fmt: skip
+                     "excludes_zero": bool(there.low > 0 or there.high < 0), "n_groups": row["n_groups"],
+                     "few": row["n_groups"] < FEW})  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def claims(
-    table: pd.DataFrame, lens: pd.DataFrame, contributions: pd.DataFrame, *, seed: int, weights: str = "trained"
-) -> pd.DataFrame:
-    """A reading aid: which published claims hold for this model, by stated rules, with intervals over prompts.
+def claims(table: pd.DataFrame, lens: pd.DataFrame, contributions: pd.DataFrame, *, seed: int) -> pd.DataFrame:
+    """A reading aid: which published claims hold for this model, by stated rules, and whether random weights do as well.
 
     Returns:
-        Columns claim, rule, estimate, low, high, verdict: "holds" or "does not hold" where the whole interval is on one
-        side of the rule's bound, else "undecided".
+        Columns claim, rule, n (groups of prompts), estimate, low, high; null, null_low, null_high (random weights);
+        difference, difference_low, difference_high (trained minus random, the same prompts resampled for both); verdict:
+        that of `verdict`, and where the claim holds, what it says of random weights: a claim that holds for both is not
+        evidence of what was learnt. The columns of the null are nan where none was run.
     """
-    here = contributions[(contributions.weights == weights) & ~contributions.position_0]
-    effects = table[(table.weights == weights) & (table.treatment == "skip") & (table.kind == "layer")
-                    & (table["mode"] == "global")]  # fmt: skip
-    kl = lens[(lens.weights == weights) & ~lens.position_0]
+    trained = _claims(table, lens, contributions, seed, "trained")
+    random = {row["claim"]: (row, drawn) for row, drawn, _ in _claims(table, lens, contributions, seed, "random")}
+    rows = []
+    for row, drawn, inside in trained:
+        there = metrics.Interval(row["estimate"], row["low"], row["high"])
+        said = verdict(there, inside, row["n"])
+        null, theirs = random.get(row["claim"], (None, drawn))
+        if null:
+            its = metrics.Interval(null["estimate"], null["low"], null["high"])
+            apart = _interval(row["estimate"] - null["estimate"], drawn - theirs)
+            row |= {"null": its.estimate, "null_low": its.low, "null_high": its.high, "difference": apart.estimate,
+                    "difference_low": apart.low, "difference_high": apart.high}  # fmt: skip
+            beside = {"holds": ", and so does the null", "undecided": ", the null is undecided"}
+            said += beside.get(verdict(its, inside, null["n"]), "") if said == "holds" else ""
+        else:
+            row |= dict.fromkeys(
+                ("null", "null_low", "null_high", "difference", "difference_low", "difference_high"), np.nan
+            )
+        rows.append({**row, "verdict": said})
+    return pd.DataFrame(rows)
 
-    def later_over_earlier(curves: np.ndarray) -> np.ndarray:
-        half = curves.shape[-1] // 2
-        return curves[..., half:].mean(-1) / curves[..., :half].mean(-1)
 
-    def fall(curves: np.ndarray) -> np.ndarray:
-        quarter = curves.shape[-1] // 4
-        return curves[..., 3 * quarter - 1 : 3 * quarter + 1].mean(-1) - curves[..., quarter - 1 : quarter + 1].mean(-1)
+def slope_against(trained: pd.DataFrame, random: pd.DataFrame, *, seed: int) -> pd.DataFrame:
+    """Slope of the depth score on the level, trained minus random weights: the slope of the prompts' own differences.
 
-    rows = [
-        ("attention adds less, relative to the stream, in the second half", "ratio of halves < 0.5",
-         _curves(here[here.quantity == "attn_norm"]), later_over_earlier, "below", 0.5),
-        ("the MLP adds less, relative to the stream, in the second half", "ratio of halves < 0.5",
-         _curves(here[here.quantity == "mlp_norm"]), later_over_earlier, "below", 0.5),
-        ("cosine of contribution and stream turns from negative to positive",
-         "three quarters down minus one quarter down > 0",
-         _curves(here[here.quantity == "block_cosine"]), fall, "above", 0.0),
-        ("consecutive states are nearly parallel throughout", "least cosine of h_l and h_l+1 > 0.9",
-         _curves(here[here.quantity == "state_cosine"]), lambda c: c[..., 1:].min(-1), "above", 0.9),
-        ("skipping a second-half layer barely changes later layers (all tokens)", "ratio of halves < 0.5",
-         _curves(effects[effects.scope == "all"], "effect", "skipped_layer"), later_over_earlier, "below", 0.5),
-        ("but it does change the output (all tokens)", "ratio of halves > 0.5",
-         _curves(effects[effects.scope == "all"], "output", "skipped_layer"), later_over_earlier, "above", 0.5),
-        ("the second half matters little for later tokens (layers)", "its share of the effects < 0.25",
-         _curves(effects[effects.scope == "future"], "effect", "skipped_layer"), second_half, "below", 0.25),
-        ("the second half matters little for later tokens (output)", "its share of the effects < 0.25",
-         _curves(effects[effects.scope == "future"], "output", "skipped_layer"), second_half, "below", 0.25),
-        ("the logit lens comes near the output in the second half only", "ED_KL > 0.5",
-         _curves(kl, "kl", "depth"), lambda c: depth_by_divergence(c[..., :-1]), "above", 0.5),
-    ]  # fmt: skip
-    out = []
-    for claim, rule, (values, groups), statistic, side, bound in rows:
-        if values is None or groups is None:
-            continue
-        interval, _ = of_mean(values, groups, statistic, seed=seed)
-        inside = interval.high < bound if side == "below" else interval.low > bound
-        outside = interval.low >= bound if side == "below" else interval.high <= bound
-        verdict = "holds" if inside else "does not hold" if outside else "undecided"
-        out.append({"claim": claim, "rule": rule, "estimate": interval.estimate, "low": interval.low,
-                    "high": interval.high, "verdict": verdict})  # fmt: skip
-    return pd.DataFrame(out)
+    Args:
+        trained, random: `.table` of two `depth_efficiency.depth_scores` of the same prompts.
+
+    Returns:
+        Columns measure, n (groups), trained, random, difference, low, high.
+    """
+    both = trained.merge(random[["example", "measure", "score"]], on=["example", "measure"], suffixes=("", "_random"))
+    if len(both) < len(trained):
+        raise ValueError(
+            f"{len(both)} of {len(trained)} scores have a partner: run both on the same prompts, same seed"
+        )
+    rows = []
+    for measure, part in both.groupby("measure"):
+        apart = slope(part.assign(score=part.score - part.score_random), seed=seed)
+        own = [float(np.polyfit(part.level, part[column], 1)[0]) for column in ("score", "score_random")]
+        rows.append({"measure": measure, "n": part.group.nunique(), "trained": own[0], "random": own[1],
+                     "difference": apart.estimate, "low": apart.low, "high": apart.high})  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def slope(scores: pd.DataFrame, *, seed: int, draws: int = 2000, covariate: str | None = None) -> metrics.Interval:
@@ -226,6 +273,60 @@ def slope(scores: pd.DataFrame, *, seed: int, draws: int = 2000, covariate: str 
 # --- parts ----------------------------------------------------------------------------------------------------------
 
 
+def _claims(
+    table: pd.DataFrame, lens: pd.DataFrame, contributions: pd.DataFrame, seed: int, weights: str
+) -> list[tuple[dict[str, Any], np.ndarray, tuple[float, float]]]:
+    """For each claim its row, its draws, and the bounds between which it holds."""
+    here = contributions[(contributions.weights == weights) & ~contributions.position_0]
+    effects = table[(table.weights == weights) & (table.treatment == "skip") & (table.kind == "layer")
+                    & (table["mode"] == "global")]  # fmt: skip
+    read = lens[(lens.weights == weights) & ~lens.position_0]
+
+    def added(quantity: str) -> tuple[Any, Any]:
+        return _curves(here[here.quantity == quantity])
+
+    def missed(scope: str, measure: str) -> tuple[Any, Any]:
+        return _curves(effects[effects.scope == scope], measure, "skipped_layer")
+
+    def halves(curves: np.ndarray) -> np.ndarray:
+        half = curves.shape[-1] // 2
+        return curves[..., half:].mean(-1) / curves[..., :half].mean(-1)
+
+    def rise(curves: np.ndarray) -> np.ndarray:
+        quarter = curves.shape[-1] // 4
+        return curves[..., 3 * quarter - 1 : 3 * quarter + 1].mean(-1) - curves[..., quarter - 1 : quarter + 1].mean(-1)
+
+    low, most = (-np.inf, 0.5), (0.5, np.inf)
+    rows: list[tuple[str, str, tuple[Any, Any], Any, tuple[float, float]]] = [
+        ("attention adds less, relative to the stream, in the second half", "ratio of halves < 0.5",
+         added("attn_norm"), halves, low),
+        ("the MLP adds less, relative to the stream, in the second half", "ratio of halves < 0.5",
+         added("mlp_norm"), halves, low),
+        ("cosine of contribution and stream turns from negative to positive",
+         "three quarters down minus one quarter down > 0", added("block_cosine"), rise, (0.0, np.inf)),
+        ("consecutive states are nearly parallel throughout", "least cosine of h_l and h_l+1 > 0.9",
+         added("state_cosine"), lambda c: c[..., 1:].min(-1), (0.9, np.inf)),
+        ("skipping a second-half layer barely changes later layers (all tokens)", "ratio of halves < 0.5",
+         missed("all", "effect"), halves, low),
+        ("but it does change the output (all tokens)", "ratio of halves > 0.5", missed("all", "output"), halves, most),
+        ("the second half matters little for later tokens (layers)", "its share of the effects < 0.25",
+         missed("future", "effect"), second_half, (-np.inf, 0.25)),
+        ("the second half matters little for later tokens (output)", "its share of the effects < 0.25",
+         missed("future", "output"), second_half, (-np.inf, 0.25)),
+        ("the lens's distance from the output falls in the second half", "mean depth of its fall > 0.5",
+         _curves(read, "kl", "depth"), depth_of_change, most),
+        ("the words shared with the output come in the second half", "mean depth of their rise > 0.5",
+         _curves(read, "overlap", "depth"), depth_of_change, most),
+    ]  # fmt: skip
+    out = []
+    for claim, rule, (values, groups), statistic, inside in rows:
+        if values is not None:
+            interval, drawn = of_mean(values, groups, statistic, seed=seed)
+            out.append(({"claim": claim, "rule": rule, "n": len(set(groups)), "estimate": interval.estimate,
+                         "low": interval.low, "high": interval.high}, drawn, inside))  # fmt: skip
+    return out
+
+
 def _statistics(
     table: pd.DataFrame, lens: pd.DataFrame, contributions: pd.DataFrame, seed: int
 ) -> list[tuple[dict[str, Any], np.ndarray]]:
@@ -234,8 +335,8 @@ def _statistics(
     def add(where: dict[str, Any], values: np.ndarray, groups: Any, which: dict[str, Callable]) -> None:
         for name, statistic in which.items():
             interval, drawn = of_mean(values, groups, statistic, seed=seed)
-            rows.append(({**where, "statistic": name, "n": len(values), "estimate": interval.estimate,
-                          "low": interval.low, "high": interval.high}, drawn))  # fmt: skip
+            rows.append(({**where, "statistic": name, "n": len(values), "n_groups": len(set(groups)),
+                          "estimate": interval.estimate, "low": interval.low, "high": interval.high}, drawn))  # fmt: skip
 
     profile = {"ED_50": lambda p: effective_depth(p, 0.5), "ED_90": lambda p: effective_depth(p, 0.9),
                "second_half": second_half}  # fmt: skip

@@ -41,6 +41,7 @@ PROGRAMS = {
     "exchanged": "l + 1 before l",
     "exchanged far": "control: l exchanged with a layer that is not its neighbour",
 }
+# Position 0 takes every block as usual, in all programs: it is often an attention sink, and its loss alone breaks a model.
 _ALONE = (
     "two substeps",
     "swapped",
@@ -66,9 +67,12 @@ def run(
     substeps: int = 64,
     programs: Sequence[str] = tuple(PROGRAMS),
     layers: Sequence[int] | None = None,
+    null: TransformerBridge | None = None,
     progress: bool = True,
 ) -> Result:
     """Errors of one step at every block's real input, and what other steps do to the loss.
+
+    In the programs position 0, often an attention sink, takes each block as usual; its loss would break the model by itself.
 
     Args:
         data: a name of prose or prompts, or a table with a column `text`; each text is cut to `n_tokens`.
@@ -77,23 +81,29 @@ def run(
         substeps: the finest division, a power of two, at least 8.
         programs: of `PROGRAMS`; empty measures the steps alone.
         layers: where the programs are put, one at a time; None is everywhere.
+        null: a model with random weights (`lab.models.random_twin`), whose steps are measured, too (not the programs: such a
+            model predicts nothing that could get worse).
 
     Returns:
         Result with
         `.table`: example, group, program, where (a layer, "first third", ..., "all"), layer (-1 for several), nll, rise (nats
             a token, minus the unchanged model's on the same text).
         `.summary`: program, where, layer, n, rise, low, high (interval over texts).
-        `.tables["steps"]`: example, layer, n, error (|x_n - x_finest| / |x_1 - x_0|), order (log2 of successive
+        `.tables["steps"]`: weights, example, layer, n, error (|x_n - x_finest| / |x_1 - x_0|), order (log2 of successive
             differences; 1 for Euler).
-        `.tables["splitting"]`: example, layer, commutator (|x_AM - x_MA| / |x_AM - x_0|), and the same distance from x_AM for
-            `parallel` and `strang`.
-        `.tables["neighbours"]`: example, layer, other, neighbours (l + 1, else a random pair), cosine, distance (of the two
-            updates at the input of l, relative to l's own).
+        `.tables["splitting"]`: weights, example, layer, commutator (|x_AM - x_MA| / |x_AM - x_0|), and the same distance from
+            x_AM for `parallel` and `strang`.
+        `.tables["neighbours"]`: weights, example, layer, other, neighbours (l + 1, else a random pair), cosine, distance (of
+            the two updates at the input of l, relative to l's own).
 
     Raises:
         ValueError: a model with parallel blocks, an unknown program, texts shorter than n_tokens, an empty list of layers.
     """
     models.require_site(model, "resid_mid")
+    if null is not None and null.cfg.n_layers != model.cfg.n_layers:
+        raise ValueError(
+            f"null has {null.cfg.n_layers} blocks, the model {model.cfg.n_layers}: give lab.models.random_twin(model)"
+        )
     wrong = [name for name in programs if name not in PROGRAMS]
     if wrong:
         raise ValueError(f"programs={list(programs)}: choose from {', '.join(PROGRAMS)}")
@@ -113,7 +123,11 @@ def run(
         )
     ids = tokens.ids[:, :n_tokens].to(model.cfg.device)
     rng = np.random.default_rng(seed)
-    tables = _steps(model, ids[:n_step_texts], chosen, substeps, rng)
+    found = {"trained": _steps(model, ids[:n_step_texts], chosen, substeps, np.random.default_rng([seed, 1]))}
+    if null is not None:
+        found["random"] = _steps(null, ids[:n_step_texts], chosen, substeps, np.random.default_rng([seed, 1]))
+    tables = {name: pd.concat([some[name].assign(weights=weights) for weights, some in found.items()], ignore_index=True)
+              for name in found["trained"]}  # fmt: skip
     rows: list[dict[str, Any]] = []
     base = _nll(model, ids, {})
     plans = _plans(list(programs), where, n_layers, rng, seed)
@@ -236,13 +250,24 @@ def _plans(
                     "exchanged": {layer: _of(after), after: _of(layer)},
                 }[name]
             if plan:
-                plans.append((name, f"layer {layer}", layer, plan))
+                plans.append((name, f"layer {layer}", layer, _all_but_0(plan)))
         if name in ("two substeps", "swapped", "parallel", "strang") and len(where) == n_layers:
-            third = -(-n_layers // 3)
-            spans = {"first third": range(third), "middle third": range(third, 2 * third),
-                     "last third": range(2 * third, n_layers), "all": range(n_layers)}  # fmt: skip
-            plans += [(name, place, -1, {layer: single[name] for layer in span}) for place, span in spans.items()]
+            thirds = [part.tolist() for part in np.array_split(np.arange(n_layers), 3)]
+            spans = dict(zip(("first third", "middle third", "last third"), thirds, strict=True))
+            spans["all"] = list(range(n_layers))
+            plans += [
+                (name, place, -1, _all_but_0(dict.fromkeys(span, single[name])))
+                for place, span in spans.items()
+                if span  # fewer than three layers leave a third empty
+            ]
     return plans
+
+
+def _all_but_0(plan: dict[int, Program]) -> dict[int, Program]:
+    def keeping(program: Program) -> Program:
+        return lambda x, step: torch.cat([step(x)[:, :1], program(x, step)[:, 1:]], 1)
+
+    return {layer: keeping(program) for layer, program in plan.items()}
 
 
 def _of(layer: int) -> Program:
