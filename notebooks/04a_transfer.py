@@ -40,7 +40,7 @@ import pandas as pd
 
 import lab
 from lab import transfer_plots
-from lab.experiments import transfer, transfer_statistics
+from lab.experiments import transfer, transfer_pretrained, transfer_statistics
 
 pd.options.display.max_colwidth = 120
 
@@ -310,7 +310,7 @@ pd.concat(found.values()).query("metric == 'accuracy' and curve in @wanted and p
 # %%
 model = lab.load(model_name, accept_license=accept_license)
 fewer = {"limit": 60, "steps": 8, "n": [model.cfg.n_layers - 3, model.cfg.n_layers]} if quick else {}
-tuned = transfer.pretrained(model, "sentiment_words", seed=seed, **fewer)
+tuned = transfer_pretrained.run(model, "sentiment_words", seed=seed, **fewer)
 figure = tuned.plot()
 
 # %%

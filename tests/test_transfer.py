@@ -11,7 +11,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from lab import replicas
-from lab.experiments import transfer, transfer_statistics, transfer_tasks
+from lab.experiments import transfer, transfer_pretrained, transfer_statistics, transfer_tasks
 from lab.results import Result
 
 TINY: dict[str, Any] = {"steps": 4, "gate": 0.0, "progress": False, "train_per_class": 150}  # few are left to test
@@ -180,21 +180,23 @@ def test_kept_blocks_before_the_first_step_are_the_model(
     family: str, tiny_model: Callable[[str], TransformerBridge]
 ) -> None:
     for n in (0, 1, 3, 4):
-        assert transfer.zero_step_gap(tiny_model(family), ["one", "a longer text than that", "two"], n) < 1e-5
+        assert (
+            transfer_pretrained.zero_step_gap(tiny_model(family), ["one", "a longer text than that", "two"], n) < 1e-5
+        )
 
 
 def test_other_layouts_are_refused(tiny_model: Callable[[str], TransformerBridge]) -> None:
     with pytest.raises(ValueError, match="GPT2Model is not laid out like Llama"):
-        transfer.pretrained(tiny_model("gpt2"), statements(), progress=False, resume=False)
+        transfer_pretrained.run(tiny_model("gpt2"), statements(), progress=False, resume=False)
     with pytest.raises(ValueError, match="n=5: pass a number of frozen blocks from 0 to 4"):
-        transfer.zero_step_gap(tiny_model("llama"), ["a"], 5)
+        transfer_pretrained.zero_step_gap(tiny_model("llama"), ["a"], 5)
 
 
 def test_pretrained(tiny_model: Callable[[str], TransformerBridge]) -> None:
     model = tiny_model("llama")
     before = {name: value.clone() for name, value in model.original_model.state_dict().items()}
     options: dict[str, Any] = {"n": [2, 4], "steps": 20, "rate": 1e-3, "head_rate": 1e-2, "progress": False}
-    result = transfer.pretrained(model, statements(), **options)
+    result = transfer_pretrained.run(model, statements(), **options)
     for name, value in model.original_model.state_dict().items():
         assert torch.equal(value, before[name]), "the model itself is not trained"
     summary = result.summary.set_index(["weights", "treatment", "n"])
@@ -204,7 +206,7 @@ def test_pretrained(tiny_model: Callable[[str], TransformerBridge]) -> None:
     assert summary.accuracy["none", "bag_of_words", 0] == 1 and summary.accuracy["none", "majority", 0] == 0.5
     assert summary.accuracy["trained", "K", 2] > 0.8
     assert result.table.groupby(["treatment"]).trained_weights.nunique()["S"] == 1, "the same capacity at every n"
-    again = transfer.pretrained(model, statements(), **options)  # read from the cache
+    again = transfer_pretrained.run(model, statements(), **options)  # read from the cache
     pd.testing.assert_frame_equal(again.table, result.table)
     pairs = result.tables["differences"].set_index(["first", "second", "n"])
     assert pairs.loc[("K (trained)", "R (trained)", 2), "difference"] == pytest.approx(
@@ -214,8 +216,8 @@ def test_pretrained(tiny_model: Callable[[str], TransformerBridge]) -> None:
 
 def test_no_step_leaves_the_tail_as_it_was(tiny_model: Callable[[str], TransformerBridge]) -> None:
     frame = statements()
-    texts = transfer._as_texts(tiny_model("llama"), frame)
-    body = transfer._Body(tiny_model("llama"), texts, "trained", 0, [2])
+    texts = transfer_pretrained._as_texts(tiny_model("llama"), frame)
+    body = transfer_pretrained._Body(tiny_model("llama"), texts, "trained", 0, [2])
     keep, fresh = (body.tail(2, 2, keep=kept, seed=0) for kept in (True, False))
     for number, (kept, new) in enumerate(zip(keep.layers, fresh.layers, strict=True)):
         old = body.plain.layers[2 + number].state_dict()
@@ -223,9 +225,9 @@ def test_no_step_leaves_the_tail_as_it_was(tiny_model: Callable[[str], Transform
         assert not any(torch.equal(value, old[name]) for name, value in new.state_dict().items())
     start = {name: value.clone() for name, value in keep.state_dict().items()}
     test = np.arange(len(frame)) < 4
-    transfer._tune(keep, texts, body.states[2], test, transfer._Tuning(0, 4, 1e-3, 1e-3), 0)
+    transfer_pretrained._tune(keep, texts, body.states[2], test, transfer_pretrained._Tuning(0, 4, 1e-3, 1e-3), 0)
     assert all(torch.equal(value, start[name]) for name, value in keep.state_dict().items())
-    transfer._tune(keep, texts, body.states[2], test, transfer._Tuning(1, 4, 1e-3, 1e-3), 0)
+    transfer_pretrained._tune(keep, texts, body.states[2], test, transfer_pretrained._Tuning(1, 4, 1e-3, 1e-3), 0)
     assert not any(torch.equal(value, start[name]) for name, value in keep.layers.state_dict(prefix="layers.").items())
 
 
@@ -239,4 +241,4 @@ def test_no_step_leaves_the_tail_as_it_was(tiny_model: Callable[[str], Transform
 )
 def test_what_pretrained_refuses(arguments: dict, message: str, tiny_model: Callable[[str], TransformerBridge]) -> None:
     with pytest.raises(ValueError, match=message):
-        transfer.pretrained(tiny_model("llama"), statements(), **arguments, progress=False)
+        transfer_pretrained.run(tiny_model("llama"), statements(), **arguments, progress=False)
