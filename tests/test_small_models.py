@@ -151,7 +151,7 @@ def test_the_depth_score_rises_with_the_hops():
     result = depth_efficiency.depth_scores(lab.load(found.folder, device="cpu"), chains, n_per_level=40, progress=False)
     assert result.table.tokens.nunique() == 1 and result.table.right.mean() > 0.95
     slopes = result.tables["slopes"].query("questions == 'all' and covariate == 'none'").set_index("measure")
-    assert slopes.low.max() > 0, slopes
+    assert sorted(slopes.index) == ["effect", "output"] and (slopes.low > 0).all(), slopes
 
 
 # --- text ---
