@@ -356,18 +356,6 @@ figure = transfer_plots.flipped_digits(transfer.task_of(digits).sides["B"], flip
 
 
 # %%
-def ours(table, curve, n):
-    row = table.query("metric == 'accuracy' and curve == @curve and part == 'blocks' and n == @n").iloc[0]
-    return 100 * row.estimate, 100 * row.low, 100 * row.high
-
-
-def verdict(side, low, high):
-    if side == 0:
-        return "agrees" if low <= 0 <= high else "differs"
-    low, high = sorted((side * low, side * high))
-    return "agrees" if low > 0 else "differs" if high < 0 else "open"
-
-
 last = {"digits": max(digits.parameters["n"]), "near": 4, "far": 4}
 rows = []
 for claim, curve, paper, side, layer in (
@@ -378,9 +366,10 @@ for claim, curve, paper, side, layer in (
 ):
     for data, table in {"digits": digits.summary, **found}.items():
         n = {"last": last[data], "first": 2 if data == "digits" else 1, "middle": 2}[layer]
-        mean, low, high = ours(table, curve, n)
+        row = table.query("metric == 'accuracy' and curve == @curve and part == 'blocks' and n == @n").iloc[0]
+        mean, low, high = 100 * row.estimate, 100 * row.low, 100 * row.high
         text = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}] at n = {n} of {last[data]}"
-        rows.append((claim, data, paper, text, verdict(side, low, high)))
+        rows.append((claim, data, paper, text, transfer_statistics.verdict(side, low, high)))
 pd.DataFrame(rows, columns=["claim", "ours on", "published", "ours", "verdict"])
 
 # %% [markdown]

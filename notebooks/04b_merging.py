@@ -42,7 +42,7 @@ import pandas as pd
 
 import lab
 from lab import merging_plots
-from lab.experiments import layer_ensemble, merging, probe_transfer, stitching, tuned_scaling
+from lab.experiments import layer_ensemble, merging, probe_transfer, stitching, transfer_statistics, tuned_scaling
 
 pd.options.display.max_colwidth = 120
 
@@ -325,10 +325,6 @@ figure = merging_plots.probe_transfer_by_depth(
 
 
 # %%
-def verdict(low, high):
-    return "agrees" if low > 0 else "differs" if high < 0 else "open"
-
-
 scaling = scaled.tables["differences"].set_index(
     ["measure", "other"] if "other" in scaled.tables["differences"] else ["measure", "method"]
 )
@@ -338,7 +334,14 @@ for claim, paper, place in (
     ("... and more than the same ramp reversed", "not measured", ("control", "reversed")),
 ):
     row = scaling.loc[place]
-    rows.append((claim, paper, f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]", verdict(row.low, row.high)))
+    rows.append(
+        (
+            claim,
+            paper,
+            f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]",
+            transfer_statistics.verdict(1, row.low, row.high),
+        )
+    )
 merges = merged.summary.query("part == 'merge' and metric == 'normalised'").set_index(["first", "second"])
 for claim, paper, place in (
     (
@@ -351,7 +354,14 @@ for claim, paper, place in (
     ("... by which weights it keeps", "not measured", ("concrete", "concrete_shuffled")),
 ):
     row = merges.loc[place]
-    rows.append((claim, paper, f"{row.estimate:+.3f} [{row.low:+.3f}, {row.high:+.3f}]", verdict(row.low, row.high)))
+    rows.append(
+        (
+            claim,
+            paper,
+            f"{row.estimate:+.3f} [{row.low:+.3f}, {row.high:+.3f}]",
+            transfer_statistics.verdict(1, row.low, row.high),
+        )
+    )
 pd.DataFrame(rows, columns=["claim", "published", "ours", "verdict"])
 
 # %% [markdown]

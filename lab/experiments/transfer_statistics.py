@@ -256,6 +256,21 @@ def flips(items: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*_PAIR[:-1], "n", "right_to_wrong", "wrong_to_right", "p"])
 
 
+def verdict(side: int, low: float, high: float) -> str:
+    """Our interval beside a published sign (+1, -1, or 0 for "no difference"): "agrees", "differs" or "open".
+
+    With a sign, "open" is an interval that holds 0. For "no difference" an interval that holds 0 agrees: it does not show
+    that there is none, and its width says how large one could be.
+
+    >>> verdict(1, 0.2, 0.4), verdict(1, -0.1, 0.4), verdict(-1, 0.2, 0.4), verdict(0, -0.1, 0.4)
+    ('agrees', 'open', 'differs', 'agrees')
+    """
+    if side == 0:
+        return "agrees" if low <= 0 <= high else "differs"
+    low, high = sorted((side * low, side * high))
+    return "agrees" if low > 0 else "differs" if high < 0 else "open"
+
+
 def run_name(treatment: str, part: str = "none", n: int = 0) -> str:
     """Name of a run within its split, seed and target.
 
