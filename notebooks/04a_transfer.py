@@ -366,7 +366,8 @@ for claim, curve, paper, side, layer in (
 ):
     for data, table in {"digits": digits.summary, **found}.items():
         n = {"last": last[data], "first": 2 if data == "digits" else 1, "middle": 2}[layer]
-        row = table.query("metric == 'accuracy' and curve == @curve and part == 'blocks' and n == @n").iloc[0]
+        at_n = table[(table.curve == curve) & (table.n == n)]
+        row = at_n.query("metric == 'accuracy' and part == 'blocks'").iloc[0]
         mean, low, high = 100 * row.estimate, 100 * row.low, 100 * row.high
         text = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}] at n = {n} of {last[data]}"
         rows.append((claim, data, paper, text, transfer_statistics.verdict(side, low, high)))
