@@ -22,8 +22,7 @@
 #
 # **You need** notebooks `00_start_here` (residual stream, depth) and `01_concept_depth` (why a control stands beside each result).
 #
-# **It takes** about a quarter of an hour on two processor cores (an estimate; `quick = True`: measured, about three minutes on one
-# core), 3 GB of memory, no network.
+# **It takes** about 20 minutes (`quick = True`: about three), 3.5 GB of memory, no network.
 #
 # **In class**: sections 1 to 3 make a lesson of 45 minutes, 4 to 6 a second one, 7 to 9 a seminar.
 

@@ -21,7 +21,7 @@
 #
 # **You need** notebook `00_start_here` (residual stream, depth).
 #
-# **It takes** about 35 minutes on two processor cores (`quick = True`: about three minutes), 3 GB of memory, no network.
+# **It takes** about 40 minutes on two processor cores (`quick = True`: about three minutes), 3 GB of memory, no network.
 #
 # **In class**: sections 1 to 4 make a lesson of 60 minutes, 5 to 7 a second one, 8 to 10 a seminar.
 
@@ -30,7 +30,7 @@ model_name = "smollm2-135m"
 accept_license = False  # for Gemma, which has terms of its own: see the README
 seed = 0
 n_prompts = 12  # word problems whose layers are skipped (sections 2 to 5)
-max_tokens = 80  # longer ones are cut off there
+max_tokens = 64  # longer ones are cut off there
 n_per_level = 12  # prompts of each level (section 6)
 n_documents = 80  # for linear maps (section 8)
 n_texts = 6  # for the integrator tests (section 9)
@@ -389,7 +389,7 @@ question, answer = (
     if quick
     else ("The capital of the country where Mumbai is located is", " New Delhi")
 )
-background = lab.datasets.load("prose").text.head(3 if quick else 10).str.split(". ").str[0].tolist()
+background = lab.datasets.load("prose").text.head(3 if quick else 10).str.split(". ", regex=False).str[0].tolist()
 erased = attributions.erasure(model, question, answer, background=background)
 figure = depth_plots.positions_by_depth(
     erased, value="change", index="depth", title="change of the answer's distribution when a state is erased"
