@@ -16,8 +16,8 @@
 # **Papers.** LiNeS, Wang et al., [arXiv 2410.17146](https://arxiv.org/abs/2410.17146): scale what tuning changed, less in early layers.
 # Concrete subspace, [arXiv 2312.06173](https://arxiv.org/abs/2312.06173): learn which weights to merge. LEVI,
 # [arXiv 2402.04644](https://arxiv.org/abs/2402.04644): read a large model's layers together with a small model. Geometry of Truth,
-# [arXiv 2310.06824](https://arxiv.org/abs/2310.06824): probes carried to other data. All four build on a claim of part a, that early
-# layers are general and late ones specific. We ask each method one question more: **does it need the depth?** A ramp turned round, factors in
+# [arXiv 2310.06824](https://arxiv.org/abs/2310.06824): probes carried to other data. LiNeS builds on a claim of part a, that early layers are
+# general and late ones specific; in the others depth is a choice or a question. We ask each method one question more: **does it need the depth?** A ramp turned round, factors in
 # random order, a mask shuffled, a model with random weights: what is left of the gain?
 #
 # **You need** part a, [04a_transfer](04a_transfer.py), and for sections 4 and 5 the probes of `01_concept_depth`.
@@ -33,7 +33,7 @@ seed = 0
 target = "sentiment_words"  # what the language model is tuned on in section 2, and trained on in section 7
 shifted = "reviews"  # the same labels, other texts (section 7)
 n_statements = 200  # of each data set (sections 4 and 5)
-n_documents = 60  # for stitching (section 6)
+n_documents = 122  # for stitching (section 6); fewer tokens than one would like, so R2 is a lower bound
 quick = False  # True: small numbers, for a first look or a test
 
 # %%
@@ -61,7 +61,7 @@ pd.options.display.max_colwidth = 120
 figure = merging_plots.published_forgetting(tuned_scaling.published())
 
 # %% [markdown]
-# **Things to notice.** (b), and for MNIST even (c), while the target falls by one point. But the change became *smaller*, too. Would any
+# **Things to notice.** (b) for four of seven (RESISC45 only half of it), (c) for MNIST, GTSRB and SVHN, while the target falls by 1.2 points. But the change became *smaller*, too. Would any
 # way to make it smaller have done the same? The figure cannot say: it has no constant factor, no ramp turned round, and no interval.
 #
 # The factor of block $l$ of $L$ is $\lambda_l = \alpha + \beta\,(l-1)/(L-1)$. With $\alpha = 0.25$, $\beta = 0.75$ and four blocks:
@@ -101,7 +101,7 @@ def check_constant(given):
         return print("That is the mean factor. But block 1 changed three times as much as block 4: weigh by length.")
     if abs(given - (factors * t).sum() / t.sum()) < 1e-3:
         return print("Nearly: you added lengths. The parts are at right angles, so squares add up.")
-    if abs(given - right) > 1e-3:
+    if abs(given - right) > 5e-3:
         return print("Not yet: sqrt(sum (lambda_l t_l)^2 / sum t_l^2).")
     print(f"Yes, {right:.3f}: less than the mean factor {factors.mean():.3f}, as the early blocks changed most.")
     return True
@@ -115,9 +115,11 @@ assert check_constant(np.linalg.norm(factors * t) / np.linalg.norm(t))
 # %% [markdown]
 # ## 2. The same with a language model
 #
-# All weights of the model are tuned on a small task, the read-out stays fixed. $\alpha$ is chosen on validation texts (twice the target's
-# accuracy + the controls'), for LiNeS and for each control among equally many values; what is drawn are test texts. The control here is
-# ordinary text: does it still predict the next word?
+# All weights of the model are tuned on a small task. Its read-out is one **random** direction that stays fixed, so that tuning has
+# something to learn. *Score* is twice the target's accuracy (as a share of the tuned model's) + the controls' (as a share of the untouched
+# model's). $\alpha$ is chosen by the score on validation texts, for LiNeS, the ramp reversed and one constant (*wise_ft*) among equally many
+# values; *same_norm* and *permuted* take LiNeS's own $\alpha$, which favours LiNeS a little; *ramp_only* is $\alpha = 0$. What is drawn are
+# test texts. The control here is ordinary text: does the model still predict the next word?
 
 # %%
 model = lab.load(model_name, accept_license=accept_license)
@@ -133,7 +135,8 @@ scaled.tables["differences"].query("measure in ['target', 'control', 'score']").
 #
 # - The table holds LiNeS against each control, paired by text; `p_holm` is corrected for their number. Where the interval holds 0, nothing
 #   is shown: with a few dozen texts only large differences would be.
-# - *reversed* is the decisive row. If shrinking early blocks were the point, shrinking late ones must be worse.
+# - *reversed* is the decisive row. If shrinking early blocks were the point, shrinking late ones must be worse on *score*;
+#   a smaller update alone keeps more of the controls.
 # - *same_norm* and *permuted* ask whether the size of the update is enough.
 
 # %% [markdown]
@@ -141,7 +144,8 @@ scaled.tables["differences"].query("measure in ['target', 'control', 'score']").
 #
 # One base, several tuned models, one merged. *Task arithmetic* adds the changes, *TIES* keeps the large ones that agree in sign,
 # *Consensus* those that two tasks need, *Concrete* learns a mask from unlabelled examples. Here on small nets whose every number has
-# an interval over bases: four bases are trained, each is tuned on groups of classes, and all choices are made on validation.
+# an interval over bases: four bases (two in `quick`) are trained, each is tuned on groups of classes, and all choices are made on
+# validation. *Normalised* is accuracy as a share of the own tuned model's; *objective* is the score of section 2 for one tuned model.
 #
 # **Exercise 2.** TIES by hand. Three tasks changed one weight by +0.5, +0.3 and -0.9 (all among the largest). The sign is that of the sum;
 # then the mean of those that agree. What is the merged change?
@@ -185,7 +189,8 @@ merged.summary.query("metric == 'normalised' or part == 'single' and metric == '
 #
 # - Read *interference* first: where averaging loses little against the models' own, there is little for a clever merger to win back.
 # - *with LiNeS* against *ramp reversed* asks whether the depth matters; against the plain merger, whether the extra factor does.
-# - *Concrete* against *mask shuffled*: is it *which* weights are kept, or just that some are?
+# - *Concrete* against *mask shuffled*: is it *which* weights are kept, or just that some are? Its other controls: as many steps on one number
+#   a block (*by_block*) or a task (*by_task*), and one random draw of the mask instead of its mean (*concrete_draw*, as published).
 #
 # Which weights does Concrete keep, by depth? And does lower entropy mean higher accuracy?
 
@@ -232,7 +237,7 @@ figure = merging_plots.probe_transfer_by_depth(
 # - The diagonal is the ordinary probe, on groups that it was not trained on. Off it, a star means: above the *best* of its controls, chosen
 #   anew in every draw (bag of words, length, shuffled labels, a random direction).
 # - Group splits go across data sets: a city in the training statements is in no test statement, not even in the negated ones.
-# - Published accuracies of this kind are often *centred on the target*: the threshold is set with the test statements, which presumes
+# - The paper's accuracies are *centred on the target*: the threshold is set with the test statements, which presumes
 #   that half of them are true. `accuracy_centred` in the summary is that, `accuracy` uses the source's threshold alone.
 
 # %% [markdown]
@@ -245,7 +250,8 @@ figure = merging_plots.probe_transfer_by_depth(
 figure = merging_plots.depth_transfer(carried, dataset="cities")
 
 # %% [markdown]
-# **Things to notice.** A block around the diagonal: neighbouring depths share a direction, far ones do not. Both halves of the square need
+# **Things to notice.** Is there a block around the diagonal? Then neighbouring depths share a direction. Where the left square is bright and
+# the right one near 0, a probe carries over without a shared direction. Both halves of the square need
 # not be alike: from late to early is another question than from early to late.
 
 # %% [markdown]
@@ -284,8 +290,9 @@ stitched.summary.query("condition in ['mapped', 'clean', 'token_identity', 'unig
 # ## 7. An ensemble over layers
 #
 # LEVI's idea: a large frozen model, read at several depths, beside a small model trained from scratch; together they should fail less
-# on *shifted* texts. How the original chooses layers is not known to us, so this is **our own minimal design**. Trained on single words with
-# their feeling, tested on like ones and on whole reviews:
+# on *shifted* texts. How the original chooses layers is not known to us, so this is **our own minimal design**. Trained on short
+# sentences with one word of feeling, tested on like ones and on reviews in pairs that hold the same words in another order (so a bag of
+# words must fail there):
 
 # %%
 both = layer_ensemble.run(
@@ -321,7 +328,9 @@ figure = merging_plots.probe_transfer_by_depth(
 # %% [markdown]
 # ## 9. Published beside ours
 #
-# *agrees* where our interval is on the published side of 0, *differs* where it is on the other, *open* where it holds 0.
+# *agrees* where our interval is on the published side of 0, *differs* where it is on the other, *open* where it holds 0. Intervals here
+# are not corrected for their number; p_holm stands in the tables above. Published Concrete adapts on the test images that it is then
+# scored on; ours doesn't.
 
 
 # %%
@@ -330,8 +339,13 @@ scaling = scaled.tables["differences"].set_index(
 )
 rows = []
 for claim, paper, place in (
-    ("LiNeS keeps more of the controls than plain tuning", "48.0 against 38.0 (CLIP, 8 tasks)", ("control", "tuned")),
-    ("... and more than the same ramp reversed", "not measured", ("control", "reversed")),
+    (
+        "LiNeS does better than plain tuning (score)",
+        "target 90.5 to 90.3, control 38.0 to 48.0 (CLIP, second-hand)",
+        ("score", "tuned"),
+    ),
+    ("... than the ramp reversed", "not measured", ("score", "reversed")),
+    ("... than a constant of equal length", "not measured", ("score", "same_norm")),
 ):
     row = scaling.loc[place]
     rows.append(
@@ -346,7 +360,7 @@ merges = merged.summary.query("part == 'merge' and metric == 'normalised'").set_
 for claim, paper, place in (
     (
         "LiNeS improves task arithmetic",
-        "+3.1 points (ViT-L/14, 20 tasks)",
+        "+3.1 points (ViT-L/14, 20 tasks, second-hand)",
         ("task_arithmetic_lines", "task_arithmetic"),
     ),
     ("LiNeS improves TIES", "+4.0 points (the same)", ("ties_lines", "ties")),
@@ -367,7 +381,8 @@ pd.DataFrame(rows, columns=["claim", "published", "ours", "verdict"])
 # %% [markdown]
 # ## What this does and does not show
 #
-# - Small nets, a small language model, small tasks: where nothing interferes, no merger can help, and "open" is no evidence against a method.
+# - Small nets, a small language model, small tasks: where little interferes, a merger can repair little, and with few bases one cannot
+#   even tell which. "open" is no evidence against a method.
 # - The published gains come from single runs without intervals. On language several of them are below half a point.
 # - A probe's AUC elsewhere is about linear read-out, not about what the model uses.
 # - Stitching forgives: the rest of Y may repair what a map gets wrong.

@@ -162,7 +162,9 @@ def run(
     summary, tables["levels"] = merging_statistics.summarise(table, tables["single_scores"])
     gap = summary.query("metric == 'normalised' and comparison == 'own - averaging'")
     if (gap.low <= 0).any():
-        print("Own models are not clearly above the averaged one: nothing interferes here that a merger could repair.")
+        print(
+            "Own models are not shown to be above the averaged one: little interferes, or there are too few bases to see it."
+        )
     parameters = {
         **settings, **asdict(chosen), "seed": seed, "dataset": "S", "data_checksum": task.checksum(),
         "model": f"transformer, {chosen.n_blocks} blocks, d_model {chosen.d_model}", "versions": versions(),

@@ -34,6 +34,7 @@ CURVES = {
     "random_loss": ("base", "random"),
     "random_matched_loss": ("base", "random_matched"),
     "over_random": ("AnB", "random"),
+    "over_random_matched": ("AnB", "random_matched"),
     "self_gain": ("BnB_plus", "base"),
     "transfer_gain": ("AnB_plus", "base"),
     "transfer_gain_over_base2": ("AnB_plus", "base2"),
@@ -256,17 +257,19 @@ def flips(items: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*_PAIR[:-1], "n", "right_to_wrong", "wrong_to_right", "p"])
 
 
-def verdict(side: int, low: float, high: float) -> str:
+def verdict(side: int, low: float, high: float, margin: float = 0.02) -> str:
     """Our interval beside a published sign (+1, -1, or 0 for "no difference"): "agrees", "differs" or "open".
 
-    With a sign, "open" is an interval that holds 0. For "no difference" an interval that holds 0 agrees: it does not show
-    that there is none, and its width says how large one could be.
+    With a sign, "open" is an interval that holds 0. "No difference" agrees only where the whole interval lies within
+    `margin` of 0 (in the interval's units); an interval that holds 0 and reaches further is "open".
 
-    >>> verdict(1, 0.2, 0.4), verdict(1, -0.1, 0.4), verdict(-1, 0.2, 0.4), verdict(0, -0.1, 0.4)
-    ('agrees', 'open', 'differs', 'agrees')
+    >>> verdict(1, 0.2, 0.4), verdict(1, -0.1, 0.4), verdict(-1, 0.2, 0.4), verdict(0, -0.1, 0.4), verdict(0, -0.01, 0.01)
+    ('agrees', 'open', 'differs', 'open', 'agrees')
     """
     if side == 0:
-        return "agrees" if low <= 0 <= high else "differs"
+        if low > 0 or high < 0:
+            return "differs"
+        return "agrees" if -margin <= low and high <= margin else "open"
     low, high = sorted((side * low, side * high))
     return "agrees" if low > 0 else "differs" if high < 0 else "open"
 
