@@ -260,11 +260,13 @@ def test_an_interrupt_leaves_the_list_of_what_is_done(tiny_model, tmp_path):
             signal.raise_signal(signal.SIGINT)
 
     handle = model.original_model.base_model.layers[2].register_forward_pre_hook(interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background begins with it ignored
     try:
         with pytest.raises(KeyboardInterrupt):
             collect_states(model, TEXTS, folder=tmp_path / "states", batch_tokens=1, progress=False)
     finally:
         handle.remove()
+        signal.signal(signal.SIGINT, before)
     assert hooks_left(model) == 0
     done = np.flatnonzero(np.load(tmp_path / "states" / "done.npy"))
     assert sorted(done) == sorted(np.argsort(LENGTHS)[::-1][:5])  # the longest first, and not the sixth
