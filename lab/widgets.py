@@ -399,7 +399,7 @@ def transfer_explorer(
     named = [
         (f"split {split}, seed {seed}, target {target}", place) for place, (split, seed, target) in enumerate(nets)
     ]
-    where = ipw.Dropdown(options=named, description="nets", **wide)
+    where = ipw.Dropdown(options=named, description="nets", **{**wide, "layout": ipw.Layout(width="330px")})
     metric = ipw.Dropdown(options=list(transfer_plots.UNITS), description="metric", **wide)
     message, table = ipw.HTML(), ipw.HTML()
     picture = ipw.Image(format="png", layout=ipw.Layout(max_width="1150px", width="100%"))
@@ -435,9 +435,10 @@ def transfer_explorer(
         wrong = [items[name] != items.label for name in names]
         flipped = items[wrong[0] != wrong[1]]
         row = counts.query("split == @split and seed == @seed and target == @target").iloc[0]
+        said = "&lt; 0.001" if row.p < 0.001 else f"= {row.p:.3f}"
         message.value = (
             f"<b>{names[0]}</b> against <b>{names[1]}</b>, these two nets, {row.n} test items: {row.right_to_wrong} right in "
-            f"the first only, {row.wrong_to_right} in the second only (sign test, p = {row.p:.3f})."
+            f"the first only, {row.wrong_to_right} in the second only (sign test, p {said})."
         )
         task = task_of(int(split), int(seed))
         side = task.sides[target]

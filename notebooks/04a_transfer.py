@@ -290,12 +290,12 @@ figure = transfer_plots.transfer_curves(
 # %%
 wanted = ["co_adaptation", "specificity", "boost", "transfer_gain", "transfer_gain_over_base2", "more_training"]
 wanted += ["over_random", "over_random_matched"]
-pd.concat(found.values()).query("metric == 'accuracy' and curve in @wanted and (n > 0 or curve == 'more_training')")[
-    ["distance", *columns]
-].round(3)
+shown = pd.concat(found.values()).query("metric == 'accuracy' and curve in @wanted and part != 'embedding'")
+points = [f"{100 * r.estimate:+.1f} [{100 * r.low:+.1f}, {100 * r.high:+.1f}]" for r in shown.itertuples()]
+shown.assign(points=points).pivot(index=["distance", "curve"], columns="n", values="points").fillna("")
 
 # %% [markdown]
-# **Things to notice** (in the numbers that come with the kit)
+# **Things to notice** (in the numbers that come with the kit; percentage points, intervals over four splits, columns are n)
 #
 # - *Near*: specificity rises from +11 points at n = 1 to +31 at n = 4, and no interval comes near 0. So n\* is 1: no general first block
 #   here (the embedding alone, E, nearly is one: +1.5 near, +3.2 far). And no dip of co-adaptation: near, every estimate is within 1 point

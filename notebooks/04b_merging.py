@@ -310,7 +310,7 @@ both.tables["differences"].round(3)
 # %% [markdown]
 # ## 8. Explore
 #
-# Choose what the probe was trained and tested on; move along the depth and see which statements it puts where.
+# Choose what the probe was trained and tested on; move along the depth and read its scores there, the best control beside them.
 
 # %%
 from lab.widgets import probe_transfer_explorer
@@ -334,9 +334,7 @@ figure = merging_plots.probe_transfer_by_depth(
 
 
 # %%
-scaling = scaled.tables["differences"].set_index(
-    ["measure", "other"] if "other" in scaled.tables["differences"] else ["measure", "method"]
-)
+scaling = scaled.tables["differences"].set_index(["measure", "other"])
 rows = []
 for claim, paper, place in (
     (
