@@ -21,7 +21,7 @@
 #
 # **You need** notebook `00_start_here`. Nothing of the other notebooks.
 #
-# **It takes** about ten minutes on two processor cores (`quick = True`: one and a half minutes), 2 GB of memory, no network.
+# **It takes** about ten minutes on two processor cores (an estimate; `quick = True`: one and a half minutes), 2 GB of memory, no network.
 #
 # **In class**: sections 1 and 2 make a lesson of 30 minutes about pairing, without training anything; 3 to 5 one of 60 minutes.
 

@@ -22,7 +22,7 @@
 #
 # **You need** part a, [04a_transfer](04a_transfer.py), and for sections 4 and 5 the probes of `01_concept_depth`.
 #
-# **It takes** about fifteen minutes on two processor cores (`quick = True`: three minutes), 3 GB of memory, no network.
+# **It takes** about fifteen minutes on two processor cores (an estimate; `quick = True`: three minutes), 3 GB of memory, no network.
 #
 # **In class**: sections 1 to 3 make a lesson of 60 minutes, 4 to 6 a second one.
 
@@ -334,46 +334,21 @@ figure = merging_plots.probe_transfer_by_depth(
 
 
 # %%
-scaling = scaled.tables["differences"].set_index(["measure", "other"])
-rows = []
-for claim, paper, place in (
-    (
-        "LiNeS does better than plain tuning (score)",
-        "target 90.5 to 90.3, control 38.0 to 48.0 (CLIP, second-hand)",
-        ("score", "tuned"),
-    ),
-    ("... than the ramp reversed", "not measured", ("score", "reversed")),
-    ("... than a constant of equal length", "not measured", ("score", "same_norm")),
-):
-    row = scaling.loc[place]
-    rows.append(
-        (
-            claim,
-            paper,
-            f"{row.difference:+.2f} [{row.low:+.2f}, {row.high:+.2f}]",
-            transfer_statistics.verdict(1, row.low, row.high),
-        )
-    )
+scaling = scaled.tables["differences"].set_index(["measure", "other"]).rename(columns={"difference": "estimate"})
 merges = merged.summary.query("part == 'merge' and metric == 'normalised'").set_index(["first", "second"])
-for claim, paper, place in (
-    (
-        "LiNeS improves task arithmetic",
-        "+3.1 points (ViT-L/14, 20 tasks, second-hand)",
-        ("task_arithmetic_lines", "task_arithmetic"),
-    ),
-    ("LiNeS improves TIES", "+4.0 points (the same)", ("ties_lines", "ties")),
-    ("Concrete improves task arithmetic", "+8.3 points; +7.1 at its best lambda", ("concrete", "task_arithmetic")),
-    ("... by which weights it keeps", "not measured", ("concrete", "concrete_shuffled")),
-):
-    row = merges.loc[place]
-    rows.append(
-        (
-            claim,
-            paper,
-            f"{row.estimate:+.3f} [{row.low:+.3f}, {row.high:+.3f}]",
-            transfer_statistics.verdict(1, row.low, row.high),
-        )
-    )
+rows = []
+for claim, paper, table, place in (
+    ("LiNeS does better than plain tuning (score)", "target 90.5 to 90.3, control 38.0 to 48.0 (CLIP, second-hand)", scaling, ("score", "tuned")),
+    ("... than the ramp reversed", "not measured", scaling, ("score", "reversed")),
+    ("... than a constant of equal length", "not measured", scaling, ("score", "same_norm")),
+    ("LiNeS improves task arithmetic", "+3.1 points (ViT-L/14, 20 tasks, second-hand)", merges, ("task_arithmetic_lines", "task_arithmetic")),
+    ("LiNeS improves TIES", "+4.0 points (the same)", merges, ("ties_lines", "ties")),
+    ("Concrete improves task arithmetic", "+8.3 points; +7.1 at its best lambda", merges, ("concrete", "task_arithmetic")),
+    ("... by which weights it keeps", "not measured", merges, ("concrete", "concrete_shuffled")),
+):  # fmt: skip
+    row = table.loc[place]
+    ours = f"{row.estimate:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
+    rows.append((claim, paper, ours, transfer_statistics.verdict(1, row.low, row.high)))
 pd.DataFrame(rows, columns=["claim", "published", "ours", "verdict"])
 
 # %% [markdown]

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lab import metrics
 from lab.experiments import hop_statistics as hops
 
 CELLS = [(source, target) for source in range(1, 6) for target in range(source)]  # 15 pairs
@@ -171,8 +172,8 @@ def test_sign_flips_take_whole_groups() -> None:
 
 
 def test_holm_by_hand() -> None:
-    np.testing.assert_allclose(hops._holm([0.01, 0.04, 0.03, 0.5]), [0.04, 0.09, 0.09, 0.5])
-    np.testing.assert_allclose(hops._holm([0.6, 0.7]), [1, 1])
+    np.testing.assert_allclose(metrics.holm(np.array([0.01, 0.04, 0.03, 0.5])), [0.04, 0.09, 0.09, 0.5])
+    np.testing.assert_allclose(metrics.holm(np.array([0.6, 0.7])), [1, 1])
 
 
 def test_oracle_does_not_depend_on_the_order_of_rows() -> None:

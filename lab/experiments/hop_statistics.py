@@ -258,7 +258,7 @@ def _oracle(table: pd.DataFrame, draws: int, seed: int, permutations: int) -> pd
         block += [{"condition": name, **_success(one, draws, seed)} for name, one in by_condition.items()]
         if own is not None:
             tests = [_against_own(name, one, own, draws, seed, permutations) for name, one in by_condition.items()]
-            corrected = _holm([test["p"] for test in tests])
+            corrected = metrics.holm(np.array([test["p"] for test in tests]))
             for row, test, p in zip(block[1:], tests, corrected, strict=True):
                 row.update(test, p_holm=float(p))
         rows += [{"set": kind, "position": position, **row} for row in block]
@@ -290,15 +290,6 @@ def _sign_flip(difference: np.ndarray, groups: np.ndarray, permutations: int, se
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(permutations, len(sums)))
     as_large = np.abs(signs @ sums) >= abs(sums.sum()) - _TIE
     return float((1 + as_large.sum()) / (1 + permutations))
-
-
-def _holm(p: Sequence[float]) -> np.ndarray:
-    """Holm's step-down correction: the k-th smallest of m is multiplied by m - k + 1, never below the one before."""
-    values = np.asarray(p, float)
-    order = np.argsort(values, kind="stable")
-    corrected = np.empty(len(values))
-    corrected[order] = np.minimum(1, np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)))
-    return corrected
 
 
 # --- one pair for all questions ------------------------------------------------------------------------------------

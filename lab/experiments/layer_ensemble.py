@@ -27,7 +27,6 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from lab import datasets, metrics, models, probes, replicas
-from lab.experiments.transfer_statistics import holm
 from lab.experiments.transfer_tasks import seed_of
 from lab.experiments.tuned_scaling import spread_over_groups
 from lab.replicas import Recipe
@@ -463,5 +462,5 @@ def _statistics(
     ]
     differences = pd.DataFrame(pairs, columns=["test", "other", "difference", "low", "high", "p"]).assign(p_holm=np.nan)
     for _, part in differences.groupby("test"):
-        differences.loc[part.index, "p_holm"] = holm(part.p.to_numpy())
+        differences.loc[part.index, "p_holm"] = metrics.holm(part.p.to_numpy())
     return pd.DataFrame(rows, columns=columns), differences

@@ -7,6 +7,7 @@ interval. Intervals are Student's t on cluster means (`transfer_statistics.curve
 import numpy as np
 import pandas as pd
 
+from lab import metrics
 from lab.experiments import transfer_statistics
 
 MERGERS = ("task_arithmetic", "ties", "consensus")
@@ -62,7 +63,7 @@ def summarise(table: pd.DataFrame, single: pd.DataFrame) -> tuple[pd.DataFrame, 
         return pd.DataFrame(columns=columns), pd.DataFrame()
     summary = pd.concat(rows, ignore_index=True).assign(p_holm=np.nan)
     for _, family in summary.groupby(["part", "metric", "family"]):
-        summary.loc[family.index, "p_holm"] = transfer_statistics.holm(family.p.to_numpy())
+        summary.loc[family.index, "p_holm"] = metrics.holm(family.p.to_numpy())
     sure = summary.p_holm < 0.05
     better = [sure & (summary.low > 0), sure & (summary.high < 0)]
     summary["verdict"] = np.select(better, ["first better", "second better"], "not shown")

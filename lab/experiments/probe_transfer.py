@@ -25,9 +25,8 @@ from scipy import stats
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab import models, probes
+from lab import metrics, models, probes
 from lab.datasets import check_concept_data, load
-from lab.experiments.transfer_statistics import holm
 from lab.models import cache_folder
 from lab.results import Result, fingerprint, run_shards, versions
 from lab.states import collect_states
@@ -434,7 +433,7 @@ def _pairs(found: Mapping, choice: Mapping, data: _Data, depths: Sequence[int]) 
             })  # fmt: skip
     table = pd.DataFrame(rows)
     for _, part in table.groupby("probe"):
-        table.loc[part.index, "p_holm"] = holm(part.p.to_numpy())
+        table.loc[part.index, "p_holm"] = metrics.holm(part.p.to_numpy())
     return table
 
 

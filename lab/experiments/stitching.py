@@ -27,7 +27,6 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis.logit_lens import logit_readout
 
 from lab import metrics, models
-from lab.experiments.transfer_statistics import holm
 from lab.interventions import patch, rewritten
 from lab.maps import RIDGES, Alignment, Moments, Ridge, align, split_documents
 from lab.results import Result, versions
@@ -449,7 +448,7 @@ def _tables(
     summary = pd.DataFrame(long)
     for metric in METRICS:
         mine = summary.index[(summary.condition == "mapped") & (summary.metric == metric)]
-        summary.loc[mine, "p_holm"] = holm(summary.p[mine].to_numpy())
+        summary.loc[mine, "p_holm"] = metrics.holm(summary.p[mine].to_numpy())
     columns = ["document", "group", "source_depth", "target_depth", "condition", *METRICS, "n_tokens"]
     return pd.DataFrame(rows), summary, pd.concat(by_document, ignore_index=True)[columns]
 

@@ -24,6 +24,8 @@ import pandas as pd
 from jaxtyping import Shaped
 from scipy import stats
 
+from lab import metrics
+
 # Each curve is treatment 1 minus treatment 2. A base has no n: it is paired with the other at every n.
 CURVES = {
     "co_adaptation": ("base", "BnB"),
@@ -132,7 +134,7 @@ def curves(
         rows.append((*at, *_intervals(means, confidence, draws, seed), len(part), len(means)))
     found = pd.DataFrame(rows, columns=CURVE_COLUMNS[:-1]).assign(p_holm=np.nan)
     for _, part in found[found.part == "blocks"].groupby([*_GROUP, "metric", "curve"]):
-        found.loc[part.index, "p_holm"] = holm(part.p.to_numpy())
+        found.loc[part.index, "p_holm"] = metrics.holm(part.p.to_numpy())
     order = {name: place for place, name in enumerate(names)}
     parts = {"none": 0, "embedding": 1, "blocks": 2}
     return found.sort_values(
@@ -371,14 +373,6 @@ def _intervals(means: Shaped[np.ndarray, " cluster"], confidence: float, draws: 
     else:  # all clusters agree to the last bit
         p = float(mean == 0)
     return mean, mean - reach, mean + reach, float(low), float(high), p
-
-
-def holm(p: Shaped[np.ndarray, " test"]) -> Shaped[np.ndarray, " test"]:
-    """Holm's step-down correction; tests without a p (nan) are not counted."""
-    corrected, known = np.full(len(p), np.nan), np.flatnonzero(~np.isnan(p))
-    order = known[np.argsort(p[known], kind="stable")]
-    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
-    return corrected
 
 
 def _check(table: pd.DataFrame) -> None:

@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 
 from lab import metrics
-from lab.experiments.transfer_statistics import holm
 from lab.experiments.transfer_tasks import seed_of
 
 Weights = dict[str, torch.Tensor]  # parameter name to values
@@ -161,7 +160,7 @@ def statistics(
         p_holm=np.nan
     )
     for _, part in differences.groupby("measure"):
-        differences.loc[part.index, "p_holm"] = holm(part.p.to_numpy())
+        differences.loc[part.index, "p_holm"] = metrics.holm(part.p.to_numpy())
     return summary, differences, _permutations(items, names)
 
 
