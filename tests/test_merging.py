@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
-from lab import replicas
-from lab.experiments import concrete, merging, merging_statistics, task_vectors, transfer_statistics
+from lab import metrics, replicas
+from lab.experiments import concrete, merging, merging_statistics, task_vectors
 from lab.experiments.task_vectors import add, line, lines, scale_blocks
 from lab.replicas import Recipe, Shape, Weights
 from lab.results import Result
@@ -287,7 +287,7 @@ def test_summary_is_the_paired_difference_of_the_table(result: Result) -> None:
     assert row.estimate == pytest.approx(means.mean())
     assert (row.low, row.high) == pytest.approx((means.mean() - reach, means.mean() + reach), rel=1e-5)
     family = rows[rows.family == "lines"]
-    np.testing.assert_allclose(family.p_holm, transfer_statistics.holm(family.p.to_numpy()))
+    np.testing.assert_allclose(family.p_holm, metrics.holm(family.p.to_numpy()))
     assert len(family) == 6 and family.n_clusters.eq(4).all()
 
 
