@@ -37,6 +37,7 @@ SCALINGS = {
     "wise_ft": "one constant (WiSE-FT)",
     "same_norm": "constant, update of same length",
     "permuted": "LiNeS' factors in random order",
+    "frozen": "first blocks frozen in tuning",
     "ramp_only": "ramp from 0 (alpha 0)",
 }
 ENSEMBLE = {
@@ -69,7 +70,7 @@ def merging(result: Any, *, metric: str = "normalised") -> Figure:
         raise ValueError("no run passed its gate, so there is nothing to draw; look at .tables['gate']")
     names = {name: words for name, words in METHODS.items() if name in levels.index}
     with classroom():
-        figure, (left, right) = plt.subplots(1, 2, figsize=(15.0, 6.4), layout="constrained")
+        figure, (left, right) = plt.subplots(1, 2, figsize=(15.0, 8.6), layout="constrained")
         _dots(left, levels.reindex(list(names)), list(names.values()), BLUE, "o")
         unit = "accuracy / the own model's" if metric == "normalised" else metric
         left.set(xlabel=f"{unit} (test; mean over tasks)", title="level", xlim=(0, 1.15))
@@ -258,9 +259,15 @@ def stitching(result: Any) -> Figure:
 
 def _alone(name: str) -> str:
     """A method's words where it doesn't stand under the merger that it belongs to."""
-    merger, _, variant = name.rpartition("_")
-    if variant in ("lines", "reversed"):
-        return f"{METHODS[merger]}, {'LiNeS' if variant == 'lines' else 'ramp reversed'}"
+    variants = {
+        "_lines": "LiNeS",
+        "_reversed": "ramp reversed",
+        "_same_norm": "same length",
+        "_permuted": "random order",
+    }
+    for ending, words in variants.items():
+        if name.endswith(ending):
+            return f"{METHODS[name.removesuffix(ending)]}, {words}"
     return METHODS[name].replace("... ", "").strip()
 
 

@@ -37,7 +37,8 @@ class Shape:
     """What all replicas of a batch have in common.
 
     n_inputs: number of tokens, or with `patches` numbers in a patch. causal: a position sees itself and earlier ones;
-    else all. The MLP is `mlp_ratio` times as wide as the stream.
+    else all. The MLP is `mlp_ratio` times as wide as the stream. skip: attention and MLP add to the stream; False: what
+    they write replaces it, so that nothing passes a block unread, as in the nets of arXiv 1411.1792.
     """
 
     n_blocks: int
@@ -49,6 +50,7 @@ class Shape:
     patches: bool = False
     causal: bool = True
     mlp_ratio: int = 2
+    skip: bool = True
 
     def __post_init__(self) -> None:
         if min(self.n_blocks, self.n_heads, self.n_positions, self.n_inputs, self.mlp_ratio) < 1 or self.n_classes < 2:
@@ -176,10 +178,10 @@ def run_block(
         stream = stream.view(replicas, -1, length, shape.d_model)[:, :, -1]
     mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=shape.causal and not last)
     attention = torch.bmm(mixed.transpose(1, 2).reshape(replicas, -1, shape.d_model), out)
-    stream = stream + attention
+    stream = stream + attention if shape.skip else attention
     hidden = functional.relu(torch.bmm(functional.layer_norm(stream, (shape.d_model,)), mlp_in))
     mlp = torch.bmm(hidden, mlp_out)
-    return stream + mlp, attention, mlp
+    return stream + mlp if shape.skip else mlp, attention, mlp
 
 
 def classify(weights: Weights, stream: Float[torch.Tensor, "replica example d_model"]) -> torch.Tensor:

@@ -149,6 +149,48 @@ def transfer_pretrained(result: Any) -> Figure:
     return figure
 
 
+def transfer_tuned(result: Any) -> Figure:
+    """Left: accuracy on the target by whose first n blocks it reads. Right: own minus other tasks' blocks, paired by text."""
+    rows, gaps, about = result.summary, result.tables["differences"], result.parameters
+    looks = [
+        (ORANGE, (0, (5, 1.5)), "s"),
+        (PURPLE, (0, (3, 1, 1, 1)), "D"),
+        (GREEN, (0, (2, 2)), "X"),
+        (RED, (0, (1, 1)), "v"),
+    ]
+    lines = [
+        ("BnB", about["dataset"], "tuned on the target itself (BnB)", BLUE, "-", "o"),
+        ("untouched", "untouched", "not tuned", BLACK, (0, (8, 3)), "^"),
+        *(("AnB", name, f"tuned on {name} (AnB)", *look) for name, look in zip(about["sources"], looks, strict=False)),
+    ]
+    with classroom():
+        figure, (left, right) = plt.subplots(1, 2, figsize=(13.5, 5.2), layout="constrained")
+        for place, (treatment, source, words, color, dash, marker) in enumerate(lines):
+            shift = 0.3 * (place - (len(lines) - 1) / 2)  # side by side, or the intervals hide each other
+            part = rows[(rows.treatment == treatment) & (rows.source == source)].sort_values("n")
+            reach = [part.accuracy - part.low, part.high - part.accuracy]
+            left.errorbar(
+                part.n + shift, part.accuracy, reach, color=color, ls=dash, marker=marker, label=words, elinewidth=1.4
+            )
+            part = gaps[(gaps.curve == "specificity") & (gaps.source == source)].sort_values("n")
+            if len(part):
+                reach = [100 * (part.difference - part.low), 100 * (part.high - part.difference)]
+                right.errorbar(
+                    part.n + shift, 100 * part.difference, reach, color=color, ls=dash, marker=marker, capsize=3
+                )
+        right.axhline(0, color=BLACK, lw=1)
+        left.set(ylabel="accuracy on unseen groups", title=f"{about['dataset'].replace('_', ' ')}")
+        right.set(ylabel="BnB - AnB (percentage points)", title="specificity, paired by text")
+        for ax in (left, right):
+            ax.set(xlabel=f"n: blocks carried over and frozen, of {about['n_layers']}")
+            ax.set_xticks(sorted(set(rows.n)))
+            ax.grid(alpha=0.25)
+        handles, labels = left.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncol=2)
+        figure.suptitle(f"{about['model']}: first n blocks after tuning on another task")
+    return figure
+
+
 def paired_runs(pairs: Any, curve: Any, *, n: Any, words: str, metric: str = "accuracy") -> Figure:
     """For the explorer: one curve over n with the chosen n marked, and the differences behind that one point.
 

@@ -40,7 +40,7 @@ import pandas as pd
 
 import lab
 from lab import transfer_plots
-from lab.experiments import transfer, transfer_pretrained, transfer_statistics
+from lab.experiments import transfer, transfer_pretrained, transfer_statistics, transfer_tuned
 
 pd.options.display.max_colwidth = 120
 
@@ -183,8 +183,8 @@ digits.summary.query("metric == 'accuracy' and curve in @transfer_plots.FOUR")[c
 # - In our runs (c); with two splits (`quick`) the interval is too wide to say. But look at the second figure before you say "specific": what do **random**, frozen blocks reach?
 #   A residual stream hands its input on, so a fresh classifier above random blocks still sees the image. AnB says something
 #   about *learnt* features only where it differs from them.
-# - Is there a dip of co-adaptation in the middle? One reason why there may be none: later blocks read the same stream as before the cut. We
-#   have not run a net without skip connections, so this is a guess.
+# - Is there a dip of co-adaptation in the middle? One reason why there may be none: later blocks read the same stream as before the cut.
+#   That can be tried: see "Without the residual stream" below.
 # - Intervals are Student's t over splits, and wide: five splits are five numbers. `boot_low` and `boot_high` in the summary hold the
 #   usual bootstrap, which with five clusters is too narrow (95 % intervals cover about 85 %).
 # - *Boost* compares AnB+ with BnB+: both had as many steps, and both started from features. More training alone is base2:
@@ -255,6 +255,35 @@ assert check_n_star(solution)
 
 # %%
 digits.tables["n_star"]
+
+# %% [markdown]
+# **Without the residual stream.** The paper's nets have none: a layer sees what the one below wrote, and nothing else. Here are nets of three
+# blocks in which attention and MLP *replace* the stream instead of adding to it (six layers in a row; with more blocks, this recipe
+# does not train them), beside nets of three ordinary blocks.
+#
+# **What do you expect** without the stream?
+#
+# - (a) The dip of co-adaptation appears. (b) Random blocks become worthless. (c) Both.
+
+# %%
+few = {
+    "n_blocks": 3,
+    "n": [2] if quick else [1, 2, 3],
+    "splits": 2 if quick else 10,
+    "embedding_only": False,
+    "gate": 0.6,
+}
+nets = {"with stream": transfer.run("D", seed=seed, **few), "without": transfer.run("D", seed=seed, skip=False, **few)}
+pairs = {
+    "base - random": ("base", "random"), "base - BnB": ("base", "BnB"), "BnB - AnB": ("BnB", "AnB"), "AnB - random": ("AnB", "random"),
+}  # fmt: skip
+rows = []
+for net, result in nets.items():
+    scored = transfer_statistics.passed(result.table).query("metric == 'accuracy'")
+    for row in transfer_statistics.curves(scored, pairs).itertuples():
+        points = f"{100 * row.estimate:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
+        rows.append({"difference": row.curve, "n": row.n, "net": net, "points": points})
+pd.DataFrame(rows).pivot(index=["difference", "n"], columns="net", values="points")
 
 # %% [markdown]
 # ## 4. How far is the other task?
@@ -338,6 +367,28 @@ tuned.tables["differences"].round(3)
 # - The table pairs by text. Where the interval of K - R or K - P holds 0, the figure's order of lines means nothing. Intervals hold the noise
 #   of the test texts only (one seed of the fresh weights), and are not corrected over n.
 # - K and R train millions of weights, P about two thousand (`trained_weights` in the summary); S the same number at every n.
+#
+# **AnB and BnB of a language model.** What can be had of a half B: tune the whole model on a task A, or on B itself, and carry the first n
+# blocks of that over to B, frozen, under the untouched model's other blocks. A near task A (reviews: the same labels, other texts) and a far one
+# (true or false statements about numbers).
+
+# %%
+fewer = {"limit": 60, "steps": 8, "n": [model.cfg.n_layers - 3, model.cfg.n_layers]} if quick else {}
+carried = transfer_tuned.run(model, "sentiment_words", ["reviews", "numbers"], seed=seed, **fewer)
+figure = carried.plot()
+
+# %%
+carried.tables["sources"].round(3)
+
+# %%
+carried.tables["differences"].round(3)
+
+# %% [markdown]
+# **Things to notice**
+#
+# - The first table is the gate: a source that was hardly learnt cannot show what learning it does to the blocks.
+# - *own_tuning* is BnB minus untouched: where it is 0, tuning on the target itself gave the first n blocks nothing, and a specificity of 0
+#   says nothing either.
 
 # %% [markdown]
 # ## 6. Explore

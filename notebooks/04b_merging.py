@@ -118,7 +118,8 @@ assert check_constant(np.linalg.norm(factors * t) / np.linalg.norm(t))
 # All weights of the model are tuned on a small task. Its read-out is one **random** direction that stays fixed, so that tuning has
 # something to learn. *Score* is twice the target's accuracy (as a share of the tuned model's) + the controls' (as a share of the untouched
 # model's). $\alpha$ is chosen by the score on validation texts, for LiNeS, the ramp reversed and one constant (*wise_ft*) among equally many
-# values; *same_norm* and *permuted* take LiNeS's own $\alpha$, which favours LiNeS a little; *ramp_only* is $\alpha = 0$. What is drawn are
+# values; *same_norm* and *permuted* take LiNeS's own $\alpha$, which favours LiNeS a little; *ramp_only* is $\alpha = 0$. *frozen* is tuned
+# once more, with the first blocks left alone: what LiNeS undoes afterwards is not done at all. What is drawn are
 # test texts. The control here is ordinary text: does the model still predict the next word?
 
 # %%
@@ -137,7 +138,7 @@ scaled.tables["differences"].query("measure in ['target', 'control', 'score']").
 #   is shown: with a few dozen texts only large differences would be.
 # - *reversed* is the decisive row. If shrinking early blocks were the point, shrinking late ones must be worse on *score*;
 #   a smaller update alone keeps more of the controls.
-# - *same_norm* and *permuted* ask whether the size of the update is enough.
+# - *same_norm* and *permuted* ask whether the size of the update is enough, *frozen* whether it was needed in early blocks at all.
 
 # %% [markdown]
 # ## 3. Merge several models
@@ -188,7 +189,8 @@ merged.summary.query("metric == 'normalised' or part == 'single' and metric == '
 # **Things to notice**
 #
 # - Read *interference* first: where averaging loses little against the models' own, there is little for a clever merger to win back.
-# - *with LiNeS* against *ramp reversed* asks whether the depth matters; against the plain merger, whether the extra factor does.
+# - *with LiNeS* against *ramp reversed* and *random order* asks whether the depth matters; against *same length*, one constant that makes
+#   the update as long, whether anything but the length does; against the plain merger, whether the extra factor helps.
 # - *Concrete* against *mask shuffled*: is it *which* weights are kept, or just that some are? Its other controls: as many steps on one number
 #   a block (*by_block*) or a task (*by_task*), and one random draw of the mask instead of its mean (*concrete_draw*, as published).
 #
@@ -285,6 +287,35 @@ stitched.summary.query("condition in ['mapped', 'clean', 'token_identity', 'unig
 # - *Y's embedding, mapped* knows which token stands there and nothing else. A map from X that is not far better has found the words, not the
 #   computation.
 # - *Y's own states* must give exactly 0: the check that replacing itself does nothing.
+#
+# So far X and Y were one model. Now two nets that share nothing but the text that they were trained on: one of 4 blocks and one of 8, and
+# two of 4 blocks from other random weights.
+
+# %%
+small = {"n_layers": (2, 4), "d_model": 32, "steps": 60} if quick else {"n_layers": (4, 8)}
+few, many = small["n_layers"]
+shallow, deep = (lab.load(net.folder) for net in lab.small_models.text_models(**small).values())
+other = lab.load(lab.small_models.text_models(**{**small, "n_layers": (few,)}, seed=1)[few].folder)
+depths_x = [few // 2, few] if quick else [1, 2, 3]
+options = {"groups": prose.group.to_numpy(), "seed": seed, "progress": False}
+apart = {
+    f"{few} blocks into {many}": stitching.run(shallow, deep, texts, pairs=[(i, 2 * i) for i in depths_x], **options),
+    "another seed": stitching.run(other, shallow, texts, pairs=[(i, i) for i in depths_x], **options),
+}
+figure = apart[f"{few} blocks into {many}"].plot()
+
+# %%
+figure = apart["another seed"].plot()
+
+# %%
+against_words = pd.concat(one.summary.assign(pair=name) for name, one in apart.items())
+against_words.query("condition == 'mapped' and metric == 'kl'").round(3)[
+    ["pair", "source_depth", "target_depth", "mean", "r2", "difference", "difference_low", "difference_high", "p_holm"]
+]
+
+# %% [markdown]
+# *difference*: KL of the mapped states minus KL of Y's mapped embedding. Below 0, with an interval that stays there, the map carries more than
+# which word stands where. Nets of this size do little more than that, so there is not much to find.
 
 # %% [markdown]
 # ## 7. An ensemble over layers

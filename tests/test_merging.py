@@ -288,7 +288,19 @@ def test_summary_is_the_paired_difference_of_the_table(result: Result) -> None:
     assert (row.low, row.high) == pytest.approx((means.mean() - reach, means.mean() + reach), rel=1e-5)
     family = rows[rows.family == "lines"]
     np.testing.assert_allclose(family.p_holm, metrics.holm(family.p.to_numpy()))
-    assert len(family) == 6 and family.n_clusters.eq(4).all()
+    assert len(family) == 12 and family.n_clusters.eq(4).all()
+
+
+def test_controls_of_a_merge_have_its_length_or_its_factors() -> None:
+    _, _, (tau,) = vectors(1)
+    plain, permuted = merging._controls(tau, 0.2, 0.8, [tuple(range(12))[::-1], (1, 0, *range(2, 12))], 12)
+    scaled = lines(tau, 12, 0.2, 0.8)
+    assert task_vectors.norm(plain) == pytest.approx(task_vectors.norm(scaled))
+    factors = [float((one[f"{block}.qkv"] / tau[f"{block}.qkv"]).mean()) for one in permuted for block in range(12)]
+    ramp = line(12, 0.2, 0.8)
+    assert factors == pytest.approx([*ramp[::-1], ramp[1], ramp[0], *ramp[2:]])
+    for one in permuted:
+        assert torch.allclose(one["embedding"], 0.2 * tau["embedding"]), "outside of the blocks as in LiNeS"
 
 
 def test_single_scores_are_those_of_the_tasks(result: Result) -> None:

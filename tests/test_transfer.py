@@ -11,7 +11,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from lab import replicas
-from lab.experiments import transfer, transfer_pretrained, transfer_statistics, transfer_tasks
+from lab.experiments import tails, transfer, transfer_pretrained, transfer_statistics, transfer_tasks, transfer_tuned
 from lab.results import Result
 
 TINY: dict[str, Any] = {"steps": 4, "gate": 0.0, "progress": False, "train_per_class": 150}  # few are left to test
@@ -180,16 +180,14 @@ def test_kept_blocks_before_the_first_step_are_the_model(
     family: str, tiny_model: Callable[[str], TransformerBridge]
 ) -> None:
     for n in (0, 1, 3, 4):
-        assert (
-            transfer_pretrained.zero_step_gap(tiny_model(family), ["one", "a longer text than that", "two"], n) < 1e-5
-        )
+        assert tails.zero_step_gap(tiny_model(family), ["one", "a longer text than that", "two"], n) < 1e-5
 
 
 def test_other_layouts_are_refused(tiny_model: Callable[[str], TransformerBridge]) -> None:
     with pytest.raises(ValueError, match="GPT2Model is not laid out like Llama"):
         transfer_pretrained.run(tiny_model("gpt2"), statements(), progress=False, resume=False)
     with pytest.raises(ValueError, match="n=5: pass a number of frozen blocks from 0 to 4"):
-        transfer_pretrained.zero_step_gap(tiny_model("llama"), ["a"], 5)
+        tails.zero_step_gap(tiny_model("llama"), ["a"], 5)
 
 
 def test_pretrained(tiny_model: Callable[[str], TransformerBridge]) -> None:
@@ -216,8 +214,8 @@ def test_pretrained(tiny_model: Callable[[str], TransformerBridge]) -> None:
 
 def test_no_step_leaves_the_tail_as_it_was(tiny_model: Callable[[str], TransformerBridge]) -> None:
     frame = statements()
-    texts = transfer_pretrained._as_texts(tiny_model("llama"), frame)
-    body = transfer_pretrained._Body(tiny_model("llama"), texts, "trained", 0, [2])
+    texts = tails.as_texts(tiny_model("llama"), frame)
+    body = tails.Body(tiny_model("llama"), texts, "trained", 0, [2])
     keep, fresh = (body.tail(2, 2, keep=kept, seed=0) for kept in (True, False))
     for number, (kept, new) in enumerate(zip(keep.layers, fresh.layers, strict=True)):
         old = body.plain.layers[2 + number].state_dict()
@@ -225,10 +223,55 @@ def test_no_step_leaves_the_tail_as_it_was(tiny_model: Callable[[str], Transform
         assert not any(torch.equal(value, old[name]) for name, value in new.state_dict().items())
     start = {name: value.clone() for name, value in keep.state_dict().items()}
     test = np.arange(len(frame)) < 4
-    transfer_pretrained._tune(keep, texts, body.states[2], test, transfer_pretrained._Tuning(0, 4, 1e-3, 1e-3), 0)
+    tails.tune(keep, texts, body.states[2], test, tails.Tuning(0, 4, 1e-3, 1e-3), 0)
     assert all(torch.equal(value, start[name]) for name, value in keep.state_dict().items())
-    transfer_pretrained._tune(keep, texts, body.states[2], test, transfer_pretrained._Tuning(1, 4, 1e-3, 1e-3), 0)
+    tails.tune(keep, texts, body.states[2], test, tails.Tuning(1, 4, 1e-3, 1e-3), 0)
     assert not any(torch.equal(value, start[name]) for name, value in keep.layers.state_dict(prefix="layers.").items())
+
+
+def test_tuned(tiny_model: Callable[[str], TransformerBridge], tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    before = {name: value.clone() for name, value in model.original_model.state_dict().items()}
+    target, near, far = statements(), statements(), statements()
+    far = far.assign(label=1 - far.label)  # the same words, the other way round
+    options: dict[str, Any] = {"n": [0, 2, 4], "steps": 20, "rate": 3e-3, "head_rate": 1e-2, "progress": False}
+    result = transfer_tuned.run(model, target, [near, far], repeats=2, **options)
+    for name, value in model.original_model.state_dict().items():
+        assert torch.equal(value, before[name]), "the model itself is not trained"
+    summary = result.summary.set_index(["treatment", "source", "n"])
+    sources = [("BnB", "your data 0"), ("AnB", "your data 1"), ("AnB", "your data 2"), ("untouched", "untouched")]
+    assert set(summary.index) == {(*one, n) for one in sources for n in (0, 2, 4)}
+    items = result.tables["items"]
+    at_0 = items[items.n == 0].groupby(["split", "example"]).log_p
+    assert (at_0.nunique() == 1).all(), "with nothing carried over all are one net"
+    assert not items[items.n == 2].groupby(["split", "example"]).log_p.nunique().eq(1).any()
+    gaps = result.tables["differences"].set_index(["curve", "source", "n"]).difference
+    for curve, first, second in (("specificity", sources[0], sources[1]), ("over_untouched", sources[1], sources[3])):
+        wanted = summary.accuracy[(*first, 4)] - summary.accuracy[(*second, 4)]
+        assert gaps[curve, "your data 1", 4] == pytest.approx(wanted)
+    assert gaps["own_tuning", "your data 0", 0] == 0
+    assert summary.accuracy["BnB", "your data 0", 4] > 0.8, "tuned on these very words, a read-out is enough"
+    learnt = result.tables["sources"]
+    assert len(learnt) == 2 * 3 and learnt.accuracy.min() > 0.8
+    again = transfer_tuned.run(model, target, [near, far], repeats=2, **options)  # read from the cache
+    pd.testing.assert_frame_equal(again.table, result.table)
+    pd.testing.assert_frame_equal(Result.load(result.save(tmp_path / "saved")).summary, result.summary)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n": [5]}, r"n=\[5\]: pass numbers of carried blocks from 0 to 4"),
+        ({"preset": "tiny"}, "unknown preset 'tiny'"),
+        ({"sources": []}, "pass a list of one data set or more"),
+        ({"sources": "numbers"}, "pass a list of one data set or more"),
+        ({"sources": ["numbers", "numbers"]}, "numbers is there twice"),
+        ({"repeats": 0}, "repeats=0: pass more"),
+    ],
+)
+def test_what_tuned_refuses(arguments: dict, message: str, tiny_model: Callable[[str], TransformerBridge]) -> None:
+    with pytest.raises(ValueError, match=message):
+        transfer_tuned.run(tiny_model("llama"), statements(), **{"sources": ["numbers"], **arguments}, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Replicas: one batch equals each net alone and a plainly written net; what is frozen stays, to the last bit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from lab.replicas import Recipe, Shape
 
 SHAPE = Shape(n_blocks=3, d_model=16, n_heads=2, n_positions=6, n_classes=4, n_inputs=10)
 PATCHES = Shape(3, 16, 2, n_positions=6, n_classes=4, n_inputs=5, patches=True, causal=False)
+NO_SKIP = replace(SHAPE, skip=False)
 RECIPE = Recipe(steps=12, batch=5, rate=3e-3, decay=0.1)
 
 
@@ -46,14 +49,15 @@ class Plain(nn.Module):
             scores = q @ k.transpose(-1, -2) / (d // heads) ** 0.5
             if shape.causal:
                 scores = scores.masked_fill(~torch.ones(length, length, dtype=torch.bool).tril(), -torch.inf)
-            x = x + (scores.softmax(-1) @ v).transpose(1, 2).reshape(-1, length, d) @ w[f"{block}_out"]
+            mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(-1, length, d) @ w[f"{block}_out"]
+            x = x + mixed if shape.skip else mixed
             hidden = (functional.layer_norm(x, (d,)) @ w[f"{block}_mlp_in"]).relu()
-            x = x + hidden @ w[f"{block}_mlp_out"]
+            x = x + hidden @ w[f"{block}_mlp_out"] if shape.skip else hidden @ w[f"{block}_mlp_out"]
         x = functional.layer_norm(x[:, -1], (d,)) * w["norm_gain"] + w["norm_bias"]
         return x @ w["head"] + w["head_bias"]
 
 
-@pytest.mark.parametrize("shape", [SHAPE, PATCHES], ids=["tokens", "patches"])
+@pytest.mark.parametrize("shape", [SHAPE, PATCHES, NO_SKIP], ids=["tokens", "patches", "no skip"])
 def test_as_a_plain_net_trained_alone(shape: Shape) -> None:
     weights = replicas.initial(shape, [3, 4], dtype=torch.float64)
     inputs, labels = data(shape, torch.float64)

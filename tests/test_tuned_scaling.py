@@ -26,7 +26,7 @@ SIZES: dict[str, Any] = {
     "batch": 8,
 }
 QUICK: dict[str, Any] = {
-    "sizes": SIZES, "grid": [1.0, 0.5, 0.0], "permutations": 2, "rate": 3e-3, "draws": 200, "progress": False,
+    "sizes": SIZES, "grid": [1.0, 0.5, 0.0], "permutations": 2, "frozen": [0.5], "rate": 3e-3, "draws": 200, "progress": False,
 }  # fmt: skip
 
 
@@ -162,11 +162,12 @@ def test_run(tiny_model: Callable[[str], TransformerBridge], tmp_path: Path) -> 
     result = ts.run(model, TARGET, [CONTROL], seeds=2, **QUICK)
     for name, value in model.original_model.state_dict().items():
         assert torch.equal(value, before[name]), "the caller's model is not changed"
-    methods = ["untouched", "tuned", "lines", "reversed", "wise_ft", "ramp_only", "same_norm", "permuted"]
+    methods = ["untouched", "tuned", "lines", "reversed", "wise_ft", "frozen", "ramp_only", "same_norm", "permuted"]
     assert list(result.summary.method.unique()) == methods
     grid = result.tables["grid"]
     assert grid.groupby(["seed", "family"]).chosen.sum().eq(1).all()
-    assert grid.groupby("family").size().nunique() == 1, "the same number of evaluations"
+    evaluations = grid.groupby("family").size().drop("frozen")
+    assert evaluations.nunique() == 1, "the same number of evaluations"
     chosen = grid[grid.chosen].merge(grid.groupby(["seed", "family"]).score.max().rename("best").reset_index())
     assert (chosen.score == chosen.best).all()
     np.testing.assert_allclose(grid.score, 2 * grid.target + grid.control)
@@ -205,6 +206,21 @@ def test_the_net_is_put_back(tiny_model: Callable[[str], TransformerBridge], mon
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
+def test_frozen_blocks_are_not_tuned(tiny_model: Callable[[str], TransformerBridge]) -> None:
+    model = tiny_model("llama")
+    net, task = models.plain_twin(model), task_of(model, TARGET)
+    task.make_read_out(net, "random")
+    before = {name: value.clone() for name, value in net.base_model.named_parameters()}
+    sizes = ts._sizes("quick", SIZES)
+    after = ts._tune(net, task, sizes, 1e-2, 0, False, frozen=1)
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert not any(name.startswith(("embed", "layers.0.")) for name in moved)
+    assert {name for name in before if name.startswith(("layers.1.", "norm"))} <= moved
+    ts._write(net.base_model, before)
+    every = ts._tune(net, task, sizes, 1e-2, 0, False)
+    assert any(not torch.equal(every[name], before[name]) for name in before if name.startswith("layers.0."))
+
+
 def test_published_numbers() -> None:
     table = ts.published()
     controls = table[(table.task == "EuroSAT") & (table.role == "control")]
@@ -217,6 +233,7 @@ def test_published_numbers() -> None:
     [
         ({"preset": "huge"}, "unknown preset 'huge'; presets are quick, standard"),
         ({"grid": [1.0, 2.0]}, r"grid=\[1.0, 2.0\]: pass values of alpha from 0 to 1"),
+        ({"frozen": [1.0]}, r"frozen=\[1.0\]: pass shares of the blocks, above 0 and below 1"),
         ({"sizes": {"texts": 3}}, "there is no size texts; sizes are train, validation"),
         ({"seeds": 0}, "seeds=0: pass 1 or more"),
         ({"head": "fresh"}, "head='fresh': pass random or fitted"),

@@ -100,10 +100,12 @@ def run(
     of the controls' normalised accuracy. Like the published rule, this uses labels of the control tasks.
 
     Methods of the merge: own (each task's tuned model), base (its head on the base's body), probe (the head fitted on the
-    base), averaging (lambda = 1 / N), task_arithmetic, ties, consensus, each also with _lines and _reversed (the ramp turned
-    round: deep blocks small, beta tuned as well); concrete (expected mask, lambda of task_arithmetic), concrete_draw (one
-    random draw of it, as published), concrete_shuffled (its values at other places), by_block and by_task (as many steps on
-    L + 1 factors, on N lambdas; the latter with a tenth of the rate, as it moves lambdas and not logits).
+    base), averaging (lambda = 1 / N), task_arithmetic, ties, consensus, each also with _lines, _reversed (the ramp turned
+    round: deep blocks small, beta tuned as well), _same_norm (a constant, the update as long as that of _lines) and _permuted
+    (the factors of _lines in other orders, mean over orders; like _same_norm not tuned itself); concrete (expected mask, lambda
+    of task_arithmetic), concrete_draw (one random draw of it, as published), concrete_shuffled (its values at other places),
+    by_block and by_task (as many steps on L + 1 factors, on N lambdas; the latter with a tenth of the rate, as it moves lambdas
+    and not logits).
 
     Methods of a single model: tuned, base, lines, lines_alpha_0, reversed and constant (WiSE-FT), both with their own tuned
     alpha; same_norm (constant, the update as long as that of lines), permuted (the lambdas of lines in other orders, embedding
@@ -249,7 +251,8 @@ def _merge(
         "consensus": task_vectors.consensus(taus),
     }
     bodies = {"base": base, "averaging": add(base, merged["task_arithmetic"], 1 / n)}
-    settings = []
+    orders = _orders(n_blocks, chosen.permutations, np.random.default_rng(seed))
+    settings, permuted = [], {}
     for name, tau in merged.items():
         grid = [scale * (1.5 if name == "ties" else 1.0) for scale in chosen.scales]
         alpha = lines_alpha(taus, tau)
@@ -267,6 +270,10 @@ def _merge(
             plain = method == name
             settings.append((method, np.nan if plain else alpha, np.nan if plain else grid[best],
                              grid[best] if plain else np.nan, len(grid), values[best]))  # fmt: skip
+            if method == f"{name}_lines":
+                same_norm, others = _controls(tau, alpha, grid[best], orders, n_blocks)
+                bodies[f"{name}_same_norm"] = add(base, same_norm)
+                permuted[f"{name}_permuted"] = [add(base, other) for other in others]
     scale, tau = settings[0][3], merged["task_arithmetic"]
     examples = [inputs for inputs, _ in bench.parts["unlabelled"]]
     options: dict[str, Any] = {"scale": scale, "steps": chosen.adapt, "seed": seed}
@@ -290,6 +297,9 @@ def _merge(
     first, sure = (found[0] for found in probe.score([base], "test"))
     levels = {"own": (alone, unsure), "probe": (first, sure)}
     levels |= {name: (accuracy[place], entropy[place]) for place, name in enumerate(bodies)}
+    for name, several in permuted.items():
+        right, spread = bench.score(several, "test")
+        levels[name] = (right.mean(0), spread.mean(0))
     rows = [
         (task, method, metric, float(values[task]))
         for method, (right, spread) in levels.items()
@@ -319,6 +329,16 @@ def _merge(
         "adaptation": traced,
         "collapse": collapse,
     }
+
+
+def _controls(
+    tau: Weights, alpha: float, beta: float, orders: Sequence[Sequence[int]], n_blocks: int
+) -> tuple[Weights, list[Weights]]:
+    """Of LiNeS's update: tau times a constant, as long; and the factors of its blocks in other orders."""
+    ramp = line(n_blocks, alpha, beta)
+    length = task_vectors.norm(lines(tau, n_blocks, alpha, beta)) / task_vectors.norm(tau)
+    permuted = [scale_blocks(tau, ramp[list(order)].tolist(), alpha) for order in orders]
+    return {name: length * value for name, value in tau.items()}, permuted
 
 
 def _single(

@@ -15,7 +15,11 @@ MERGERS = ("task_arithmetic", "ties", "consensus")
 MERGED = {
     "interference": [("own", "averaging"), ("own", "base"), ("averaging", "base")],
     "merger": [("task_arithmetic", "averaging"), ("ties", "task_arithmetic"), ("consensus", "task_arithmetic")],
-    "lines": [(f"{name}_lines", other) for name in MERGERS for other in (name, f"{name}_reversed")],
+    "lines": [
+        (f"{name}_lines", f"{name}{other}")
+        for name in MERGERS
+        for other in ("", "_reversed", "_same_norm", "_permuted")
+    ],
     "concrete": [
         ("concrete", other)
         for other in ("task_arithmetic", "concrete_shuffled", "concrete_draw", "by_block", "by_task")

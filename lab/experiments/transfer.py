@@ -45,6 +45,7 @@ class Preset:
     seeds: int = 1
     d_model: int = 64
     n_heads: int = 2
+    skip: bool = True
     sizes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -115,6 +116,8 @@ def run(
     seeds: int | None = None,
     targets: Sequence[str] | None = None,
     steps: int | None = None,
+    n_blocks: int | None = None,
+    skip: bool = True,
     embedding_only: bool = True,
     random: bool = True,
     own_rows: str = "fresh",
@@ -143,8 +146,10 @@ def run(
         preset: quick, standard or full: sizes in `PRESETS`.
         seed: first of the seeds; a seed draws examples, initial weights and batch order, a split the halves.
         distance: near or far.
-        n, splits, seeds, targets, steps: instead of the preset's: numbers of copied blocks; numbers of splits and of seeds
-            a split; halves trained on ("A", "B"); steps.
+        n, splits, seeds, targets, steps, n_blocks: instead of the preset's: numbers of copied blocks; numbers of splits and
+            of seeds a split; halves trained on ("A", "B"); steps; blocks of the net (then pass n as well).
+        skip: attention and MLP add to the stream. False: they replace it, as layers do in the paper's nets: is a residual
+            stream the reason for a missing dip of co-adaptation, and for strong random features? Takes few blocks.
         embedding_only: also "E".
         random: also random and random_matched.
         own_rows: what the rows of tokens that the other half lacks (F, Mod) start from; they train in every treatment.
@@ -185,6 +190,8 @@ def run(
         seeds=chosen.seeds if seeds is None else seeds,
         targets=tuple(chosen.targets if targets is None else targets),
         recipe=chosen.recipe if steps is None else replace(chosen.recipe, steps=steps),
+        n_blocks=chosen.n_blocks if n_blocks is None else n_blocks,
+        skip=skip,
         sizes={**chosen.sizes, **sizes},
     )
     _check(chosen, at_once)
@@ -266,7 +273,7 @@ def _shard(*, split: int, seed: int, settings: dict[str, Any], at_once: int, pro
         settings["task"], distance=settings["distance"], split=split, seed=seed, halves=settings["halves"],
         **settings["sizes"],
     )  # fmt: skip
-    shape = _shape(task, settings["n_blocks"], settings["d_model"], settings["n_heads"])
+    shape = _shape(task, **{name: settings[name] for name in ("n_blocks", "d_model", "n_heads", "skip")})
     about = {"task": task.name, "distance": task.distance, "split": split, "seed": seed}
     pool = _Pool(task, recipe, (split, seed))
     bases = {
@@ -435,15 +442,16 @@ def _check(chosen: Preset, at_once: int) -> None:
         raise ValueError(f"at_once={at_once}: pass at least 1")
 
 
-def _shape(task: Task, n_blocks: int, d_model: int, n_heads: int) -> Shape:
+def _shape(task: Task, n_blocks: int, d_model: int, n_heads: int, skip: bool = True) -> Shape:
     return Shape(
         n_blocks=n_blocks, d_model=d_model, n_heads=n_heads, n_positions=task.n_positions, n_classes=task.n_classes,
-        n_inputs=task.n_inputs, patches=task.patches, causal=task.causal,
+        n_inputs=task.n_inputs, patches=task.patches, causal=task.causal, skip=skip,
     )  # fmt: skip
 
 
 def _name(chosen: Preset) -> str:
-    return f"transformer, {chosen.n_blocks} blocks, d_model {chosen.d_model}"
+    skips = "" if chosen.skip else ", no skip connections"
+    return f"transformer, {chosen.n_blocks} blocks, d_model {chosen.d_model}{skips}"
 
 
 def _say_failures(gate: pd.DataFrame, shards: int) -> None:
@@ -459,7 +467,7 @@ def _say_failures(gate: pd.DataFrame, shards: int) -> None:
 
 def _print_estimate(task: Task, chosen: Preset, plan: list[_Planned], shards: int, at_once: int) -> None:
     """Time a few steps of as many replicas as are trained at once, and scale up. Right to a factor of two."""
-    shape = _shape(task, chosen.n_blocks, chosen.d_model, chosen.n_heads)
+    shape = _shape(task, chosen.n_blocks, chosen.d_model, chosen.n_heads, chosen.skip)
     few = replace(chosen.recipe, steps=3)
     pool = _Pool(task, few, (0, 0))
     count = min(at_once, len(plan))

@@ -36,7 +36,8 @@ from lab.texts import last_positions, tokenize
 @dataclass(frozen=True)
 class Preset:
     """Sizes. Texts of each labelled set to fit its read-out on (and tune), to choose alpha on, to report on; of prose
-    (validation, test), cut to `length` tokens; tuning steps of `batch` texts; values of alpha; random orders of the lambdas.
+    (validation, test), cut to `length` tokens; tuning steps of `batch` texts; values of alpha; random orders of the lambdas;
+    tuning seeds; shares of the blocks that the control "frozen" leaves as they are.
     """
 
     train: int
@@ -49,11 +50,14 @@ class Preset:
     grid: tuple[float, ...]
     permutations: int
     seeds: int
+    frozen: tuple[float, ...]
 
 
 PRESETS = {
-    "quick": Preset(64, 20, 32, (8, 12), 24, 16, 8, (1.0, 0.75, 0.5, 0.25, 0.0), 3, 1),
-    "standard": Preset(256, 100, 200, (40, 80), 48, 60, 16, tuple(i / 10 for i in range(10, -1, -1)), 20, 3),
+    "quick": Preset(64, 20, 32, (8, 12), 24, 16, 8, (1.0, 0.75, 0.5, 0.25, 0.0), 3, 1, (0.5,)),
+    "standard": Preset(
+        256, 100, 200, (40, 80), 48, 60, 16, tuple(i / 10 for i in range(10, -1, -1)), 20, 3, (0.25, 0.5, 0.75)
+    ),
 }
 PROSE = "prose"
 _READ_OUT_C = 0.01  # inverse strength of its L2 penalty, on standardised states: many more dimensions than texts
@@ -95,6 +99,7 @@ def run(
     head: str = "random",
     grid: Sequence[float] | None = None,
     permutations: int | None = None,
+    frozen: Sequence[float] | None = None,
     sizes: Mapping[str, Any] | None = None,
     draws: int = 2000,
     resume: bool = True,
@@ -113,7 +118,9 @@ def run(
     untouched control (accuracies); the first of equals in the order of `grid`. They are reported on test texts, beside
     "untouched", "tuned", "ramp_only" (alpha 0), "same_norm" (a constant; the update as long as that of "lines") and
     "permuted" (the lambdas of "lines" in random order over blocks, mean over the orders; alpha is that of "lines", which
-    favours "lines" a little).
+    favours "lines" a little) and "frozen" (tuned once more from the start, with the embedding and the first blocks left as
+    they are: forgetting prevented, not undone; how many is chosen on validation like alpha, among fewer values, as each
+    takes a tuning).
 
     Args:
         model: from `lab.load`. It is not changed; its weights are read again from where they came from.
@@ -121,7 +128,8 @@ def run(
         control_data: names or tables as above, or "prose" or a table with `text` and without labels: next tokens.
         preset: quick or standard, sizes in `PRESETS`.
         seed: of the choice of texts; the first of the tuning seeds (order of the batches).
-        seeds, steps, grid, permutations: instead of the preset's. grid: values of alpha in [0, 1], each once.
+        seeds, steps, grid, permutations, frozen: instead of the preset's. grid: values of alpha in [0, 1], each once.
+            frozen: shares of the blocks, between 0 and 1; empty: without this control.
         rate: of AdamW, at its highest.
         head: the target's read-out. "random": one random direction, so that tuning has something to learn, as with a
             fresh classifier; the untouched model is at chance up to the luck of that direction (its row in `.table`).
@@ -139,10 +147,10 @@ def run(
         `.summary`: method, measure ("score", "target", "control", and "nll: <set>"), estimate, low, high, n_texts, n_groups.
             score as above, with test accuracies; control: mean of the normalised ones (1 = untouched).
         `.tables`: "differences": lines minus each other method, by measure, with low, high, p (bootstrap, two-sided) and
-            p_holm (over the methods of one measure); "grid": seed, family, alpha, target, control, score on validation,
-            chosen; "items": seed, method, order, set, example, group, accuracy, nll; "update": seed, block (-1: outside),
-            size of tau and of theta_0 (Euclidean), their ratio; "permutations": seed, order, score, target, control of
-            test, and of "lines".
+            p_holm (over the methods of one measure); "grid": seed, family, alpha (of "frozen": the share), target,
+            control, score on validation, chosen; "items": seed, method, order, set, example, group, accuracy, nll; "update":
+            seed, block (-1: outside), size of tau and of theta_0 (Euclidean), their ratio; "permutations": seed, order,
+            score, target, control of test, and of "lines".
 
     Raises:
         ValueError: unknown preset or size, a grid outside [0, 1], data that cannot be split, too short documents, a model
@@ -152,7 +160,8 @@ def run(
     they are: with several seeds, a text counts by its mean over seeds, and another tuning seed may differ by more.
     A control that the untouched model does not do above chance says nothing: look at its row "untouched" in `.table`.
     """
-    given = {"seeds": seeds, "steps": steps, "grid": None if grid is None else tuple(map(float, grid))}
+    given: dict[str, Any] = {"seeds": seeds, "steps": steps, "grid": None if grid is None else tuple(map(float, grid))}
+    given["frozen"] = None if frozen is None else tuple(map(float, frozen))
     chosen = _sizes(preset, {**given, "permutations": permutations, **(sizes or {})})
     if head not in ("random", "fitted"):
         raise ValueError(f"head={head!r}: pass random or fitted")
@@ -209,6 +218,8 @@ def _sizes(preset: str, changes: Mapping[str, Any]) -> Preset:
     chosen = replace(PRESETS[preset], **{name: value for name, value in changes.items() if value is not None})
     if not chosen.grid or len(set(chosen.grid)) < len(chosen.grid) or not all(0 <= x <= 1 for x in chosen.grid):
         raise ValueError(f"grid={list(chosen.grid)}: pass values of alpha from 0 to 1, each once")
+    if len(set(chosen.frozen)) < len(chosen.frozen) or not all(0 < share < 1 for share in chosen.frozen):
+        raise ValueError(f"frozen={list(chosen.frozen)}: pass shares of the blocks, above 0 and below 1, each once")
     least = {"train": 2, "validation": 2, "test": 2, "documents": 1, "length": 2, "steps": 1, "batch": 1, "seeds": 1}
     counts = {**asdict(chosen), "documents": min(chosen.documents)}
     for name, bound in {**least, "permutations": 0}.items():
@@ -362,12 +373,13 @@ def _shard(
     body = net.base_model
     base = {name: value.detach().clone() for name, value in body.named_parameters()}
     n_layers = len({block_of(name) for name in base} - {None})
-    known: dict[tuple[Scales, str], list[np.ndarray]] = {}
+    known: dict[tuple[Scales | float, str], list[np.ndarray]] = {}
+    apart: dict[float, Weights] = {}  # share of frozen blocks, to what its own tuning gave
 
-    def score(scales: Scales, part: str) -> list[np.ndarray]:
-        """[accuracy or nll, text] of each set."""
+    def score(scales: Scales | float, part: str) -> list[np.ndarray]:
+        """[accuracy or nll, text] of each set, with scaled updates or with so large a share of the blocks frozen."""
         if (scales, part) not in known:
-            _write(body, scaled(base, tuned, scales))
+            _write(body, scaled(base, tuned, scales) if isinstance(scales, Scales) else apart[scales])
             known[scales, part] = [task.score(net, part) for task in tasks]
         return known[scales, part]
 
@@ -376,25 +388,34 @@ def _shard(
             if not task.prose:
                 task.make_read_out(net, "fitted" if place else head)
         tuned = _tune(net, tasks[0], sizes, rate, seed, progress)
-        families: dict[str, Callable[[float], Scales]] = {
+        for share in sizes.frozen:
+            _write(body, base)
+            apart[share] = _tune(net, tasks[0], sizes, rate, seed, progress, frozen=round(share * n_layers))
+        families: dict[str, Callable[[float], Scales | float]] = {
             "lines": lambda x: ramp(n_layers, x),
             "reversed": lambda x: replace(ramp(n_layers, x), blocks=ramp(n_layers, x).blocks[::-1]),
             "wise_ft": lambda x: constant(n_layers, x),
+            "frozen": lambda x: x,
         }
         untouched, whole = constant(n_layers, 0.0), constant(n_layers, 1.0)
         at_best = [score(whole, "validation")[0], *score(untouched, "validation")[1:]]
-        scale_of, alpha_of, grid = {"untouched": untouched, "tuned": whole}, {}, []
+        scale_of: dict[str, Scales | float] = {"untouched": untouched, "tuned": whole}
+        alpha_of, grid = {}, []
         for family, make in families.items():
-            rows = [(x, *_totals(score(make(x), "validation"), at_best, tasks)) for x in sizes.grid]
+            values = sizes.frozen if family == "frozen" else sizes.grid
+            if not values:
+                continue
+            rows = [(x, *_totals(score(make(x), "validation"), at_best, tasks)) for x in values]
             best = int(np.argmax([row[-1] for row in rows]))
             scale_of[family], alpha_of[family] = make(rows[best][0]), rows[best][0]
             grid += [(seed, family, *row, place == best) for place, row in enumerate(rows)]
         scale_of["ramp_only"], alpha_of["ramp_only"] = ramp(n_layers, 0.0), 0.0
-        scale_of["same_norm"] = constant(n_layers, same_size(base, tuned, scale_of["lines"]))
+        lines = ramp(n_layers, alpha_of["lines"])
+        scale_of["same_norm"] = constant(n_layers, same_size(base, tuned, lines))
         order_of = {name: -1 for name in scale_of}
         rng = np.random.default_rng(seed_of("orders", seed))
         for order in range(sizes.permutations):
-            scale_of[f"permuted {order}"], order_of[f"permuted {order}"] = permuted(scale_of["lines"], rng), order
+            scale_of[f"permuted {order}"], order_of[f"permuted {order}"] = permuted(lines, rng), order
         items = []
         for name, scales in scale_of.items():
             for place, (task, (accuracy, nll)) in enumerate(zip(tasks, score(scales, "test"), strict=True)):
@@ -414,10 +435,18 @@ def _shard(
     return Result("tuned_scaling", tables["items"], pd.DataFrame(), {"key": key}, tables)
 
 
-def _tune(net: Any, task: _Task, sizes: Preset, rate: float, seed: int, progress: bool) -> Weights:
-    """The body's weights after tuning on the target's training texts; its read-out stays as it is."""
+def _tune(net: Any, task: _Task, sizes: Preset, rate: float, seed: int, progress: bool, *, frozen: int = 0) -> Weights:
+    """The body's weights after tuning on the target's training texts; its read-out stays as it is.
+
+    frozen: so many of the first blocks keep their weights, and the embedding does.
+    """
     parameters = dict(net.base_model.named_parameters())
-    trained = list(parameters.values())
+
+    def trains(name: str) -> bool:
+        block = block_of(name)
+        return "norm" in name if block is None else block >= frozen  # outside the blocks: embedding, final norm
+
+    trained = [value for name, value in parameters.items() if not frozen or trains(name)]
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0, fused=True)
     count = len(task.frames["train"])
     recipe = Recipe(steps=sizes.steps, batch=min(sizes.batch, count), rate=rate)
