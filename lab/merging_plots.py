@@ -151,27 +151,30 @@ def probe_transfer(result: Any, *, probe: str = "mean_difference") -> Figure:
         raise ValueError(f"probe={probe!r}: choose one of {', '.join(sorted(set(result.tables['pairs'].probe)))}")
     names = list(dict.fromkeys(rows.trained_on))
     grid = rows.pivot(index="trained_on", columns="tested_on", values="auc").reindex(index=names, columns=names)
-    best = rows.pivot(index="trained_on", columns="tested_on", values="difference_low").reindex(
-        index=names, columns=names
-    )
+    rows = rows.assign(sure=(rows.p_holm < 0.05) & (rows.difference > 0))
+    best = rows.pivot(index="trained_on", columns="tested_on", values="sure").reindex(index=names, columns=names)
     with classroom():
         figure, ax = plt.subplots(figsize=(2.2 + 1.5 * len(names), 1.8 + 1.0 * len(names)), layout="constrained")
         image = ax.imshow(grid, cmap="PuOr", vmin=0, vmax=1)
         for (i, j), value in np.ndenumerate(grid.to_numpy()):
-            sign = " *" if best.iloc[i, j] > 0 else ""
+            sign = " *" if best.iloc[i, j] else ""
             ax.text(
                 j, i, f"{value:.2f}{sign}", ha="center", va="center", color=BLACK if 0.15 < value < 0.85 else "white"
             )
         labels = [name.replace("_", "\n") for name in names]
         ax.set_xticks(range(len(names)), labels)
         ax.set_yticks(range(len(names)), labels)
-        ax.set(xlabel="tested on", ylabel="trained on", title=f"{probe.replace('_', ' ')}; *: above its best control")
+        ax.set(
+            xlabel="tested on",
+            ylabel="trained on",
+            title=f"{probe.replace('_', ' ')}; *: above its best control (Holm)",
+        )
         figure.colorbar(image, ax=ax, label="AUC (0.5: nothing; below: upside down)")
     return figure
 
 
 def probe_transfer_by_depth(result: Any, *, pairs: Sequence[tuple[str, str]], probe: str = "mean_difference") -> Figure:
-    """AUC by depth for some (trained on, tested on), with intervals, and the best control as a dashed line each."""
+    """AUC by depth for some (trained on, tested on), with intervals, and the bag of words as a dashed line each."""
     looks = [(BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D")]
     rows = result.summary[(result.summary.metric == "auc") & (result.summary.labels == "task")]
     with classroom():

@@ -253,6 +253,7 @@ def train(
     *,
     frozen_blocks: Sequence[int] | None = None,
     trained_rows: Bool[torch.Tensor, "replica input"] | None = None,
+    trained_top: bool = True,
     at_once: int = 12,
     progress: bool = False,
     describe: str = "training",
@@ -269,6 +270,7 @@ def train(
         order: indices into the pool: what each replica sees at each step.
         frozen_blocks: for each replica how many blocks, from the first, stay as they are; None: none.
         trained_rows: for each replica which rows of the embedding train; None: all. Positions train where all rows do.
+        trained_top: the final norm and the classifier train; False: they stay as they are, in all replicas.
         at_once: replicas in one batch: more of them no longer save time, and take memory. Does not change results
             beyond rounding.
         progress: show a bar over steps.
@@ -282,6 +284,8 @@ def train(
     blocks = np.zeros(replicas, int) if frozen_blocks is None else np.asarray(frozen_blocks)
     rows = torch.ones(replicas, shape.n_inputs, dtype=torch.bool) if trained_rows is None else trained_rows
     _check_training(shape, weights, inputs, labels, order, recipe, blocks, rows, at_once)
+    if not trained_top and not rows.any() and blocks.min() == shape.n_blocks:
+        raise ValueError("every block, every row and the top are frozen: nothing is left to train")
     by_frozen = np.argsort(-blocks, kind="stable")  # frozen ones first, so that each block's replicas are neighbours
     result = {name: values.clone() for name, values in weights.items()}
     loss = np.zeros(replicas)
@@ -290,7 +294,7 @@ def train(
         for group in groups:
             mine = torch.as_tensor(group)
             part = {name: values[mine] for name, values in weights.items()}
-            run = _Run(shape, part, blocks[group], rows[mine], recipe)
+            run = _Run(shape, part, blocks[group], rows[mine], recipe, trained_top)
             for step, seen in enumerate(order[mine].transpose(0, 1)):
                 losses = run.step(inputs[seen], labels[seen], recipe.rate_at(step))
                 if step >= recipe.steps - max(1, recipe.steps // 10):
@@ -311,13 +315,13 @@ class _Run:
     """One group of replicas in training, those with more frozen blocks first."""
 
     def __init__(
-        self, shape: Shape, weights: Weights, frozen_blocks: np.ndarray, rows: torch.Tensor, recipe: Recipe
+        self, shape: Shape, weights: Weights, frozen_blocks: np.ndarray, rows: torch.Tensor, recipe: Recipe, top: bool
     ) -> None:
         self.shape, self.constant, self.rows = shape, weights, rows[:, :, None]
         self.frozen = [int((frozen_blocks > block).sum()) for block in range(shape.n_blocks)]  # replicas, by block
         whole = rows.all(1)
         self.whole = whole[:, None, None]
-        leaves = {name: weights[name] for name in TOP}
+        leaves = {name: weights[name] for name in TOP} if top else {}
         if rows.any():
             leaves["embedding"] = weights["embedding"]
         if whole.any():
@@ -360,7 +364,7 @@ class _Run:
             if len(moving):
                 moving = run_block(self.shape, moving, [self.leaves[f"{block}.{part}"] for part in IN_BLOCK], last)[0]
         stream = torch.cat([part for part in (still, moving) if len(part)])
-        logits = classify(self.leaves, stream)
+        logits = classify({name: self.leaves.get(name, self.constant[name]) for name in TOP}, stream)
         losses = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
         losses = losses.view(labels.shape).mean(1)
         for group in self.optimizer.param_groups:
@@ -374,7 +378,7 @@ class _Run:
     def weights(self) -> Weights:
         """All weights now: what trained over what did not."""
         now = {name: values.clone() for name, values in self.constant.items()} | self.bottom()
-        now |= {name: self.leaves[name] for name in TOP}
+        now |= {name: self.leaves[name] for name in TOP if name in self.leaves}
         for block, frozen in enumerate(self.frozen):
             if frozen < len(self.rows):
                 for part in IN_BLOCK:

@@ -158,10 +158,14 @@ def transfer_tuned(result: Any) -> Figure:
         (GREEN, (0, (2, 2)), "X"),
         (RED, (0, (1, 1)), "v"),
     ]
+    learnt = result.tables["sources"].set_index("source").learnt
     lines = [
         ("BnB", about["dataset"], "tuned on the target itself (BnB)", BLUE, "-", "o"),
         ("untouched", "untouched", "not tuned", BLACK, (0, (8, 3)), "^"),
-        *(("AnB", name, f"tuned on {name} (AnB)", *look) for name, look in zip(about["sources"], looks, strict=False)),
+        *(
+            ("AnB", name, f"tuned on {name} (AnB){'' if learnt[name] else ', not learnt'}", *look)
+            for name, look in zip(about["sources"], looks, strict=False)
+        ),
     ]
     with classroom():
         figure, (left, right) = plt.subplots(1, 2, figsize=(13.5, 5.2), layout="constrained")

@@ -21,7 +21,7 @@
 #
 # **You need** notebook `00_start_here` (residual stream, depth).
 #
-# **It takes** about 40 minutes on two processor cores (an estimate; `quick = True`: about three minutes), 3 GB of memory, no network.
+# **It takes** about 40 minutes on two processor cores (`quick = True`: about three minutes), 4 GB of memory, no network.
 #
 # **In class**: sections 1 to 4 make a lesson of 60 minutes, 5 to 7 a second one, 8 to 10 a seminar.
 

@@ -84,7 +84,8 @@ NAMES = ("cities", "cities_negated")
 def carried() -> Result:
     auc = {("cities", "cities"): 0.9, ("cities", "cities_negated"): 0.1, ("cities_negated", "cities"): 0.2,
            ("cities_negated", "cities_negated"): 0.8}  # fmt: skip
-    pairs = [{"trained_on": a, "tested_on": b, "probe": "logistic", "auc": value, "difference_low": value - 0.6}
+    pairs = [{"trained_on": a, "tested_on": b, "probe": "logistic", "auc": value, "difference": value - 0.5,
+              "p_holm": 0.01 if value == 0.9 else 0.2 if value == 0.8 else 0.001}
              for (a, b), value in auc.items()]  # fmt: skip
     summary = [{"trained_on": a, "tested_on": b, "probe": probe, "labels": labels, "metric": metric, "depth": depth,
                 "relative_depth": depth / 4, "mean": value if labels == "task" else 0.5, "low": 0.0, "high": 1.0,
@@ -102,7 +103,7 @@ def carried() -> Result:
 def test_probe_transfer_has_trained_down_and_tested_across(carried):
     ax = carried.plot(probe="logistic").axes[0]
     np.testing.assert_allclose(ax.images[0].get_array(), [[0.9, 0.1], [0.2, 0.8]])
-    assert [text.get_text() for text in ax.texts] == ["0.90 *", "0.10", "0.20", "0.80 *"]
+    assert [text.get_text() for text in ax.texts] == ["0.90 *", "0.10", "0.20", "0.80"], "sure, and above its control"
     with pytest.raises(ValueError, match="choose one of logistic"):
         carried.plot(probe="mlp")
 

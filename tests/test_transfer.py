@@ -76,6 +76,29 @@ def starts(
     return bases, [transfer._start(shape, task, bases, net, {"own_rows": own_rows}, 0, 0) for net in plan]
 
 
+def test_without_skips_it_is_another_net_and_sizes_are_not_matched(digits: Result) -> None:
+    options = {**TINY, "n": [0, 2], "splits": 1, "targets": ["B"], "embedding_only": False, "resume": False}
+    plain = transfer.run("D", skip=False, n_blocks=3, **options)
+    assert plain.parameters["model"] == "transformer, 3 blocks, d_model 64, no skip connections"
+    names = set(plain.table.treatment)
+    assert "random" in names and "random_matched" not in names, "a norm undoes the scale of what it reads"
+    with_skip = transfer.run("D", n_blocks=3, **options)
+
+    def loss(result: Result, treatment: str) -> float:
+        rows = result.table.query("treatment == @treatment and target == 'B' and metric == 'train_loss'")
+        return float(rows.value.iloc[0])
+
+    for treatment in ("base", "BnB", "random"):
+        assert loss(plain, treatment) != pytest.approx(loss(with_skip, treatment), abs=1e-3)
+
+
+def test_task_of_is_the_one_that_was_trained() -> None:
+    other = transfer.run("D", seed=1, n=[0], splits=1, embedding_only=False, random=False, resume=False, **TINY)
+    one, two = (transfer_tasks.make("D", seed=seed, train_per_class=150).sides["B"].test.inputs for seed in (0, 1))
+    shown = transfer.task_of(other).sides["B"].test.inputs
+    assert np.array_equal(shown, two) and not np.array_equal(shown, one)
+
+
 def test_what_is_copied_and_what_is_fresh() -> None:
     wanted = [
         ("BnB",),
@@ -244,7 +267,7 @@ def test_tuned(tiny_model: Callable[[str], TransformerBridge], tmp_path: Path) -
     items = result.tables["items"]
     at_0 = items[items.n == 0].groupby(["split", "example"]).log_p
     assert (at_0.nunique() == 1).all(), "with nothing carried over all are one net"
-    assert not items[items.n == 2].groupby(["split", "example"]).log_p.nunique().eq(1).any()
+    assert items[items.n == 2].groupby(["split", "example"]).log_p.nunique().eq(4).all(), "four different bodies"
     gaps = result.tables["differences"].set_index(["curve", "source", "n"]).difference
     for curve, first, second in (("specificity", sources[0], sources[1]), ("over_untouched", sources[1], sources[3])):
         wanted = summary.accuracy[(*first, 4)] - summary.accuracy[(*second, 4)]
@@ -252,7 +275,11 @@ def test_tuned(tiny_model: Callable[[str], TransformerBridge], tmp_path: Path) -
     assert gaps["own_tuning", "your data 0", 0] == 0
     assert summary.accuracy["BnB", "your data 0", 4] > 0.8, "tuned on these very words, a read-out is enough"
     learnt = result.tables["sources"]
-    assert len(learnt) == 2 * 3 and learnt.accuracy.min() > 0.8
+    assert learnt.learnt.all() and learnt.accuracy.min() > 0.8 and (learnt.majority == 0.5).all()
+    random = near.assign(label=np.random.default_rng(0).permutation(near.label))
+    failed = transfer_tuned.run(model, target, [random], **options, resume=False)
+    assert failed.tables["sources"].learnt.tolist() == [True, False]
+    assert set(failed.tables["differences"].curve) == {"own_tuning"}, "an unlearnt source says nothing"
     again = transfer_tuned.run(model, target, [near, far], repeats=2, **options)  # read from the cache
     pd.testing.assert_frame_equal(again.table, result.table)
     pd.testing.assert_frame_equal(Result.load(result.save(tmp_path / "saved")).summary, result.summary)

@@ -126,6 +126,26 @@ def test_frozen_weights_are_equal_to_the_bit_and_the_others_move() -> None:
             assert not torch.equal(after[name][replica], before[name][replica])
 
 
+def test_a_top_that_is_not_trained_stays_to_the_bit() -> None:
+    weights, (inputs, labels) = replicas.initial(SHAPE, [0, 1]), data(SHAPE)
+    still = torch.zeros(2, 10, dtype=torch.bool)
+    after = replicas.train(SHAPE, weights, inputs, labels, order([0, 1]), RECIPE, trained_top=False).weights
+    for name in weights:
+        assert torch.equal(after[name], weights[name]) == (name in replicas.TOP), name
+    with pytest.raises(ValueError, match="nothing is left to train"):
+        replicas.train(
+            SHAPE,
+            weights,
+            inputs,
+            labels,
+            order([0, 1]),
+            RECIPE,
+            trained_top=False,
+            frozen_blocks=[3, 3],
+            trained_rows=still,
+        )
+
+
 def test_a_seed_gives_its_weights_wherever_it_stands() -> None:
     both, alone = replicas.initial(SHAPE, [7, 8]), replicas.initial(SHAPE, [8])
     assert replicas.digest(replicas.pick(both, [1])) == replicas.digest(alone)

@@ -213,12 +213,21 @@ def test_frozen_blocks_are_not_tuned(tiny_model: Callable[[str], TransformerBrid
     before = {name: value.clone() for name, value in net.base_model.named_parameters()}
     sizes = ts._sizes("quick", SIZES)
     after = ts._tune(net, task, sizes, 1e-2, 0, False, frozen=1)
+    ts._write(net.base_model, after)
+    scored = task.score(net, "test")
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert not any(name.startswith(("embed", "layers.0.")) for name in moved)
     assert {name for name in before if name.startswith(("layers.1.", "norm"))} <= moved
     ts._write(net.base_model, before)
     every = ts._tune(net, task, sizes, 1e-2, 0, False)
     assert any(not torch.equal(every[name], before[name]) for name in before if name.startswith("layers.0."))
+    ts._write(net.base_model, before)
+    sizes = ts._sizes("quick", {**SIZES, "frozen": (0.25,), "grid": (1.0,), "permutations": 0})
+    shard = ts._shard(
+        net=net, tasks=[task, task_of(model, CONTROL)], sizes=sizes, rate=1e-2, head="random", seed=0, progress=False
+    )
+    items = shard.tables["items"].query("method == 'frozen' and role == 'target'")
+    np.testing.assert_allclose(items.nll, scored[1])
 
 
 def test_published_numbers() -> None:
@@ -233,6 +242,7 @@ def test_published_numbers() -> None:
     [
         ({"preset": "huge"}, "unknown preset 'huge'; presets are quick, standard"),
         ({"grid": [1.0, 2.0]}, r"grid=\[1.0, 2.0\]: pass values of alpha from 0 to 1"),
+        ({"frozen": [0.1]}, r"frozen=\[0.1\]: of 4 blocks that is none or all"),
         ({"frozen": [1.0]}, r"frozen=\[1.0\]: pass shares of the blocks, above 0 and below 1"),
         ({"sizes": {"texts": 3}}, "there is no size texts; sizes are train, validation"),
         ({"seeds": 0}, "seeds=0: pass 1 or more"),

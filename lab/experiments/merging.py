@@ -7,8 +7,8 @@
     merging_statistics.published()        # the numbers of the papers, to stand beside ours
 
 A small transformer learns half A of the sources task (`transfer_tasks`, S). Half B's classes fall into groups, one task
-each; for each task a head is fitted on the frozen base, then head and body are tuned. From then on heads stay fixed: what is
-merged is the body, and each task reads the merged body through its own final norm and classifier.
+each; for each task a head (final norm and classifier) is fitted on the frozen base and stays fixed from then on, as CLIP's
+heads do; the body alone is tuned. What is merged is the body, and each task reads the merged body through its own head.
 
 LiNeS (arXiv 2410.17146) scales block l by alpha + beta (l - 1) / (L - 1): shallow blocks stay closer to the base. Concrete
 (2312.06173) learns from unlabelled examples which weights to keep. What this does not show: that either is right or wrong for
@@ -66,13 +66,13 @@ _TENTHS = tuple(round(0.1 * k, 1) for k in range(1, 11))
 _TUNE = Recipe(steps=150, batch=8, rate=3e-3, decay=0.0)
 _STANDARD = Preset(
     Recipe(steps=600, batch=16, rate=3e-3, decay=0.1), _TUNE, splits=4, seeds=3, targets=4, scales=_TENTHS,
-    alphas=(*_TENTHS[::-1], 0.0), permutations=10, adapt=concrete.Steps(steps=400), validation_per_class=20,
+    alphas=(*_TENTHS[::-1], 0.0), permutations=23, adapt=concrete.Steps(steps=400), validation_per_class=20,
     test_per_class=40,
 )  # fmt: skip
 PRESETS = {
     "quick": Preset(
         Recipe(steps=400, batch=8, rate=3e-3, decay=0.1), _TUNE, splits=4, seeds=1, targets=1,
-        scales=(0.1, 0.2, 0.3, 0.4, 0.6, 1.0), alphas=(1.0, 0.8, 0.6, 0.4, 0.2, 0.0), permutations=6,
+        scales=(0.1, 0.2, 0.3, 0.4, 0.6, 1.0), alphas=(1.0, 0.8, 0.6, 0.4, 0.2, 0.0), permutations=23,
         adapt=concrete.Steps(batch=4),
     ),
     "standard": _STANDARD,
@@ -99,17 +99,17 @@ def run(
     constant factor where that is better. For a single model, alpha (beta = 1 - alpha) is chosen by 2 x the target's + the mean
     of the controls' normalised accuracy. Like the published rule, this uses labels of the control tasks.
 
-    Methods of the merge: own (each task's tuned model), base (its head on the base's body), probe (the head fitted on the
-    base), averaging (lambda = 1 / N), task_arithmetic, ties, consensus, each also with _lines, _reversed (the ramp turned
-    round: deep blocks small, beta tuned as well), _same_norm (a constant, the update as long as that of _lines) and _permuted
-    (the factors of _lines in other orders, mean over orders; like _same_norm not tuned itself); concrete (expected mask, lambda
-    of task_arithmetic), concrete_draw (one random draw of it, as published), concrete_shuffled (its values at other places),
-    by_block and by_task (as many steps on L + 1 factors, on N lambdas; the latter with a tenth of the rate, as it moves lambdas
-    and not logits).
+    Methods of the merge: own (each task's tuned model), base (the untouched body), averaging (lambda = 1 / N),
+    task_arithmetic, ties, consensus, each also with _lines, _reversed (the ramp turned round: deep blocks small, beta tuned as
+    well), _same_norm (a constant, the update as long as that of _lines) and _permuted (the factors of _lines in other orders,
+    mean over orders; like _same_norm not tuned itself); concrete (expected mask, lambda of task_arithmetic), concrete_draw (one
+    random draw of it, as published), concrete_shuffled (its values at other places), by_block and by_task (as many steps on
+    L + 1 factors, on N lambdas; the latter with a tenth of the rate, as it moves lambdas and not logits).
 
     Methods of a single model: tuned, base, lines, lines_alpha_0, reversed and constant (WiSE-FT), both with their own tuned
     alpha; same_norm (constant, the update as long as that of lines), permuted (the lambdas of lines in other orders, embedding
-    as it is: mean over all orders but the first, or over random ones).
+    as it is: mean over all orders but the first, or over random ones); frozen (tuned once more, with the embedding and the
+    first n blocks left alone: n from 1 to L - 1, chosen as alpha is).
 
     Args:
         preset: quick, standard or full: sizes in `PRESETS`.
@@ -124,15 +124,16 @@ def run(
     Returns:
         Result of kind "merging" with
         `.table`: split, seed, gate, task, method, metric (accuracy; normalised: by the own model's; entropy: nats), value.
-        `.summary`: part (merge, single), metric, family, comparison, first, second, estimate, low, high (t, clusters split x
-            seed), p, p_holm (within a part, metric and family), n_clusters, split_low, split_high (clusters are splits: the
-            cautious interval where seeds share a base), verdict ("first better", "second better", "not shown").
+        `.summary`: part (merge, single), metric, family, comparison, first, second, estimate, low, high (t over splits:
+            seeds of a split share its base and count by their mean), p, p_holm (within a part, metric and family), n_clusters,
+            verdict ("first better", "second better", "not shown").
         `.tables`: "levels" (part, metric, method, estimate, low, high, n_clusters), "single" (split, seed, gate, target, method,
             alpha, task, role, accuracy, normalised), "single_scores" (split, seed, gate, target, method, metric, value),
             "chosen" (split, seed, part, method, target, alpha, beta, scale, evaluations, validation), "gate" (split, seed,
             task, classes, own, base, least, gate), "mask_profile" (split, seed, mask, block, mean_mask, sd_mask,
             update_ratio), "adaptation" (split, seed, method, step, entropy: nats, summed over tasks, mean of 20 steps) and
-            "collapse" (split, seed, task, method, entropy_before, entropy_after, accuracy_before, accuracy_after, collapsed).
+            "collapse" (split, seed, task, method, entropy_before, entropy_after, accuracy_before, accuracy_after, both_fell:
+            with no effect on accuracy it would fall for about half of the tasks).
 
     Raises:
         ValueError: unknown preset, distance or size, empty or unsorted grids, too many groups; all before training.
@@ -204,7 +205,7 @@ def _shard(
     task = _make(chosen, distance, split)
     shape, parts, classes = _parts(task, chosen, split)
     base = _pretrain(task, chosen, split, progress)
-    probes, tunings = _tune(shape, base, parts["train"], chosen, split, seeds, progress)
+    tunings, by_frozen = _tune(shape, base, parts["train"], chosen, split, seeds, progress)
     rows: dict[str, list[pd.DataFrame]] = {}
     for place, seed in enumerate(seeds):
         mine = range(place * chosen.groups, (place + 1) * chosen.groups)
@@ -224,10 +225,11 @@ def _shard(
             "least": gate,
         }
         found = [{"gate": pd.DataFrame(about).assign(gate=verdict)}]
-        probe = _Bench(shape, parts, [{name: probes[name][[number]] for name in replicas.TOP} for number in mine])
-        found.append(_merge(bench, probe, base, taus, chosen, seed_of("adapt", split, seed) % 2**63))
+        found.append(_merge(bench, base, taus, chosen, seed_of("adapt", split, seed) % 2**63))
         rng = np.random.default_rng(seed_of("orders", split, seed))
-        found += [_single(bench, base, taus, chosen, target, rng) for target in range(chosen.targets)]
+        for target in range(chosen.targets):
+            frozen = [_body(shape, replicas.pick(nets, [mine[target]])) for nets in by_frozen]
+            found.append(_single(bench, base, taus, frozen, chosen, target, rng))
         for frames in found:
             for name, frame in frames.items():
                 frame.insert(0, "split", split)
@@ -239,9 +241,7 @@ def _shard(
     return Result("merging", tables.pop("table"), pd.DataFrame(), {"split": split}, tables)
 
 
-def _merge(
-    bench: _Bench, probe: _Bench, base: Weights, taus: list[Weights], chosen: Preset, seed: int
-) -> dict[str, pd.DataFrame]:
+def _merge(bench: _Bench, base: Weights, taus: list[Weights], chosen: Preset, seed: int) -> dict[str, pd.DataFrame]:
     """All merged models of one tuning seed."""
     n, n_blocks, shape = len(taus), chosen.n_blocks, bench.shape
     own = bench.score([add(base, tau) for tau in taus], "validation")[0].diagonal()
@@ -251,7 +251,7 @@ def _merge(
         "consensus": task_vectors.consensus(taus),
     }
     bodies = {"base": base, "averaging": add(base, merged["task_arithmetic"], 1 / n)}
-    orders = _orders(n_blocks, chosen.permutations, np.random.default_rng(seed))
+    orders = _orders(n_blocks, chosen.permutations, np.random.default_rng(seed_of("merge orders", seed)))
     settings, permuted = [], {}
     for name, tau in merged.items():
         grid = [scale * (1.5 if name == "ties" else 1.0) for scale in chosen.scales]
@@ -294,8 +294,7 @@ def _merge(
     bodies["by_task"] = add(base, scaled)
     accuracy, entropy = bench.score(list(bodies.values()), "test")
     alone, unsure = (found.diagonal() for found in bench.score([add(base, tau) for tau in taus], "test"))
-    first, sure = (found[0] for found in probe.score([base], "test"))
-    levels = {"own": (alone, unsure), "probe": (first, sure)}
+    levels = {"own": (alone, unsure)}
     levels |= {name: (accuracy[place], entropy[place]) for place, name in enumerate(bodies)}
     for name, several in permuted.items():
         right, spread = bench.score(several, "test")
@@ -312,7 +311,7 @@ def _merge(
          for method in ("concrete", "by_block", "by_task") for task in range(n)],
         columns=["task", "method", "entropy_before", "entropy_after", "accuracy_before", "accuracy_after"],
     )  # fmt: skip
-    collapse["collapsed"] = (collapse.entropy_after < collapse.entropy_before) & (
+    collapse["both_fell"] = (collapse.entropy_after < collapse.entropy_before) & (
         collapse.accuracy_after < collapse.accuracy_before
     )
     profiles = [concrete.profile(tau, one, n_blocks).assign(mask=name) for name, one in mixed.items()]
@@ -342,9 +341,15 @@ def _controls(
 
 
 def _single(
-    bench: _Bench, base: Weights, taus: list[Weights], chosen: Preset, target: int, rng: np.random.Generator
+    bench: _Bench,
+    base: Weights,
+    taus: list[Weights],
+    frozen: list[Weights],
+    chosen: Preset,
+    target: int,
+    rng: np.random.Generator,
 ) -> dict[str, pd.DataFrame]:
-    """LiNeS for the model tuned on one task, with its controls."""
+    """LiNeS for the model tuned on one task, with its controls. frozen: bodies tuned with 1, 2, ... blocks left alone."""
     n_blocks, tau, whole = chosen.n_blocks, taus[target], add(base, taus[target])
     others = [task for task in range(len(taus)) if task != target]
 
@@ -362,12 +367,14 @@ def _single(
     }
     alphas, settings = {}, []
     bodies = {"tuned": whole, "base": base, "lines_alpha_0": add(base, ramp(0.0))}
-    for method, updates in variants.items():
-        relative = bench.score([add(base, one) for one in updates], "validation")[0] / unit["validation"]
+    tried = {method: [add(base, one) for one in updates] for method, updates in variants.items()} | {"frozen": frozen}
+    for method, candidates in tried.items():
+        relative = bench.score(candidates, "validation")[0] / unit["validation"]
         values = 2 * relative[:, target] + relative[:, others].mean(1)
         best = int(values.argmax())  # the first of equals: the one closest to the tuned model
-        alphas[method], bodies[method] = chosen.alphas[best], add(base, updates[best])
-        settings.append((method, alphas[method], len(updates), values[best]))
+        alphas[method] = (best + 1) / n_blocks if method == "frozen" else chosen.alphas[best]
+        bodies[method] = candidates[best]
+        settings.append((method, alphas[method], len(candidates), values[best]))
     alpha = alphas["lines"]
     length = task_vectors.norm(ramp(alpha)) / task_vectors.norm(tau)
     bodies["same_norm"] = add(base, tau, length)
@@ -467,8 +474,12 @@ def _tune(
     split: int,
     seeds: Sequence[int],
     progress: bool,
-) -> tuple[Weights, Weights]:
-    """Heads fitted on the frozen base, and models tuned from there: replicas [seed x group], group fastest."""
+) -> tuple[Weights, list[Weights]]:
+    """Heads fitted on the frozen base, and bodies tuned below them: replicas [seed x group], group fastest.
+
+    Returns:
+        The tuned models; and a list of the same, tuned with the embedding and the first 1, ..., L - 1 blocks frozen.
+    """
     every = [(seed, group) for seed in seeds for group in range(len(train))]
     inputs, labels = (torch.cat(column) for column in zip(*train, strict=True))
     ends = np.cumsum([0, *(len(own) for _, own in train)])
@@ -476,21 +487,28 @@ def _tune(
     weights = replicas.initial(shape, [seed_of("head", split, *one) for one in every])
     weights |= replicas.pick(base, [0] * len(every))
     still = torch.zeros(len(every), shape.n_inputs, dtype=torch.bool)
-    frozen: list[dict[str, Any]] = [{"frozen_blocks": [shape.n_blocks] * len(every), "trained_rows": still}, {}]
-    found = []
-    for name, recipe, options in zip(("heads", "models"), (chosen.probe, chosen.tune), frozen, strict=True):
+
+    def trained(start: Weights, name: str, recipe: Recipe, **options: Any) -> Weights:
         order = replicas.orders(rows, [seed_of(name, split, *one) for one in every], recipe)
-        weights = replicas.train(
-            shape, weights, inputs, labels, order, recipe, progress=progress, describe=f"split {split}: {name}", **options
-        ).weights  # fmt: skip
-        found.append(weights)
-    return found[0], found[1]
+        words = {"progress": progress, "describe": f"split {split}: {name}"}
+        return replicas.train(shape, start, inputs, labels, order, recipe, **words, **options).weights
+
+    def frozen(n: int) -> dict[str, Any]:
+        return {"frozen_blocks": [n] * len(every), "trained_rows": still}
+
+    with_heads = trained(weights, "heads", chosen.probe, **frozen(shape.n_blocks))
+    models = trained(with_heads, "models", chosen.tune, trained_top=False)
+    return models, [
+        trained(with_heads, "models", chosen.tune, trained_top=False, **frozen(n)) for n in range(1, shape.n_blocks)
+    ]
 
 
 # --- checks ---
 
 
 def _check(chosen: Preset) -> None:
+    if chosen.n_blocks < 2:
+        raise ValueError(f"n_blocks={chosen.n_blocks}: pass 2 or more, a ramp needs a first and a last block")
     if not 2 <= chosen.groups <= 10:
         raise ValueError(
             f"groups={chosen.groups}: pass 2 to 10, so that each of them has at least two of half B's 20 classes"

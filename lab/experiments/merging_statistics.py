@@ -1,7 +1,7 @@
 """Numbers about merged and scaled models, on plain tables: paired differences, levels, and what the papers report.
 
-No model, no torch. Every comparison is paired by (split, seed, task); clusters are (split, seed), and splits for the cautious
-interval. Intervals are Student's t on cluster means (`transfer_statistics.curves`).
+No model, no torch. Every comparison is paired by (split, seed, task). Clusters are splits, as seeds of a split share its base;
+intervals are Student's t on their means (`transfer_statistics.curves`).
 """
 
 import numpy as np
@@ -26,7 +26,12 @@ MERGED = {
     ],
 }
 # ... and of a single tuned model: target, control, and 2 x target + control.
-SINGLE = {"lines": [("lines", name) for name in ("tuned", "base", "reversed", "constant", "same_norm", "permuted")]}
+SINGLE = {
+    "lines": [
+        ("lines", name)
+        for name in ("tuned", "base", "lines_alpha_0", "reversed", "constant", "same_norm", "permuted", "frozen")
+    ]
+}
 
 
 def summarise(table: pd.DataFrame, single: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -50,19 +55,17 @@ def summarise(table: pd.DataFrame, single: pd.DataFrame) -> tuple[pd.DataFrame, 
         ours = transfer_statistics.passed(runs[part]).assign(**about)
         if ours.empty:
             continue
-        levels.append(transfer_statistics.levels(ours).assign(part=part))
+        levels.append(transfer_statistics.levels(ours, cluster=("split",)).assign(part=part))
         pairs = {f"{first} - {second}": (family, first, second)
                  for family, those in families.items() for first, second in those}  # fmt: skip
         wanted = {name: pair[1:] for name, pair in pairs.items()}
-        found = transfer_statistics.curves(ours, wanted)
-        by_split = transfer_statistics.curves(ours, wanted, cluster=("split",))
+        found = transfer_statistics.curves(ours, wanted, cluster=("split",))
         found = found.rename(columns={"curve": "comparison"}).drop(columns="p_holm")
-        found[["split_low", "split_high"]] = by_split[["low", "high"]]
         named = found.comparison.map(pairs)
         found = found.assign(part=part, **{key: named.str[k] for k, key in enumerate(("family", "first", "second"))})
         rows.append(found)
     columns = ["part", "metric", "family", "comparison", "first", "second", "estimate", "low", "high", "p", "p_holm",
-               "n_clusters", "split_low", "split_high", "verdict"]  # fmt: skip
+               "n_clusters", "verdict"]  # fmt: skip
     if not rows:
         return pd.DataFrame(columns=columns), pd.DataFrame()
     summary = pd.concat(rows, ignore_index=True).assign(p_holm=np.nan)

@@ -3,7 +3,7 @@
     texts = as_texts(model, frame)                                 # columns text, label
     body = Body(model, texts, "trained", seed=0, chosen=[20])      # states after block 20, of all texts and positions
     tail = body.tail(20, 10, keep=True, seed=0)                    # the model's own last 10 blocks, a copy
-    log_p, trained = tune(tail, texts, body.states[20], test, Tuning(25, 16, 1e-4, 3e-3), seed=0)
+    tuned = tune(tail, texts, body.states[20], test, Tuning(25, 16, 1e-4, 3e-3), seed=0)
 
 What is in front stays frozen, so its states are computed once. The label is read at each text's last token, by a fresh
 classifier behind a fresh final norm. The parts that `transfer_pretrained` and `transfer_tuned` share.
@@ -22,10 +22,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModel
 
 from lab import metrics, models, replicas
-from lab.experiments.transfer_tasks import seed_of
 from lab.replicas import Recipe
 from lab.texts import last_positions, tokenize
 
+_FEWEST, _DRAWS = 5, 2000  # groups for an interval; bootstrap
 _CLOSE = 1e-3  # of the states' standard deviation: how far rounding may take a run that starts in the middle
 
 
@@ -41,6 +41,15 @@ class Tuning:
 
 
 @dataclass(frozen=True)
+class Tuned:
+    """Log-probabilities [text label] of the test texts, number of trained weights, mean loss of the last fifth of steps."""
+
+    log_p: np.ndarray
+    n_weights: int
+    train_loss: float
+
+
+@dataclass(frozen=True)
 class Texts:
     """Token ids and mask [example position], right-padded; position of each text's last token, labels."""
 
@@ -50,12 +59,18 @@ class Texts:
     labels: torch.Tensor
 
 
-def some_groups(frame: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
-    """Whole groups in random order until there are `limit` texts."""
-    order = np.random.default_rng(seed_of("texts", seed)).permutation(frame.group.astype(str).unique())
-    sizes = frame.group.astype(str).value_counts().reindex(order).cumsum()
-    kept = set(order[: int((sizes < limit).sum()) + 1])
-    return frame[frame.group.astype(str).isin(kept)].reset_index(drop=True)
+def spread_over_groups(frame: pd.DataFrame, count: int, rng: np.random.Generator) -> pd.DataFrame:
+    """Up to `count` rows, as many of each label (if there are labels), over as many groups as there are.
+
+    One row of each group first, then a second one, in random order.
+    """
+    frame = frame.iloc[rng.permutation(len(frame))]
+    by = ["label"] if "label" in frame else []
+    turn = frame.groupby([frame.group.astype(str), *(frame[name] for name in by)]).cumcount()
+    frame = frame.iloc[np.argsort(turn.to_numpy(), kind="stable")]
+    if by:
+        frame = pd.concat([rows.head(count // 2) for _, rows in frame.groupby("label")])
+    return frame.head(count).reset_index(drop=True)
 
 
 def as_texts(model: TransformerBridge, frame: pd.DataFrame) -> Texts:
@@ -183,10 +198,8 @@ def _run_tail(tail: Any, states: torch.Tensor, mask: torch.Tensor) -> torch.Tens
     return tail(inputs_embeds=states, attention_mask=mask, use_cache=False).last_hidden_state
 
 
-def tune(
-    tail: Any, texts: Texts, states: torch.Tensor, test: np.ndarray, tuning: Tuning, seed: int
-) -> tuple[np.ndarray, int]:
-    """Train a tail with a classifier; log-probabilities [test label] of the test texts, and how many weights trained."""
+def tune(tail: Any, texts: Texts, states: torch.Tensor, test: np.ndarray, tuning: Tuning, seed: int) -> Tuned:
+    """Train a tail with a classifier, in place, on the texts that are not tested."""
     width = states.shape[-1]
     generator = torch.Generator().manual_seed(seed % 2**63)
     head = torch.nn.Linear(width, 2)
@@ -208,19 +221,36 @@ def tune(
         out = _run_tail(tail, states[rows, :longest], texts.mask[rows, :longest])
         return head(out[torch.arange(len(rows)), texts.last[rows]].float())
 
+    losses = []
     for rows in order[: tuning.steps]:
         loss = torch.nn.functional.cross_entropy(logits(rows), texts.labels[rows])
         for parameter, gradient in zip(trained, torch.autograd.grad(loss, trained), strict=True):
             parameter.grad = gradient
         optimizer.step()
+        losses.append(loss.item())
     with torch.inference_mode():
         parts = [logits(rows).log_softmax(-1) for rows in torch.as_tensor(np.flatnonzero(test)).split(32)]
-    return torch.cat(parts).numpy(), sum(parameter.numel() for parameter in trained)
+    late = losses[-max(1, tuning.steps // 5) :]
+    return Tuned(
+        torch.cat(parts).numpy(),
+        sum(parameter.numel() for parameter in trained),
+        float(np.mean(late)) if late else np.nan,
+    )
 
 
-def interval(values: np.ndarray, groups: np.ndarray, seed: int) -> tuple[float, float, float]:
-    """Mean with a bootstrap interval over groups; without an interval (nan) where there is one group."""
-    if len(set(groups)) < 2:
-        return float(values.mean()), np.nan, np.nan
-    found = metrics.cluster_bootstrap(values, groups, seed=seed)
-    return float(found.estimate), float(found.low), float(found.high)
+def interval(values: np.ndarray, groups: np.ndarray, seed: int) -> tuple[float, float, float, float]:
+    """Mean over texts with low, high and two-sided p (against 0) of a bootstrap over groups; nan below five groups."""
+    if len(set(groups)) < _FEWEST:
+        return float(values.mean()), np.nan, np.nan, np.nan
+    drawn = metrics.cluster_means(values[:, None], groups, draws=_DRAWS, seed=seed)[:, 0]
+    p = 2 * (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (1 + _DRAWS)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(values.mean()), float(low), float(high), float(min(1.0, p))
+
+
+def with_holm(differences: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """A column p_holm: p corrected over the n of one comparison, which the columns `by` name."""
+    found = differences.assign(p_holm=np.nan)
+    for _, part in found.groupby(list(by)):
+        found.loc[part.index, "p_holm"] = metrics.holm(part.p.to_numpy())
+    return found

@@ -149,7 +149,8 @@ def run(
         n, splits, seeds, targets, steps, n_blocks: instead of the preset's: numbers of copied blocks; numbers of splits and
             of seeds a split; halves trained on ("A", "B"); steps; blocks of the net (then pass n as well).
         skip: attention and MLP add to the stream. False: they replace it, as layers do in the paper's nets: is a residual
-            stream the reason for a missing dip of co-adaptation, and for strong random features? Takes few blocks.
+            stream the reason for a missing dip of co-adaptation, and for strong random features? Takes few blocks. No
+            random_matched then: the norm that reads an update undoes its scale.
         embedding_only: also "E".
         random: also random and random_matched.
         own_rows: what the rows of tokens that the other half lacks (F, Mod) start from; they train in every treatment.
@@ -254,9 +255,10 @@ def compare(result: Result, first: str, second: str) -> tuple[pd.DataFrame, pd.D
     return transfer_statistics.differences(scored, chosen), transfer_statistics.curves(scored, chosen)
 
 
-def task_of(result: Result, split: int = 0, seed: int = 0) -> Task:
-    """The task of one split and seed, made again from a result's parameters: to look at its examples."""
+def task_of(result: Result, split: int = 0, seed: int | None = None) -> Task:
+    """The task of one split and seed (None: the run's first), made again from a result's parameters: to see its examples."""
     about = result.parameters
+    seed = about["seed"] if seed is None else seed
     return transfer_tasks.make(
         about["task"], distance=about["distance"], split=split, seed=seed, halves=about["halves"], **about["sizes"]
     )
@@ -276,11 +278,12 @@ def _shard(*, split: int, seed: int, settings: dict[str, Any], at_once: int, pro
     shape = _shape(task, **{name: settings[name] for name in ("n_blocks", "d_model", "n_heads", "skip")})
     about = {"task": task.name, "distance": task.distance, "split": split, "seed": seed}
     pool = _Pool(task, recipe, (split, seed))
-    bases = {
-        side: replicas.pick(trained, [0])
-        for side, trained in zip(_BOTH, _train_bases(shape, pool, recipe, split, seed, progress), strict=True)
+    trained = _train_bases(shape, pool, recipe, split, seed, progress)
+    bases = {side: replicas.pick(trained.weights, [place]) for place, side in enumerate(_BOTH)}
+    base_scores = {
+        side: {**_score(shape, bases[side], pool.test[side])[0], "train_loss": float(trained.loss[place])}
+        for place, side in enumerate(_BOTH)
     }
-    base_scores = {side: _score(shape, bases[side], pool.test[side])[0] for side in _BOTH}
     accuracy = {side: score["accuracy"] for side, score in base_scores.items()}
     verdict = transfer_tasks.Gate(settings["gate"], settings["ceiling"]).verdict(accuracy)
     gate = pd.DataFrame(
@@ -332,7 +335,8 @@ def _plan(settings: dict[str, Any]) -> list[_Planned]:
         if settings["embedding_only"]:
             extra = ["random"] if settings["random"] else []
             nets += [_Planned(target, treatment, "embedding") for treatment in copies + extra]
-        extra = ["random", "random_matched"] if settings["random"] else []
+        # without a stream, the norm that reads an update undoes any scale of it: matching sizes would change nothing
+        extra = (["random", "random_matched"] if settings["skip"] else ["random"]) if settings["random"] else []
         for n in settings["n"]:
             if n:
                 nets += [_Planned(target, treatment, "blocks", n) for treatment in copies + extra]
@@ -378,14 +382,13 @@ def _trained_rows(task: Task, net: _Planned) -> torch.Tensor:
 
 def _train_bases(
     shape: Shape, pool: "_Pool", recipe: Recipe, split: int, seed: int, progress: bool
-) -> tuple[Weights, Weights]:
+) -> replicas.Trained:
     where = (pool.task.name, pool.task.distance, split, seed)
     start = replicas.initial(shape, [seed_of("base", *where, side) for side in _BOTH])
-    trained = replicas.train(
+    return replicas.train(
         shape, start, pool.inputs, pool.labels, pool.order(_BOTH), recipe, progress=progress,
         describe=f"split {split}, seed {seed}: bases",
-    ).weights  # fmt: skip
-    return replicas.pick(trained, [0]), replicas.pick(trained, [1])
+    )  # fmt: skip
 
 
 class _Pool:

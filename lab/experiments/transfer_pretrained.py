@@ -18,7 +18,7 @@ import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from lab import datasets, models, probes
-from lab.experiments.tails import Body, Tuning, as_texts, interval, some_groups, tune
+from lab.experiments.tails import Body, Tuning, as_texts, interval, spread_over_groups, tune, with_holm
 from lab.experiments.transfer_tasks import seed_of
 from lab.models import cache_folder
 from lab.results import Result, fingerprint, run_shards, versions
@@ -77,12 +77,12 @@ def run(
     Returns:
         Result with
         `.table`: model, dataset, weights (trained, random, none), treatment (K, R, S, P; majority, bag_of_words), n, split,
-            metric (accuracy, nll in nats), value, trained_weights (their number), seed.
+            metric (accuracy; nll and train_loss in nats), value, trained_weights (their number), seed.
         `.summary`: weights, treatment, n, accuracy with low, high (bootstrap over groups of texts, nets as they are), nll,
-            n_texts, n_groups, trained_weights.
-        `.tables`: "differences": first, second, weights, n, difference, low, high, paired by text: K - R and K - P of the
-            trained model, and trained - random of each treatment; "items": weights, treatment, n, split, example, group,
-            label, predicted, log_p (of the right label).
+            n_texts, n_groups, trained_weights, train_loss (of the last fifth of steps: did it train at all?).
+        `.tables`: "differences": first, second, n, difference, low, high, p, p_holm (over n), paired by text: K - R and
+            K - P of the trained model, and trained - random of each treatment; "items": weights, treatment, n, split, example,
+            group, label, predicted, log_p (of the right label).
 
     Raises:
         ValueError: unknown preset or treatment, n out of range, unusable data, a model whose blocks cannot be started in
@@ -98,7 +98,7 @@ def run(
     models.require_source(model)
     frame, name = (datasets.load(data), data) if isinstance(data, str) else (data, "your data")
     datasets.check_concept_data(frame, name=name)
-    frame = some_groups(frame, limit, seed)
+    frame = spread_over_groups(frame, limit, np.random.default_rng(seed_of("texts", seed)))
     labels, groups = frame.label.to_numpy(), frame.group.to_numpy(str)
     tests = probes.group_splits(labels, groups, repeats=repeats, test_fraction=test_fraction, seed=seed)
     texts = as_texts(model, frame)
@@ -179,17 +179,19 @@ def _pretrained_shard(
             continue  # nothing lies behind: it is P
         blocks = {"K": n_layers - n, "R": n_layers - n, "S": _SHORT, "P": 0}[treatment]
         tail = body.tail(n, blocks, keep=treatment == "K", seed=seed_of("tail", seed, split, n, treatment) % 2**63)
-        log_p, trained = tune(tail, body.texts, body.states[n], test, tuning, seed_of("tune", seed, split))
+        tuned = tune(tail, body.texts, body.states[n], test, tuning, seed_of("tune", seed, split))
         right = frame.label.to_numpy()[test]
         where = {"weights": weights, "treatment": treatment, "n": n, "split": split}
-        of_right = log_p[np.arange(len(right)), right]
-        values = {"accuracy": float((log_p.argmax(1) == right).mean()), "nll": float(-of_right.mean())}
+        of_right, predicted = tuned.log_p[np.arange(len(right)), right], tuned.log_p.argmax(1)
+        values = {"accuracy": float((predicted == right).mean()), "nll": float(-of_right.mean())}
+        values["train_loss"] = tuned.train_loss
         rows += [
-            {**where, "metric": name, "value": value, "trained_weights": trained} for name, value in values.items()
+            {**where, "metric": name, "value": value, "trained_weights": tuned.n_weights}
+            for name, value in values.items()
         ]
         items.append(
             frame.loc[test, ["example", "group", "label"]].assign(
-                **where, predicted=log_p.argmax(1), log_p=of_right.astype(float)
+                **where, predicted=predicted, log_p=of_right.astype(float)
             )
         )
     tables = {"items": pd.concat(items, ignore_index=True)}
@@ -216,11 +218,12 @@ def _pretrained_summary(items: pd.DataFrame, table: pd.DataFrame, seed: int) -> 
     rows, runs = [], {}
     for at, part in mean.groupby(by, sort=False):
         runs[at] = part.set_index("example")
-        estimate, low, high = interval(part.right.to_numpy(), part.group.to_numpy(str), seed)
+        estimate, low, high, _ = interval(part.right.to_numpy(), part.group.to_numpy(str), seed)
         rows.append((*at, estimate, low, high, float(-part.log_p.mean()), len(part), part.group.nunique()))
     columns = [*by, "accuracy", "low", "high", "nll", "n_texts", "n_groups"]
     counts = table[table.metric == "accuracy"].groupby(by)["trained_weights"].first().reset_index()
-    summary = pd.DataFrame(rows, columns=columns).merge(counts, on=by)
+    losses = table[table.metric == "train_loss"].groupby(by)["value"].mean().reset_index(name="train_loss")
+    summary = pd.DataFrame(rows, columns=columns).merge(counts, on=by).merge(losses, on=by)
     baselines = table[table.weights == "none"].groupby(by)["value"].mean().reset_index(name="accuracy")
     summary = pd.concat([summary, baselines], ignore_index=True)
     pairs = []
@@ -233,7 +236,8 @@ def _pretrained_summary(items: pd.DataFrame, table: pd.DataFrame, seed: int) -> 
                 first, second = (f"{name} ({kind})" for kind, name, _ in ((weights, treatment, n), other))
                 found = interval((one.right - two).to_numpy(), one.group.to_numpy(str), seed)
                 pairs.append((first, second, n, *found))
-    return summary, pd.DataFrame(pairs, columns=["first", "second", "n", "difference", "low", "high"])
+    columns = ["first", "second", "n", "difference", "low", "high", "p"]
+    return summary, with_holm(pd.DataFrame(pairs, columns=columns), ["first", "second"])
 
 
 def _print_pretrained_estimate(

@@ -12,7 +12,8 @@ Yosinski et al. (arXiv 1411.1792):
     base2               the base trained for as many steps again: what the plus nets had
 
 Accuracy alone says little here: every number below is a difference of two treatments for the same split, seed and
-target. Splits with their seeds are the independent units.
+target. Splits with their seeds are the units that are resampled; where seeds share a split's classes, `cluster=("split",)`
+is the cautious choice.
 """
 
 import json

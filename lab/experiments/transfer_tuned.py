@@ -16,6 +16,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 from transformer_lens.model_bridge import TransformerBridge
 
 from lab import datasets, models, probes
@@ -56,7 +57,10 @@ def run(
     is tuned on each source and on the target's training texts. Of each, the first n blocks are frozen; the blocks behind
     are the *untouched* model's and are tuned on the target's training texts, with a fresh final norm and classifier: the
     same fresh weights and order of batches in all treatments. At n = 0 nothing is carried over, so all are one net; at L a
-    classifier reads the carried states alone. Test texts of the target are in no tuning.
+    classifier reads the carried states alone.
+
+    Test texts of the target are in no tuning; their words may stand in a source's texts, and then help AnB. Steps differ,
+    as they must: the first n blocks of BnB and AnB had as many on their own task, untouched ones had none.
 
     Args:
         model: from `lab.load`; rotary positions (Llama, Qwen, Gemma, OLMo, NeoX families).
@@ -78,9 +82,10 @@ def run(
         `.summary`: treatment, source, n, accuracy with low, high (bootstrap over groups of texts, nets as they are), nll,
             n_texts, n_groups.
         `.tables`: "differences": curve (specificity: BnB - AnB; over_untouched: AnB - untouched; own_tuning: BnB -
-            untouched), source, n, difference, low, high, paired by text; "sources": split, source, accuracy of the tuned
-            model on its own unseen texts, n_texts: a source that was not learnt says nothing; "items": split, source,
-            treatment, n, example, group, label, predicted, log_p (of the right label).
+            untouched), source, n, difference, low, high, p (bootstrap, two-sided), p_holm (over n), paired by text, without
+            sources that were not learnt; "sources": source, accuracy of the tuned model on its own unseen texts, low (exact),
+            majority, n_texts, p, learnt (better than a constant guess): the gate; "items": split, source, treatment, n,
+            example, group, label, predicted, log_p (of the right label).
 
     Raises:
         ValueError: unknown preset, n out of range, unusable data, a source twice or the target among them, a model whose
@@ -140,7 +145,13 @@ def run(
     parts = run_shards(_shard, shards, folder=folder, describe="splits", progress=progress)
     table = pd.concat([part.table for part in parts], ignore_index=True).assign(model=parameters["model"], dataset=name)
     tables = {key: pd.concat([part.tables[key] for part in parts], ignore_index=True) for key in ("items", "sources")}
-    summary, tables["differences"] = _summary(tables["items"], seed)
+    tables["sources"] = _gate(tables["sources"])
+    failed = tables["sources"][~tables["sources"].learnt]
+    for row in failed.itertuples():
+        print(f"{row.source} was not learnt ({row.accuracy:.2f} of unseen texts, a constant guess {row.majority:.2f}): its "
+              "blocks are left out of the differences.")  # fmt: skip
+    known_sources = tables["sources"].source[tables["sources"].learnt].tolist()
+    summary, tables["differences"] = _summary(tables["items"], known_sources, seed)
     return Result("transfer_tuned", table, summary, parameters, tables)
 
 
@@ -153,7 +164,8 @@ def _frames(data: Sequence[str | pd.DataFrame], limit: int, seed: int) -> dict[s
         datasets.check_concept_data(frame, name=name)
         if name in found:
             raise ValueError(f"{name} is there twice: the target and every source are different data sets")
-        found[name] = tails.some_groups(frame, limit, seed)
+        rng = np.random.default_rng(seed_of("texts", seed))
+        found[name] = tails.spread_over_groups(frame, limit, rng)
     return found
 
 
@@ -184,9 +196,10 @@ def _shard(
         began = time.perf_counter()
         tail = body.tail(0, n_layers, keep=True, seed=0)
         embedded = tails.states_after(body.plain, own.mask, [0], input_ids=own.ids)[0]
-        log_p, _ = tails.tune(tail, own, embedded, tests[task], tuning, seed_of("source", seed, split, task))
+        log_p = tails.tune(tail, own, embedded, tests[task], tuning, seed_of("source", seed, split, task)).log_p
         right = frames[task].label.to_numpy()[tests[task]]
-        learnt.append((split, task, float((log_p.argmax(1) == right).mean()), len(right)))
+        most = max(right.mean(), 1 - right.mean())
+        learnt.append((split, task, int((log_p.argmax(1) == right).sum()), len(right), float(most)))
         states[task] = tails.states_after(tail, body.texts.mask, chosen, inputs_embeds=body.states[0])
         if progress and split == 0 and task == target:
             each = sum(n_layers - n for n in chosen) / n_layers * (len(texts) + 1)
@@ -198,7 +211,7 @@ def _shard(
         for task, mine in states.items():
             treatment = {UNTOUCHED: UNTOUCHED, target: "BnB"}.get(task, "AnB")
             tail = body.tail(n, n_layers - n, keep=True, seed=seed_of("tail", seed, split, n) % 2**63)
-            log_p, _ = tails.tune(tail, body.texts, mine[n], test, tuning, seed_of("tune", seed, split))
+            log_p = tails.tune(tail, body.texts, mine[n], test, tuning, seed_of("tune", seed, split)).log_p
             where = {"split": split, "source": task, "treatment": treatment, "n": n}
             of_right = log_p[np.arange(len(log_p)), labels[test]].astype(float)
             right = log_p.argmax(1) == labels[test]
@@ -206,33 +219,43 @@ def _shard(
                      {**where, "metric": "nll", "value": float(-of_right.mean())}]  # fmt: skip
             about = frames[target].loc[test, ["example", "group", "label"]]
             items.append(about.assign(**where, predicted=log_p.argmax(1), log_p=of_right))
-    sources = pd.DataFrame(learnt, columns=["split", "source", "accuracy", "n_texts"])
+    sources = pd.DataFrame(learnt, columns=["split", "source", "right", "n_texts", "majority"])
     tables = {"items": pd.concat(items, ignore_index=True), "sources": sources}
     return Result("transfer_tuned", pd.DataFrame(rows), pd.DataFrame(), {"key": key}, tables)
 
 
-def _summary(items: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _gate(learnt: pd.DataFrame) -> pd.DataFrame:
+    """Was a task learnt at all? Its unseen texts of all splits together against a constant guess, one-sided, 5 %."""
+    rows = []
+    for source, part in learnt.groupby("source", sort=False):
+        right, n, guess = int(part.right.sum()), int(part.n_texts.sum()), float(part.majority.max())
+        found = stats.binomtest(right, n, guess, alternative="greater")
+        exact = found.proportion_ci(method="exact")
+        rows.append((source, right / n, float(exact.low), guess, n, float(found.pvalue), bool(found.pvalue < 0.05)))
+    return pd.DataFrame(rows, columns=["source", "accuracy", "low", "majority", "n_texts", "p", "learnt"])
+
+
+def _summary(items: pd.DataFrame, learnt: Sequence[str], seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Accuracy by treatment, source and n, and paired differences; a text counts by its mean over splits."""
     items = items.assign(right=(items.predicted == items.label).astype(float))
     mean = items.groupby(["treatment", "source", "n", "example", "group"], sort=False)[["right", "log_p"]].mean()
     runs = {at: part.reset_index() for at, part in mean.groupby(["treatment", "source", "n"], sort=False)}
     rows, pairs = [], []
     for at, part in runs.items():
-        found = tails.interval(part.right.to_numpy(), part.group.to_numpy(str), seed)
+        found = tails.interval(part.right.to_numpy(), part.group.to_numpy(str), seed)[:3]
         rows.append((*at, *found, float(-part.log_p.mean()), len(part), part.group.nunique()))
     target = next(source for treatment, source, _ in runs if treatment == "BnB")
     for treatment, source, n in runs:
-        own, plain = ("BnB", target, n), (UNTOUCHED, UNTOUCHED, n)
-        wanted = []
-        if treatment == "AnB":
-            wanted = [("specificity", own, (treatment, source, n)), ("over_untouched", (treatment, source, n), plain)]
-        elif treatment == "BnB":
-            wanted = [("own_tuning", own, plain)]
+        here, own, plain = (treatment, source, n), ("BnB", target, n), (UNTOUCHED, UNTOUCHED, n)
+        wanted = {
+            "AnB": [("specificity", own, here), ("over_untouched", here, plain)], "BnB": [("own_tuning", own, plain)],
+        }.get(treatment, [])  # fmt: skip
         for curve, first, second in wanted:
+            if source not in learnt or (curve == "specificity" and target not in learnt):
+                continue
             one, two = (runs[at].set_index("example") for at in (first, second))
             gap = (one.right - two.right.reindex(one.index)).to_numpy()
             pairs.append((curve, source, n, *tails.interval(gap, one.group.to_numpy(str), seed)))
-    summary = pd.DataFrame(
-        rows, columns=["treatment", "source", "n", "accuracy", "low", "high", "nll", "n_texts", "n_groups"]
-    )
-    return summary, pd.DataFrame(pairs, columns=["curve", "source", "n", "difference", "low", "high"])
+    columns = ["treatment", "source", "n", "accuracy", "low", "high", "nll", "n_texts", "n_groups"]
+    differences = pd.DataFrame(pairs, columns=["curve", "source", "n", "difference", "low", "high", "p"])
+    return pd.DataFrame(rows, columns=columns), tails.with_holm(differences, ["curve", "source"])

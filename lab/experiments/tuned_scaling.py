@@ -26,6 +26,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lab import datasets, models, probes, replicas
 from lab.experiments import update_scaling
+from lab.experiments.tails import spread_over_groups
 from lab.experiments.transfer_tasks import seed_of
 from lab.experiments.update_scaling import Scales, Weights, block_of, constant, permuted, ramp, same_size, scaled
 from lab.replicas import Recipe
@@ -119,8 +120,8 @@ def run(
     "untouched", "tuned", "ramp_only" (alpha 0), "same_norm" (a constant; the update as long as that of "lines") and
     "permuted" (the lambdas of "lines" in random order over blocks, mean over the orders; alpha is that of "lines", which
     favours "lines" a little) and "frozen" (tuned once more from the start, with the embedding and the first blocks left as
-    they are: forgetting prevented, not undone; how many is chosen on validation like alpha, among fewer values, as each
-    takes a tuning).
+    they are: forgetting prevented, not undone; how many is chosen on validation like alpha, among fewer values, as each takes a
+    tuning, and in "quick" there is one).
 
     Args:
         model: from `lab.load`. It is not changed; its weights are read again from where they came from.
@@ -142,8 +143,8 @@ def run(
 
     Returns:
         Result with
-        `.table`: seed, method, alpha (nan where there is none), order (number of the permutation, else -1), set, role
-            (target, control), n_items, metric (accuracy; nll in nats), value: on test texts.
+        `.table`: seed, method, alpha (nan where there is none; of "frozen" the share), order (number of the permutation, else
+            -1), set, role (target, control), n_items, metric (accuracy; nll in nats), value: on test texts.
         `.summary`: method, measure ("score", "target", "control", and "nll: <set>"), estimate, low, high, n_texts, n_groups.
             score as above, with test accuracies; control: mean of the normalised ones (1 = untouched).
         `.tables`: "differences": lines minus each other method, by measure, with low, high, p (bootstrap, two-sided) and
@@ -185,6 +186,9 @@ def run(
     }  # fmt: skip
     known = {name: value for name, value in parameters.items() if name not in ("preset", "seeds", "draws")}
     known["digest"] = models.weights_digest(model) if resume else ""
+    whole = [share for share in chosen.frozen if round(share * model.cfg.n_layers) in (0, model.cfg.n_layers)]
+    if whole:
+        raise ValueError(f"frozen={whole}: of {model.cfg.n_layers} blocks that is none or all; pass other shares")
     net = models.plain_twin(model)
     found = dict(net.base_model.named_parameters())
     scaled(found, found, constant(model.cfg.n_layers, 1.0))  # are all blocks found by name?
@@ -349,20 +353,6 @@ class _Task:
         return found
 
 
-def spread_over_groups(frame: pd.DataFrame, count: int, rng: np.random.Generator) -> pd.DataFrame:
-    """Up to `count` rows, as many of each label (if there are labels), over as many groups as there are.
-
-    One row of each group first, then a second one, in random order.
-    """
-    frame = frame.iloc[rng.permutation(len(frame))]
-    by = ["label"] if "label" in frame else []
-    turn = frame.groupby([frame.group.astype(str), *(frame[name] for name in by)]).cumcount()
-    frame = frame.iloc[np.argsort(turn.to_numpy(), kind="stable")]
-    if by:
-        frame = pd.concat([rows.head(count // 2) for _, rows in frame.groupby("label")])
-    return frame.head(count).reset_index(drop=True)
-
-
 # --- one tuning seed ------------------------------------------------------------------------------------------------
 
 
@@ -442,11 +432,12 @@ def _tune(net: Any, task: _Task, sizes: Preset, rate: float, seed: int, progress
     """
     parameters = dict(net.base_model.named_parameters())
 
-    def trains(name: str) -> bool:
-        block = block_of(name)
-        return "norm" in name if block is None else block >= frozen  # outside the blocks: embedding, final norm
-
-    trained = [value for name, value in parameters.items() if not frozen or trains(name)]
+    embeddings = [module for module in net.base_model.modules() if isinstance(module, torch.nn.Embedding)]
+    still = {id(value) for module in embeddings for value in module.parameters()} if frozen else set()
+    trained = [
+        value for name, value in parameters.items()
+        if id(value) not in still and ((block := block_of(name)) is None or block >= frozen)
+    ]  # fmt: skip
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0, fused=True)
     count = len(task.frames["train"])
     recipe = Recipe(steps=sizes.steps, batch=min(sizes.batch, count), rate=rate)
