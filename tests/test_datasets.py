@@ -26,7 +26,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupShuffleSplit
 from sklearn.pipeline import make_pipeline
 
-from lab import datasets
+from lab import datasets, published_data
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = [name for name in datasets.names() if not name.startswith("published/")]
@@ -395,7 +395,6 @@ def installed(tmp_path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("installed_datasets", package / "datasets.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -448,14 +447,14 @@ def server(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 
 
 @pytest.fixture
-def small(server: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> datasets.Published:
+def small(server: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> published_data.Published:
     """The coin-flip loader, pointed at a small file of the same form on the server; the cache is empty."""
     folder, address = server
     monkeypatch.setenv("LAB_CACHE", str(tmp_path / "cache"))
     content = json.dumps(SMALL).encode()
     (folder / "coin_flip.json").write_bytes(content)
     return dataclasses.replace(
-        datasets.PUBLISHED["published/coinflip"],
+        published_data.PUBLISHED["published/coinflip"],
         url=f"{address}/coin_flip.json",
         checksum=f"sha256:{hashlib.sha256(content).hexdigest()}",
         n=4,
@@ -468,26 +467,26 @@ def cached(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
-def test_download_once_then_offline(small: datasets.Published, server: tuple[Path, str], tmp_path: Path):
-    frame = datasets.load_published(small)
+def test_download_once_then_offline(small: published_data.Published, server: tuple[Path, str], tmp_path: Path):
+    frame = published_data.load_published(small)
     assert frame["label"].tolist() == [1, 1, 0, 0] and frame["published_label"].tolist() == [0, 0, 1, 1]
     assert frame["text"][0].startswith("A coin is heads up. B")
     assert frame.attrs["card"]["instruction_place"] == "after" and "overwrites" in frame.attrs["card"]["text"]
     assert cached(tmp_path) == ["coin_flip.json"]
     (server[0] / "coin_flip.json").unlink()
-    assert datasets.load_published(small).equals(frame)  # from the cache
-    assert datasets.load_published(small, source=tmp_path / "cache" / "datasets").equals(frame)
+    assert published_data.load_published(small).equals(frame)  # from the cache
+    assert published_data.load_published(small, source=tmp_path / "cache" / "datasets").equals(frame)
 
 
-def test_a_damaged_cache_is_fetched_again(small: datasets.Published, tmp_path: Path):
-    datasets.load_published(small)
+def test_a_damaged_cache_is_fetched_again(small: published_data.Published, tmp_path: Path):
+    published_data.load_published(small)
     (tmp_path / "cache" / "datasets" / "coin_flip.json").write_text("{}")
-    assert len(datasets.load_published(small)) == 4
+    assert len(published_data.load_published(small)) == 4
 
 
 @pytest.mark.parametrize("kind", ["sha256", "git"])
 def test_corrupt_download_leaves_nothing(
-    small: datasets.Published, server: tuple[Path, str], tmp_path: Path, kind: str
+    small: published_data.Published, server: tuple[Path, str], tmp_path: Path, kind: str
 ):
     content = (server[0] / "coin_flip.json").read_bytes()
     git = f"git:{hashlib.sha1(b'blob %d' % len(content) + bytes(1) + content).hexdigest()}"
@@ -496,28 +495,28 @@ def test_corrupt_download_leaves_nothing(
     with pytest.raises(
         ValueError, match=r"arrived corrupt or was changed: .*Nothing was kept; try again, or download it elsewhere"
     ):
-        datasets.load_published(pinned)
+        published_data.load_published(pinned)
     assert cached(tmp_path) == []
     (server[0] / "coin_flip.json").write_bytes(content)
-    assert len(datasets.load_published(pinned)) == 4
+    assert len(published_data.load_published(pinned)) == 4
 
 
-def test_missing_file_and_no_network(small: datasets.Published, server: tuple[Path, str], tmp_path: Path):
+def test_missing_file_and_no_network(small: published_data.Published, server: tuple[Path, str], tmp_path: Path):
     (server[0] / "coin_flip.json").unlink()
     with pytest.raises(
         ConnectionError,
         match=r"could not be had \(404 .*Try again, or .*under the name coin_flip\.json and pass source=",
     ):
-        datasets.load_published(small)
+        published_data.load_published(small)
     nobody = dataclasses.replace(small, url="http://127.0.0.1:9/coin_flip.json")
     with pytest.raises(
         ConnectionError, match=r"could not be reached .*: are you offline\? Try again, or download it elsewhere"
     ):
-        datasets.load_published(nobody)
+        published_data.load_published(nobody)
     assert cached(tmp_path) == []
 
 
-def test_no_room(small: datasets.Published, server: tuple[Path, str], tmp_path: Path):
+def test_no_room(small: published_data.Published, server: tuple[Path, str], tmp_path: Path):
     """The system refuses to write past 64 KiB, as a full disk would."""
     resource = pytest.importorskip("resource", reason="file size limits are a thing of Unix")
     (server[0] / "coin_flip.json").write_bytes(bytes(1_000_000))
@@ -527,32 +526,32 @@ def test_no_room(small: datasets.Published, server: tuple[Path, str], tmp_path: 
         with pytest.raises(
             OSError, match=r"no room in .*datasets for coin_flip\.json: free some, or set LAB_CACHE .*Nothing was kept"
         ):
-            datasets.load_published(small)
+            published_data.load_published(small)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert cached(tmp_path) == []
 
 
-def test_source_folder_is_verified(small: datasets.Published, tmp_path: Path):
+def test_source_folder_is_verified(small: published_data.Published, tmp_path: Path):
     with pytest.raises(ValueError, match=r"no file coin_flip\.json in .*: source= is the folder that holds the file"):
-        datasets.load_published(small, source=tmp_path)
+        published_data.load_published(small, source=tmp_path)
     (tmp_path / "coin_flip.json").write_text("{}")
     with pytest.raises(
         ValueError, match=r"coin_flip\.json is not the published file: its checksum is sha256:\w+, not sha256:\w+"
     ):
-        datasets.load_published(small, source=tmp_path)
+        published_data.load_published(small, source=tmp_path)
 
 
-def test_counts_are_verified(small: datasets.Published):
+def test_counts_are_verified(small: published_data.Published):
     with pytest.raises(ValueError, match="published/coinflip: 4 rows, 2 of label 1, where 500 and 253 are expected"):
-        datasets.load_published(dataclasses.replace(small, n=500, positive=253))
+        published_data.load_published(dataclasses.replace(small, n=500, positive=253))
 
 
 def test_readers_whose_files_were_not_at_hand(tmp_path: Path):
     """The forms documented for sarcasm (JSON lines) and IMDb (archive of one file a review), with files of our own."""
     lines = [{"headline": f"Headline {i}", "is_sarcastic": i % 2} for i in range(4)]
     (tmp_path / "sarcasm.json").write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
-    sarcasm = datasets.PUBLISHED["published/sarcasm"].rows(tmp_path / "sarcasm.json")
+    sarcasm = published_data.PUBLISHED["published/sarcasm"].rows(tmp_path / "sarcasm.json")
     assert sarcasm["text"].tolist() == ["Headline 1", "Headline 3", "Headline 0", "Headline 2"]
     assert sarcasm["label"].tolist() == [1, 1, 0, 0] and sarcasm["published_label"].tolist() == [0, 0, 1, 1]
 
@@ -568,6 +567,6 @@ def test_readers_whose_files_were_not_at_hand(tmp_path: Path):
             entry = tarfile.TarInfo(f"aclImdb/{name}")
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
-    imdb = datasets.PUBLISHED["published/imdb"].rows(tmp_path / "aclImdb_v1.tar.gz")
+    imdb = published_data.PUBLISHED["published/imdb"].rows(tmp_path / "aclImdb_v1.tar.gz")
     assert imdb["text"].tolist() == ["test/neg/7_2.txt", "test/neg/0_3.txt", "test/pos/1_9.txt"]  # the archive's order
     assert imdb["label"].tolist() == [0, 0, 1]

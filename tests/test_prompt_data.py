@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lab import datasets
+from lab import datasets, published_data
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = ("chains", "sums", "word_problems")
@@ -390,7 +390,7 @@ TOWN = {
 
 def test_gsm8k_rows(tmp_path: Path):
     frame = datasets.as_prompts(
-        datasets.gsm8k_rows(lines(tmp_path / "test.jsonl", RIVER, TOWN)), name="published/gsm8k"
+        published_data.gsm8k_rows(lines(tmp_path / "test.jsonl", RIVER, TOWN)), name="published/gsm8k"
     )
     assert frame["example"].tolist() == frame["group"].tolist() == ["gsm8k-0001", "gsm8k-0002"]
     assert frame["level"].tolist() == [2, 1] and frame["answer"].tolist() == [" 18", " 1,125"]
@@ -399,12 +399,12 @@ def test_gsm8k_rows(tmp_path: Path):
         " Half of 12 is 12/2=<<12/2=6>>6 trips.\nTogether that is 12+6=<<12+6=18>>18 trips.\nThe final answer is 18."
     )
     with pytest.raises(ValueError, match=r"test\.jsonl, line 1: the answer '18' doesn't end in a line '#### number'"):
-        datasets.gsm8k_rows(lines(tmp_path / "test.jsonl", RIVER | {"answer": "18"}))
+        published_data.gsm8k_rows(lines(tmp_path / "test.jsonl", RIVER | {"answer": "18"}))
     with pytest.raises(ValueError, match=r"test\.jsonl, line 2: no answer; it has question"):
-        datasets.gsm8k_rows(lines(tmp_path / "test.jsonl", RIVER, {"question": "?"}))
+        published_data.gsm8k_rows(lines(tmp_path / "test.jsonl", RIVER, {"question": "?"}))
     (tmp_path / "test.jsonl").write_text("[", encoding="utf-8")
     with pytest.raises(ValueError, match=r"test\.jsonl, line 1 is no JSON: '\['"):
-        datasets.gsm8k_rows(tmp_path / "test.jsonl")
+        published_data.gsm8k_rows(tmp_path / "test.jsonl")
 
 
 def test_math_rows(tmp_path: Path):
@@ -422,17 +422,17 @@ def test_math_rows(tmp_path: Path):
         "unique_id": "test/x/7.json",
         "answer": "1.5",
     }
-    frame = datasets.math_rows(lines(tmp_path / "test.jsonl", root, line, power))
+    frame = published_data.math_rows(lines(tmp_path / "test.jsonl", root, line, power))
     assert frame["example"].tolist() == ["math-0001", "math-test/x/7.json"] and frame["level"].tolist() == [3, 5]
     assert frame["answer"].tolist() == [" \\frac{3}{2}", " 1.5"] and frame["solution"][1] == f" {root['solution']}"
     assert frame["prompt"][0] == "Problem: Find the positive root of $4x^2 = 9$.\nAnswer:"
     with pytest.raises(ValueError, match=r"line 1: level 'Level \?'; 'Level 1' to 'Level 5' are expected"):
-        datasets.math_rows(lines(tmp_path / "test.jsonl", root | {"level": "Level ?"}))
+        published_data.math_rows(lines(tmp_path / "test.jsonl", root | {"level": "Level ?"}))
     for solution in ("It is 4.", "It is \\boxed{4"):
         with pytest.raises(ValueError, match=r"line 1: no \\boxed\{\.\.\.\} in the solution, and no answer"):
-            datasets.math_rows(lines(tmp_path / "test.jsonl", root | {"solution": solution}))
+            published_data.math_rows(lines(tmp_path / "test.jsonl", root | {"solution": solution}))
     with pytest.raises(ValueError, match=r"no problems of 'Intermediate Algebra'; its subjects are Algebra"):
-        datasets.math_rows(lines(tmp_path / "test.jsonl", line))
+        published_data.math_rows(lines(tmp_path / "test.jsonl", line))
 
 
 CASE = {
@@ -454,7 +454,7 @@ CASE = {
 def test_mquake_rows(tmp_path: Path):
     path = tmp_path / "cases.json"
     path.write_text(json.dumps([CASE]), encoding="utf-8")
-    row = datasets.as_prompts(datasets.mquake_rows(path)).iloc[0]
+    row = datasets.as_prompts(published_data.mquake_rows(path)).iloc[0]
     assert row[["example", "group", "level", "answer"]].tolist() == ["mquake-12", "Q1", 2, " Tokyo"]
     assert row["prompt"] == "Question: What is the capital of the country where Sumo began?\nAnswer:"
     assert row["aliases"] == ["Tokyo", "Tokio"] and row["hop_prompts"] == ["Sumo began in", "The capital of Japan is"]
@@ -462,11 +462,11 @@ def test_mquake_rows(tmp_path: Path):
     flat = {key: value for key, value in CASE.items() if key not in ("orig", "single_hops")}
     flat |= {"orig_triples": CASE["orig"]["triples"]}  # as on the Hugging Face hub
     path.write_text(json.dumps([CASE, flat]), encoding="utf-8")
-    frame = datasets.mquake_rows(path)
+    frame = published_data.mquake_rows(path)
     assert frame["level"].tolist() == [2, 2] and "hop_prompts" not in frame
     path.write_text(json.dumps([CASE, {"case_id": 1}]), encoding="utf-8")
     with pytest.raises(ValueError, match=r"cases\.json, case 1: no questions, answer, answer_alias; it has case_id"):
-        datasets.mquake_rows(path)
+        published_data.mquake_rows(path)
 
 
 def test_published_prompts_are_verified(tmp_path: Path):
@@ -476,22 +476,22 @@ def test_published_prompts_are_verified(tmp_path: Path):
     ):
         datasets.load("published/gsm8k", source=tmp_path)
     pinned = dataclasses.replace(
-        datasets.PUBLISHED_PROMPTS["published/gsm8k"],
+        published_data.PUBLISHED_PROMPTS["published/gsm8k"],
         checksum=f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}",
         n=2,
     )
-    frame = datasets.load_published_prompts(pinned, source=tmp_path)
+    frame = published_data.load_published_prompts(pinned, source=tmp_path)
     card = frame.attrs["card"]
     assert (card["kind"], card["n"], card["groups"], card["levels"]) == ("prompts", 2, 2, "1, 2")
     assert card["source"] == pinned.url and "MIT" in card["licence"] and "the gold solution" in card["text"]
     with pytest.raises(ValueError, match="published/gsm8k: 2 rows where 3 are expected: please report this"):
-        datasets.load_published_prompts(dataclasses.replace(pinned, n=3), source=tmp_path)
+        published_data.load_published_prompts(dataclasses.replace(pinned, n=3), source=tmp_path)
 
 
 def test_files_of_one_name_do_not_meet_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Two published sets come in a file called test.jsonl."""
     monkeypatch.setenv("LAB_CACHE", str(tmp_path))
-    sets = datasets.PUBLISHED_PROMPTS
+    sets = published_data.PUBLISHED_PROMPTS
     names = [sets[name].url.rsplit("/", 1)[1] for name in ("published/gsm8k", "published/math_intermediate_algebra")]
     assert names == ["test.jsonl", "test.jsonl"]
     folder = tmp_path / "datasets" / "gsm8k"
@@ -500,8 +500,8 @@ def test_files_of_one_name_do_not_meet_in_the_cache(tmp_path: Path, monkeypatch:
     pinned = dataclasses.replace(
         sets["published/gsm8k"], checksum=f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}", n=1
     )
-    assert len(datasets.load_published_prompts(pinned)) == 1
+    assert len(published_data.load_published_prompts(pinned)) == 1
     other = dataclasses.replace(sets["published/math_intermediate_algebra"], url="http://127.0.0.1:9/test.jsonl")
     with pytest.raises(ConnectionError, match="could not be reached"):
-        datasets.load_published_prompts(other)
+        published_data.load_published_prompts(other)
     assert path.is_file()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lab import datasets
+from lab import datasets, published_data
 
 ROOT = Path(__file__).resolve().parents[1]
 ALIASES = ("e1_aliases", "e2_aliases", "e3_aliases")
@@ -287,7 +287,7 @@ def published(tmp_path: Path) -> Path:
 
 
 def test_published_rows_are_mapped_and_kept(published: Path):
-    frame = datasets.published_two_hop_rows(published)
+    frame = published_data.published_two_hop_rows(published)
     first, second = frame.iloc[0], frame.iloc[1]
     assert first["text"] == "the capital of the country of citizenship of Ann None is"
     assert first[["example", "e1", "e2", "e3"]].tolist() == [
@@ -328,7 +328,7 @@ def test_published_aliases_that_are_no_lists(written: str, message: str, tmp_pat
     path = tmp_path / "two_hop.csv"
     published_rows(e2_aliases=["['F']", written]).to_csv(path)
     with pytest.raises(ValueError, match=message):
-        datasets.published_two_hop_rows(path)
+        published_data.published_two_hop_rows(path)
 
 
 def test_published_file_is_verified(published: Path):
@@ -342,17 +342,17 @@ def test_published_file_is_verified(published: Path):
         datasets.load("published/two_hop", source=published.parent / "none")
     published_rows().drop(columns=["source_prompt"]).to_csv(published)
     with pytest.raises(ValueError, match=r"two_hop\.csv has no column 'source_prompt'; it has "):
-        datasets.published_two_hop_rows(published)
+        published_data.published_two_hop_rows(published)
 
 
 def test_published_card(published: Path):
     content = published.read_bytes()
-    pinned = datasets.PublishedTwoHop(
+    pinned = published_data.PublishedTwoHop(
         name="published/two_hop",
         url="https://example.org/two_hop.csv",
         checksum=f"git:{hashlib.sha1(b'blob %d' % len(content) + bytes(1) + content).hexdigest()}",
     )
-    frame = datasets.load_published_two_hop(pinned, source=published.parent)
+    frame = published_data.load_published_two_hop(pinned, source=published.parent)
     card = frame.attrs["card"]
     assert len(frame) == 2 and card["n"] == 2 and card["pairs"] == 2 and card["source"] == pinned.url
     assert "MIT" in card["licence"] and "SHA-256 NOT PINNED" in card["text"]
