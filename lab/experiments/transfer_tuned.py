@@ -1,8 +1,8 @@
 """Tune a language model on task A: what are its first n blocks worth, frozen, for task B, against those tuned on B itself?
 
-    result = transfer_tuned.run(lab.load(), "sentiment_words", ["reviews", "numbers"])  # about five minutes on two cores
-    result.summary                                                                      # accuracy by n
-    result.tables["differences"]                                                        # specificity, paired by text
+    result = transfer_tuned.run(lab.load(), "sentiment_words", ["cities"])  # about five minutes on one core
+    result.summary                                                          # accuracy by n
+    result.tables["differences"]                                            # specificity, paired by text
 
 AnB against BnB (Yosinski et al., arXiv 1411.1792) where there is no baseB from scratch: both bodies are the pretrained
 model, tuned. What it does not show: what the pretrained features are good for. All first blocks start from them, and a
