@@ -183,6 +183,10 @@ def transfer_tuned(result: Any) -> Figure:
                     part.n + shift, 100 * part.difference, reach, color=color, ls=dash, marker=marker, capsize=3
                 )
         right.axhline(0, color=BLACK, lw=1)
+        if not (gaps.curve == "specificity").any():
+            right.text(
+                0.5, 0.5, "no two tasks were learnt:\nnothing to compare", ha="center", transform=right.transAxes
+            )
         left.set(ylabel="accuracy on unseen groups", title=f"{about['dataset'].replace('_', ' ')}")
         right.set(ylabel="BnB - AnB (percentage points)", title="specificity, paired by text")
         for ax in (left, right):

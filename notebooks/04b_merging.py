@@ -124,7 +124,7 @@ assert check_constant(np.linalg.norm(factors * t) / np.linalg.norm(t))
 
 # %%
 model = lab.load(model_name, accept_license=accept_license)
-fewer = {"grid": [1.0, 0.5, 0.0], "permutations": 1} if quick else {}
+fewer = {"grid": [1.0, 0.5, 0.0], "permutations": 1, "steps": 8} if quick else {}
 scaled = tuned_scaling.run(model, target, seed=seed + 1, **fewer)  # its rate of learning was chosen with seed 0
 figure = scaled.plot()
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.image import imread
 from test_figures import controls
@@ -122,6 +123,22 @@ def test_explorer_of_sequences_shows_them_as_text(sources):
     task = transfer.task_of(sources, 0, 0)
     said = [" ".join(map(str, task.sides["A"].test.inputs[item])) for item in items[flips].item]
     assert sum(one in table.value for one in said) >= shown
+
+
+def test_tuned_bodies_stand_left_and_their_specificity_right():
+    places = [("BnB", "words", 0.9), ("AnB", "cities", 0.7), ("AnB", "numbers", 0.6), ("untouched", "untouched", 0.8)]
+    summary = [{"treatment": treatment, "source": source, "n": n, "accuracy": value + n / 100, "low": value - 0.1,
+                "high": value + 0.1} for treatment, source, value in places for n in (2, 4)]  # fmt: skip
+    gaps = [{"curve": curve, "source": "cities", "n": n, "difference": value + n / 100, "low": value - 0.1, "high": value + 0.2}
+            for curve, value in (("specificity", 0.2), ("over_untouched", -0.1)) for n in (2, 4)]  # fmt: skip
+    gate = [{"source": name, "learnt": name != "numbers"} for name in ("words", "cities", "numbers")]
+    tables = {"differences": pd.DataFrame(gaps), "sources": pd.DataFrame(gate)}
+    about = {"dataset": "words", "sources": ["cities", "numbers"], "n_layers": 4, "model": "m"}
+    figure = Result("transfer_tuned", pd.DataFrame(), pd.DataFrame(summary), about, tables).plot()
+    left, right = figure.axes
+    assert heights(left) == pytest.approx(sorted(row["accuracy"] for row in summary))
+    assert heights(right) == pytest.approx([22, 24]), "specificity alone, in points, of the source that was learnt"
+    assert "tuned on numbers (AnB), not learnt" in words(figure) and "tuned on cities (AnB), not" not in words(figure)
 
 
 def test_compare_is_first_minus_second(digits):
