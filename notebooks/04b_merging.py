@@ -22,7 +22,7 @@
 #
 # **You need** part a, [04a_transfer](04a_transfer.py), and for sections 4 and 5 the probes of `01_concept_depth`.
 #
-# **It takes** about fifteen minutes on two processor cores (an estimate; `quick = True`: three minutes), 3 GB of memory, no network.
+# **It takes** 16 minutes on one processor core, less on two (`quick = True`: three minutes), 5 GB of memory, no network.
 #
 # **In class**: sections 1 to 3 make a lesson of 60 minutes, 4 to 6 a second one.
 
