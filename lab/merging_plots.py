@@ -115,9 +115,9 @@ def tuned_scaling(result: Any) -> Figure:
     with classroom():
         figure, axes = plt.subplots(1, 3, figsize=(15.0, 5.0), sharey=True, layout="constrained")
         words = {
-            "target": "target accuracy\n/ tuned model's",
+            "target": "target accuracy\n",
             "control": "control accuracy\n/ untouched model's",
-            "score": "score:\n2 x target + control",
+            "score": "score: 2 x target / tuned\nmodel's + control",
         }
         for ax, (measure, name) in zip(axes, words.items(), strict=True):
             part = rows[rows.measure == measure].set_index("method")

@@ -311,9 +311,13 @@ apart = {
     "another seed": stitching.run(other, shallow, texts, pairs=[(i, i) for i in depths_x], **options),
 }
 figure = apart[f"{few} blocks into {many}"].plot()
+_ = figure.suptitle(f"X: {few} blocks, Y: {many} blocks, trained on the same text; intervals over test documents")
 
 # %%
 figure = apart["another seed"].plot()
+_ = figure.suptitle(
+    f"X and Y: {few} blocks, trained on the same text from other weights; intervals over test documents"
+)
 
 # %%
 against_words = pd.concat(one.summary.assign(pair=name) for name, one in apart.items())
