@@ -52,6 +52,7 @@ ENSEMBLE = {
     "bag_of_words": "bag of words",
     "majority": "majority",
 }
+_LINEAR = 0.1  # nats: below it the axis of KL is linear
 STITCHED = {
     "own_states": ("Y's own states (must be 0)", GREY, "*"),
     "mapped": ("X's states, mapped", BLUE, "o"),
@@ -248,8 +249,12 @@ def stitching(result: Any) -> Figure:
                 left.plot(part["mean"], [y], marker, color=color, ms=9, label=words if line == 0 else None)
                 if condition in ("mapped", "token_identity", "random_weights"):
                     right.plot(part.r2, [y], marker, color=color, ms=9)
-        left.set_xscale("symlog", linthresh=0.1)
-        left.set(xlabel="KL to the clean model (nats; near 0 linear)", ylabel="depth of X to depth of Y")
+        wide = rows["mean"].max() > _LINEAR
+        if wide:  # small nets differ by less than a logarithmic axis has ticks for
+            left.set_xscale("symlog", linthresh=_LINEAR)
+        left.set(
+            xlabel=f"KL to the clean model (nats{'; near 0 linear' if wide else ''})", ylabel="depth of X to depth of Y"
+        )
         right.set(xlabel="R2 of the states put in", xlim=(min(0.0, right.get_xlim()[0]), 1.02))
         for ax in (left, right):
             _categories(ax, names)

@@ -78,8 +78,9 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# **Exercise 1.** A control of *equal size*: one constant for all blocks whose update is as long as that of LiNeS. The update of
-# block $l$ has length $\lambda_l\,t_l$. With lengths `t` and the factors of the table's first row, which constant is it?
+# **Exercise 1.** A control of *equal size*: one constant for all blocks whose update is as long as that of LiNeS. Let
+# $t_l$ be the length (norm) of what tuning changed in block $l$; scaled, it has length $\lambda_l\,t_l$. Lengths of different blocks add in
+# squares. With these lengths `t` and the factors of the table's first row, which constant is it?
 
 # %%
 t = np.array([3.0, 2.0, 2.0, 1.0])
@@ -95,7 +96,7 @@ def check_constant(given):
     right = np.sqrt(((factors * t) ** 2).sum() / (t**2).sum())
     if given is None:
         return print(
-            "No answer yet. Lengths of parts add up in squares: |tau|^2 = sum of t_l^2. Do so for both updates."
+            "No answer yet. Lengths of parts add up in squares: |whole update|^2 = sum of t_l^2. Do so for both updates."
         )
     if abs(given - factors.mean()) < 1e-3:
         return print("That is the mean factor. But block 1 changed three times as much as block 4: weigh by length.")
@@ -115,12 +116,22 @@ assert check_constant(np.linalg.norm(factors * t) / np.linalg.norm(t))
 # %% [markdown]
 # ## 2. The same with a language model
 #
-# All weights of the model are tuned on a small task. Its read-out is one **random** direction that stays fixed, so that tuning has
+# From here on $\beta = 1 - \alpha$, so the last block keeps its whole change and $\alpha = 1$ is plain tuning. All weights of the model are tuned on a small task. Its read-out is one **random** direction that stays fixed, so that tuning has
 # something to learn. *Score* is twice the target's accuracy (as a share of the tuned model's) + the controls' (as a share of the untouched
-# model's). $\alpha$ is chosen by the score on validation texts, for LiNeS, the ramp reversed and one constant (*wise_ft*) among equally many
-# values; *same_norm* and *permuted* are built from LiNeS's $\alpha$ and have none of their own, which favours LiNeS a little; *ramp_only* is $\alpha = 0$. *frozen* is tuned
-# once more, with the embedding and the first half of the blocks left alone: what LiNeS undoes afterwards is not done at all. What is drawn are
-# test texts. The control here is ordinary text: does the model still predict the next word?
+# model's). The control here is ordinary text: does the model still predict the next word? $\alpha$ is chosen by the score on validation texts;
+# what is drawn are test texts.
+#
+# | in the tables | what it is | its $\alpha$ |
+# |---|---|---|
+# | lines | LiNeS: little of the change in early blocks, all of it in the last | chosen |
+# | reversed | the ramp turned round | chosen, among as many values |
+# | wise_ft | one constant for all blocks | chosen, among as many values |
+# | same_norm | one constant, the update as long as that of LiNeS | given by LiNeS's |
+# | permuted | LiNeS's factors, in random order over the blocks | LiNeS's |
+# | ramp_only | LiNeS from 0 on | 0 |
+# | frozen | tuned once more with the embedding and the first half of the blocks left alone: what LiNeS undoes is not done at all | none |
+#
+# That same_norm and permuted have nothing chosen for them favours LiNeS a little.
 
 # %%
 model = lab.load(model_name, accept_license=accept_license)
@@ -208,6 +219,9 @@ merged.tables["collapse"].groupby("method")[
 ].mean().round(3)
 
 # %% [markdown]
+# In the figure: left, the share of the weights' change that is kept. Shuffling happens within each matrix, so both lines are the same there; right,
+# how long the masked update is against the unmasked one. (Blocks count from 0 here, from 1 in section 1.)
+#
 # *both_fell*: the share of tasks for which the entropy fell and accuracy fell as well, be it by one example; where the method did nothing to
 # accuracy, expect nearly half. An objective without labels cannot see the difference.
 
@@ -240,6 +254,8 @@ figure = merging_plots.probe_transfer_by_depth(
 # %% [markdown]
 # **Things to notice**
 #
+# - (c), where *reading* says "is plausible": the whole interval of the AUC is below 0.5, so the probe is turned upside down. "is true": the whole
+#   interval is above.
 # - The diagonal is the ordinary probe, on groups that it was not trained on. Off it, a star means: above the *best* of its controls, chosen
 #   anew in every draw (bag of words, length, shuffled labels, a random direction).
 # - Group splits go across data sets: a city in the training statements is in no test statement, not even in the negated ones.

@@ -177,7 +177,12 @@ def test_a_task_below_its_gate_is_reported_and_not_used(capsys: pytest.CaptureFi
         ({"task": "D", "halves": ([0, 1, 2, 3, 4], [4, 5, 6, 7, 8])}, r"classes \[4\] are in both halves"),
         ({"task": "D", "targets": ["C"]}, "targets=.*: pass 'A', 'B' or both"),
         ({"task": "D", "splits": 0}, "splits=0, seeds=1: pass at least 1"),
-        ({"task": "D", "form": "one_hop"}, "task D has no size form"),
+        ({"task": "D", "form": "one_hop"}, r"there is no option form; options are .* sizes of task D are noise"),
+        ({"task": "D", "split": 2}, r"there is no option split \(did you mean splits\?\)"),
+        ({"task": "D", "step": 10}, r"there is no option step \(did you mean steps\?\)"),
+        ({"task": "D", "n": 2}, r"n=2: pass a list of numbers of blocks, such as n=\[2\]"),
+        ({"task": "D", "seed": [1, 2]}, r"seed=\[1, 2\]: pass one number"),
+        ({"task": object()}, "the first argument is a task, D, S, F, Mod, and not a object"),
         ({"task": "F", "own_rows": "kept"}, "own_rows='kept': pass fresh or copied"),
     ],
 )

@@ -11,6 +11,8 @@ the like of a language model. What it does not show: that features are general o
 halves, this distance, this many examples.
 """
 
+import difflib
+import inspect
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -181,6 +183,7 @@ def run(
     nets, as another seed would.
     """
     transfer_tasks.check(task, distance)
+    _check_options(task, sizes, n, seed)
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; presets are {', '.join(PRESETS)}")
     chosen = PRESETS[preset][task]
@@ -429,6 +432,23 @@ def _score(shape: Shape, weights: Weights, test: tuple[torch.Tensor, torch.Tenso
 
 
 # --- checks and messages --------------------------------------------------------------------------------------------
+
+
+def _check_options(task: str, sizes: dict[str, Any], n: Any, seed: Any) -> None:
+    """Misspelt options arrive among the sizes of the task."""
+    options = [name for name in inspect.signature(run).parameters if name not in ("task", "preset", "sizes")]
+    known = transfer_tasks.sizes_of(task)
+    for name in sizes:
+        if name not in known:
+            near = difflib.get_close_matches(name, options + known, 1)
+            raise ValueError(
+                f"there is no option {name}{f' (did you mean {near[0]}?)' if near else ''}; options are {', '.join(options)}; "
+                f"sizes of task {task} are {', '.join(known)}"
+            )
+    if isinstance(n, int):
+        raise ValueError(f"n={n}: pass a list of numbers of blocks, such as n=[{n}]")
+    if not isinstance(seed, int):
+        raise ValueError(f"seed={seed!r}: pass one number, and seeds= for how many")
 
 
 def _check(chosen: Preset, at_once: int) -> None:

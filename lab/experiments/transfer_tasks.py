@@ -130,20 +130,32 @@ def make(
     ((150, 16, 4), ('5', '6', '7', '8', '9'))
     """
     check(name, distance)
-    makers: dict[str, Callable[..., Task]] = {"D": _digits, "S": _sources, "F": _facts, "Mod": _arithmetic}
-    allowed = set(inspect.signature(makers[name]).parameters) - {"distance", "split", "seed", "halves"}
-    unknown = sorted(set(sizes) - allowed)
+    unknown = sorted(set(sizes) - set(sizes_of(name)))
     if unknown:
-        raise ValueError(f"task {name} has no size {', '.join(unknown)}; it has {', '.join(sorted(allowed))}")
+        raise ValueError(f"task {name} has no size {', '.join(unknown)}; it has {', '.join(sizes_of(name))}")
     if halves is not None:
         if name not in ("D", "S") or distance == "far":
             raise ValueError(f"halves= is for D and for S near; task {name} {distance} has fixed ones")
         sizes["halves"] = check_halves(halves, 10 if name == "D" else 40)
-    return makers[name](distance, split, seed, **sizes)
+    return _makers()[name](distance, split, seed, **sizes)
+
+
+def sizes_of(name: str) -> list[str]:
+    """What can be set about a task, besides its distance, split, seed and halves."""
+    return sorted(set(inspect.signature(_makers()[name]).parameters) - {"distance", "split", "seed", "halves"})
+
+
+def _makers() -> dict[str, Callable[..., Task]]:
+    return {"D": _digits, "S": _sources, "F": _facts, "Mod": _arithmetic}
 
 
 def check(name: str, distance: str) -> None:
     """Raise a ValueError for an unknown task, or a distance that it does not have."""
+    if not isinstance(name, str):
+        raise ValueError(
+            f"the first argument is a task, {', '.join(DISTANCES)}, and not a {type(name).__name__}: this experiment trains "
+            "its own nets"
+        )
     if name not in DISTANCES:
         raise ValueError(f"unknown task {name!r}; tasks are {', '.join(DISTANCES)}")
     if distance not in DISTANCES[name]:
