@@ -21,7 +21,7 @@
 #
 # **You need** notebook `00_start_here`. Nothing of the other notebooks.
 #
-# **It takes** 14 minutes on one processor core, a little less on two (`quick = True`: two minutes), 4.5 GB of memory, no network.
+# **It takes** 14 minutes on one processor core, a little less on two (`quick = True`: three minutes), 4.5 GB of memory, no network.
 #
 # **In class**: sections 1 and 2 make a lesson of 30 minutes about pairing, without training anything; 3 to 5 one of 60 minutes.
 
@@ -379,7 +379,7 @@ shown.assign(points=points).pivot(index=["distance", "curve"], columns="n", valu
 
 # %%
 model = lab.load(model_name, accept_license=accept_license)
-fewer = {"limit": 60, "steps": 8, "n": [model.cfg.n_layers - 3, model.cfg.n_layers]} if quick else {}
+fewer = {"limit": 40, "steps": 4, "n": [model.cfg.n_layers - 3, model.cfg.n_layers]} if quick else {}
 tuned = transfer_pretrained.run(model, "sentiment_words", seed=seed, **fewer)
 figure = tuned.plot()
 

@@ -22,7 +22,7 @@
 #
 # **You need** part a, [04a_transfer](04a_transfer.py), and for sections 4 and 5 the probes of `01_concept_depth`.
 #
-# **It takes** 16 minutes on one processor core, less on two (`quick = True`: three minutes), 5 GB of memory, no network.
+# **It takes** 16 minutes on one processor core, less on two (`quick = True`: four minutes), 5 GB of memory, no network.
 #
 # **In class**: sections 1 to 3 make a lesson of 60 minutes, 4 to 6 a second one.
 
@@ -135,7 +135,11 @@ assert check_constant(np.linalg.norm(factors * t) / np.linalg.norm(t))
 
 # %%
 model = lab.load(model_name, accept_license=accept_license)
-fewer = {"grid": [1.0, 0.5, 0.0], "permutations": 1, "steps": 8} if quick else {}
+fewer = (
+    {"grid": [1.0, 0.5, 0.0], "permutations": 1, "steps": 8, "sizes": {"test": 16, "documents": (4, 6)}}
+    if quick
+    else {}
+)
 scaled = tuned_scaling.run(model, target, seed=seed + 1, **fewer)  # its rate of learning was chosen with seed 0
 figure = scaled.plot()
 

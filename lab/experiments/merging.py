@@ -490,7 +490,7 @@ def _tune(
 
     def trained(start: Weights, name: str, recipe: Recipe, **options: Any) -> Weights:
         order = replicas.orders(rows, [seed_of(name, split, *one) for one in every], recipe)
-        words = {"progress": progress, "describe": f"split {split}: {name}"}
+        words: dict[str, Any] = {"progress": progress, "describe": f"split {split}: {name}"}
         return replicas.train(shape, start, inputs, labels, order, recipe, **words, **options).weights
 
     def frozen(n: int) -> dict[str, Any]:
