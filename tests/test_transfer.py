@@ -180,15 +180,26 @@ def test_a_task_below_its_gate_is_reported_and_not_used(capsys: pytest.CaptureFi
         ({"task": "D", "form": "one_hop"}, r"there is no option form; options are .* sizes of task D are noise"),
         ({"task": "D", "split": 2}, r"there is no option split \(did you mean splits\?\)"),
         ({"task": "D", "step": 10}, r"there is no option step \(did you mean steps\?\)"),
-        ({"task": "D", "n": 2}, r"n=2: pass a list of numbers of blocks, such as n=\[2\]"),
-        ({"task": "D", "seed": [1, 2]}, r"seed=\[1, 2\]: pass one number"),
-        ({"task": object()}, "the first argument is a task, D, S, F, Mod, and not a object"),
         ({"task": "F", "own_rows": "kept"}, "own_rows='kept': pass fresh or copied"),
     ],
 )
 def test_what_is_refused(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         transfer.run(**arguments, progress=False)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n": 2}, r"n=2: pass a list of numbers of blocks, such as n=\[2\]"),
+        ({"seed": [1, 2]}, r"seed=\[1, 2\]: pass one number"),
+        ({"task": object()}, "the first argument is a task, D, S, F, Mod, and not a object"),
+    ],
+)
+def test_a_wrong_type_is_refused_before_anything_runs(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        transfer.run(**{"task": "D", **arguments}, progress=False)
 
 
 # --- a pretrained model ---------------------------------------------------------------------------------------------
