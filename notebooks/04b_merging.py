@@ -317,7 +317,7 @@ stitched.summary.query("condition in ['mapped', 'clean', 'token_identity', 'unig
 # - *Y's own states* must give exactly 0: the check that replacing itself does nothing.
 #
 # So far X and Y were one model. Now two nets that share nothing but the text that they were trained on: one of 4 blocks and one of 8, and
-# two of 4 blocks from other random weights.
+# two of 4 blocks, from other random weights and with the text in another order.
 
 # %%
 small = {"n_layers": (2, 4), "d_model": 32, "steps": 60} if quick else {"n_layers": (4, 8)}
