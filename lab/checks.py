@@ -9,7 +9,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from lab.interventions import patch
-from lab.models import SITES, facts, hooks_left, plain_twin
+from lab.models import SITES, alone, facts, hooks_left, plain_twin
 from lab.states import collect_states
 from lab.texts import tokenize
 
@@ -18,14 +18,20 @@ _TEXTS = ("The city of Paris is in France.", "A coin is heads up. Maya flips the
 
 
 def check(model: TransformerBridge) -> pd.DataFrame:
-    """Health table of a loaded model: columns check, value, limit, ok; `ok` is `value <= limit` (a site that does not
-    exist has no value and says so).
+    """Health table of a model: columns check, value, limit, ok; `ok` is `value <= limit` (a site that does not exist has
+    no value and says so).
 
     Differences are relative: the largest absolute difference over the largest absolute value of the reference. The
-    reference is the same weights in plain Hugging Face with eager attention. Takes a few seconds, and memory for a
-    second copy of the model while it runs. Doing nothing must do nothing, and a patch must do the right thing: all
-    positions of one depth taken from another prompt must give that prompt's logits.
+    reference is the weights as they are in memory in plain Hugging Face with eager attention; for a model that runs more
+    than its architecture (a hook, a layer of somebody else's) its own forward pass, and a line says so. Takes a few
+    seconds, and memory for a second copy of the model while it runs. Doing nothing must do nothing, and a patch must do
+    the right thing: all positions of one depth taken from another prompt must give that prompt's logits.
     """
+    with alone(model):
+        return _check(model)
+
+
+def _check(model: TransformerBridge) -> pd.DataFrame:
     rows: list[tuple[str, float, float]] = []
     limit = {torch.float32: 1e-5, torch.float64: 1e-12}.get(model.cfg.dtype, 2e-2)
     n_layers, parallel = model.cfg.n_layers, "resid_mid" not in facts(model)["sites"]
@@ -34,22 +40,27 @@ def check(model: TransformerBridge) -> pd.DataFrame:
     batch = {"attention_mask": tokens.mask.long().to(device), "use_cache": False}
     ids, length = tokens.ids.to(device), tokens.lengths
     with torch.inference_mode():
-        plain = plain_twin(model)
+        try:
+            plain, whose = plain_twin(model), "plain Hugging Face"
+        except ValueError as error:  # what was put into the model on purpose belongs to it
+            plain, whose = model.original_model, "the model's own forward"
+            print(f"{str(error)[0].upper()}{str(error)[1:]}. It is held against its own forward pass.")
         received: dict[int, torch.Tensor] = {}
         for module_name, module in plain.named_modules():
-            if found := re.fullmatch(r".*\.(\d+)\.mlp", module_name):
+            if plain is not model.original_model and (found := re.fullmatch(r".*\.(\d+)\.mlp", module_name)):
                 module.register_forward_pre_hook(_keeper(received, int(found[1])))
-        reference = plain(ids, output_hidden_states=True, **batch)
+        reference = plain(ids, output_hidden_states=plain is not model.original_model, **batch)
         logits, cache = model.run_with_cache(ids, names_filter=_reads(model), **batch)
         real = tokens.mask.to(device)
-        rows.append(("logits = plain Hugging Face", _difference(logits[real], reference.logits[real]), limit))
-        worst = 0.0
-        for depth in range(n_layers):
-            ours = cache[SITES["resid_pre"].format(layer=depth)]
-            worst = max(worst, _difference(ours[real], reference.hidden_states[depth][real]))
-        last = cache[SITES["resid_post"].format(layer=n_layers - 1)]  # Hugging Face's last one is after the final norm
-        worst = max(worst, _difference(model.ln_final(last)[real], reference.hidden_states[n_layers][real]))
-        rows.append((f"states at depths 0 to {n_layers} = plain Hugging Face", worst, limit))
+        rows.append((f"logits = {whose}", _difference(logits[real], reference.logits[real]), limit))
+        if plain is not model.original_model:  # else the states would be held against themselves
+            worst = 0.0
+            for depth in range(n_layers):
+                ours = cache[SITES["resid_pre"].format(layer=depth)]
+                worst = max(worst, _difference(ours[real], reference.hidden_states[depth][real]))
+            last = cache[SITES["resid_post"].format(layer=n_layers - 1)]  # Hugging Face's last is after the final norm
+            worst = max(worst, _difference(model.ln_final(last)[real], reference.hidden_states[n_layers][real]))
+            rows.append((f"states at depths 0 to {n_layers} = {whose}", worst, limit))
         if len(received) == n_layers:  # blocks that name their MLP otherwise (mixtures of experts) are not looked at
             reads = [(cache[SITES["mlp_in"].format(layer=i)][real], received[i][real]) for i in range(n_layers)]
             rows.append(("mlp_in = what the plain model's MLPs read", max(_difference(*pair) for pair in reads), limit))

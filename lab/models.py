@@ -10,21 +10,28 @@ Three kinds of names go in, one kind of object comes out (a `TransformerBridge`)
 Weights are read from safetensors or GGUF only, never from pickle, and no code that comes with a model is run.
 """
 
+import copy
 import difflib
 import hashlib
 import json
 import os
+import threading
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lab.cache import cache_folder as cache_folder
 from lab.catalogue import CATALOGUE, prepare
 from lab.catalogue import OfflineModel as OfflineModel
+from lab.identity import doubts, foreign_hooks, identity, settings
 
 # Where each site is read, as a TransformerLens hook name. `resid` is the depth axis 0..L; the others have one per layer.
 SITES = {
@@ -72,7 +79,8 @@ def load(
         entry = CATALOGUE[name]
         source = {"name": name, "path": str(prepare(entry, accept_license=accept_license)), "checksum": entry.sha256}
     elif Path(name).is_dir():
-        source = {"name": Path(name).resolve().name, "path": name, "checksum": _folder_checksum(Path(name))}
+        name = str(Path(name).resolve())  # it is looked for again, maybe from another folder
+        source = {"name": Path(name).name, "path": name, "checksum": _folder_checksum(Path(name))}
     else:
         source = {"name": name, "path": name, **_resolve_on_hub(name, revision)}
     return _boot(source, device=device, dtype=dtype or torch.float32)
@@ -84,27 +92,107 @@ def random_twin(model: TransformerBridge, *, seed: int = 0) -> TransformerBridge
     The weights are drawn by the architecture's own initialisation (Hugging Face), so token embeddings are random too,
     but equal tokens still share one embedding: a random model can carry word identity, not meaning.
     """
-    source = {**require_source(model), "random_seed": seed}
-    source["name"] += f" (random weights, seed {seed})"
-    return _boot(source, device=model.cfg.device, dtype=model.cfg.dtype)
-
-
-def from_source(source: dict[str, Any], *, device: str, dtype: str) -> TransformerBridge:
-    """The model that a `lab_source` describes; how a worker process loads what another process has loaded."""
-    return _boot(source, device=device, dtype=getattr(torch, dtype))
+    hf = model.original_model
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        fresh = type(hf)._from_config(copy.deepcopy(hf.config), attn_implementation="eager", dtype=model.cfg.dtype)
+    fresh.generation_config = copy.deepcopy(hf.generation_config)
+    known = getattr(model, "lab_source", None)
+    source = None if known is None else {**known, "random_seed": seed}
+    twin = _bridged(fresh.eval(), model.tokenizer, str(model.cfg.model_name), source, model.cfg.device)
+    twin.cfg.default_prepend_bos = model.cfg.default_prepend_bos
+    twin.lab_name = f"{name_of(model)} (random weights, seed {seed})"
+    return twin
 
 
 def plain_twin(model: TransformerBridge) -> PreTrainedModel:
-    """The same weights as an untouched Hugging Face model with eager attention: the reference in `lab.check`."""
-    source = require_source(model)
-    return _hf_model(source, dtype=model.cfg.dtype).to(model.cfg.device)
+    """The weights as they are in memory now in an untouched Hugging Face model with eager attention.
+
+    Raises:
+        ValueError: a model that runs more than its architecture (hooks, replaced layers): its plain copy would lack that.
+    """
+    if found := doubts(model):
+        raise ValueError(f"this model has no plain copy that computes the same: {found[0]}. Take that away first")
+    hf = model.original_model
+    with torch.random.fork_rng():
+        twin = type(hf)._from_config(copy.deepcopy(hf.config), attn_implementation="eager", dtype=hf.dtype).eval()
+    twin.generation_config = copy.deepcopy(hf.generation_config)
+    modules = {_plain_name(name): module for name, module in hf.named_modules(remove_duplicate=False)}
+    tensors = {_plain_name(name): tensor for name, tensor in _tensors(hf)}
+    for name, module in twin.named_modules():
+        if name not in modules or not set(settings(module)) <= {*settings(modules[name]), ("training", "False")}:
+            raise ValueError(f"this model has no plain copy: {name or 'it'} is not what the config makes of it")
+    with torch.no_grad():
+        for name, tensor in _tensors(twin):
+            tensor.copy_(tensors[name])
+    for name, tensor in _tensors(twin):
+        if tensor.dtype != tensors[name].dtype or not torch.equal(tensor, tensors[name].to(tensor.device)):
+            raise ValueError(
+                f"this model has no plain copy: {name} has another type, or is tied to another, by its config"
+            )
+    return twin.to(model.cfg.device)
+
+
+def _tensors(hf: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers, also those that no file holds, tied ones under each of their names."""
+    return chain(hf.named_parameters(remove_duplicate=False), hf.named_buffers(remove_duplicate=False))
+
+
+def _plain_name(name: str) -> str:
+    """The name without what the Bridge wrapped around."""
+    return name.replace("._original_component", "")
+
+
+def to_send(model: TransformerBridge) -> dict[str, Any]:
+    """What another process needs to load this very model: where it came from, and what it must turn out to be.
+
+    Raises:
+        ValueError: a model that `lab.load` did not load, or one that runs more than what can be loaded again.
+    """
+    if found := doubts(model):
+        raise ValueError(f"executor= loads the model again in another process, which would lack this: {found[0]}")
+    source = getattr(model, "lab_source", None)
+    if source is None:
+        raise ValueError(
+            "executor= loads the model again in another process, and nothing says from where: this one was not loaded by "
+            "lab.load. Load it so, or leave executor= out"
+        )
+    dtype, device = str(model.cfg.dtype).removeprefix("torch."), str(model.cfg.device)
+    return {"source": source, "dtype": dtype, "device": device, "digest": identity(model).digest}
+
+
+def received(sent: dict[str, Any]) -> TransformerBridge:
+    """The model that `to_send` described.
+
+    Raises:
+        ValueError: what is loaded here is another model (it was changed in memory there, or its files since).
+    """
+    model = from_source(sent["source"], device=sent["device"], dtype=sent["dtype"])
+    if identity(model).digest != sent["digest"]:
+        raise ValueError(
+            f"{name_of(model)} as it is loaded from {sent['source']['path']} is not the model that was in memory: it was "
+            "changed there. Save it to a folder and load that, or leave executor= out"
+        )
+    return model
+
+
+def from_source(source: dict[str, Any], *, device: str, dtype: str) -> TransformerBridge:
+    """The model that a `lab_source` describes."""
+    model = _boot({k: v for k, v in source.items() if k != "random_seed"}, device=device, dtype=getattr(torch, dtype))
+    return random_twin(model, seed=source["random_seed"]) if "random_seed" in source else model
+
+
+def name_of(model: TransformerBridge) -> str:
+    """What tables call a model: a catalogue or hub name, or that of its folder."""
+    source = getattr(model, "lab_source", None) or {}
+    return getattr(model, "lab_name", None) or source.get("name") or str(model.cfg.model_name)
 
 
 def facts(model: TransformerBridge) -> dict[str, Any]:
     """What a model is: blocks, width, heads, context, start token, precision, and where its weights came from."""
-    cfg, source = model.cfg, getattr(model, "lab_source", {})
+    cfg, source = model.cfg, getattr(model, "lab_source", None) or {}
     return {
-        "model": source.get("name", cfg.model_name),
+        "model": name_of(model),
         "checksum": source.get("checksum", "unknown"),
         "architecture": cfg.architecture,
         "n_layers": cfg.n_layers,
@@ -121,18 +209,50 @@ def facts(model: TransformerBridge) -> dict[str, Any]:
     }
 
 
+class _Turn:
+    """Whose turn it is to run a model: one thread, as often nested as it likes."""
+
+    def __init__(self) -> None:
+        self.lock, self.depth = threading.RLock(), 0
+
+
+_TURNS: WeakKeyDictionary[TransformerBridge, _Turn] = WeakKeyDictionary()
+_TURNS_LOCK = threading.Lock()
+
+
+def _turn(model: TransformerBridge) -> _Turn:
+    with _TURNS_LOCK:
+        return _TURNS.setdefault(model, _Turn())
+
+
+@contextmanager
+def alone(model: TransformerBridge) -> Iterator[None]:
+    """Inside, no other thread runs this model through the kit: hooks are set on the model itself, so two threads would read
+    and change each other's states. May be nested."""
+    turn = _turn(model)
+    with turn.lock:
+        turn.depth += 1
+        try:
+            yield
+        finally:
+            turn.depth -= 1
+
+
+def in_use(model: TransformerBridge) -> bool:
+    """Whether a block of `alone` or `hooked` is open on the model, in any thread."""
+    return _turn(model).depth > 0
+
+
 def hooks_left(model: TransformerBridge) -> int:
-    """Number of forward and backward hooks that are set on a model at this moment."""
-    return sum(len(point.fwd_hooks) + len(point.bwd_hooks) for point in model.hook_dict.values())
+    """Number of hooks on a model at this moment, of any origin but the architecture's own (`lab.identity.foreign_hooks`)."""
+    return len(foreign_hooks(model))
 
 
-def weights_digest(model: TransformerBridge) -> str:
-    """Hash of the weights as they are in memory now, so that an edited model is never taken for the one on the disk."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(model.original_model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+@contextmanager
+def hooked(model: TransformerBridge, hooks: Sequence[tuple[str, Any]]) -> Iterator[None]:
+    """Forward hooks, by TransformerLens's names, on a model that is `alone` with them; gone after the block."""
+    with alone(model), model.hooks(fwd_hooks=list(hooks)):
+        yield
 
 
 def require_site(model: TransformerBridge, site: str) -> None:
@@ -154,22 +274,24 @@ def _boot(source: dict[str, Any], *, device: str | torch.device | None, dtype: t
     tokenizer = AutoTokenizer.from_pretrained(source["path"], revision=source.get("revision"), trust_remote_code=False)
     hf_model = _hf_model(source, dtype=dtype)
     adds_start_token = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id] and tokenizer.bos_token is not None
+    model = _bridged(hf_model, tokenizer, source["path"], source, device)
+    model.cfg.default_prepend_bos = adds_start_token
+    return model
+
+
+def _bridged(
+    hf_model: PreTrainedModel, tokenizer: Any, booted: str, source: dict[str, Any] | None, device: Any
+) -> TransformerBridge:
     with torch.random.fork_rng(devices=[]):  # it draws random numbers where it splits one matrix into three (GPT-2)
         model = TransformerBridge.boot_transformers(
-            source["path"], hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
+            booted, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=hf_model.dtype
         )
-    model.cfg.default_prepend_bos = adds_start_token
     model.lab_source = source
     return model.eval()
 
 
 def _hf_model(source: dict[str, Any], *, dtype: torch.dtype) -> PreTrainedModel:
     where = {"revision": source.get("revision"), "trust_remote_code": False}
-    if "random_seed" in source:
-        config = AutoConfig.from_pretrained(source["path"], **where)
-        with torch.random.fork_rng():
-            torch.manual_seed(source["random_seed"])
-            return AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype).eval()
     recorded = Path(source["path"]) / "lab.json"
     if recorded.exists():
         expected, found = json.loads(recorded.read_text())["bytes"], (recorded.parent / "model.safetensors")
@@ -178,16 +300,6 @@ def _hf_model(source: dict[str, Any], *, dtype: torch.dtype) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(
         source["path"], attn_implementation="eager", dtype=dtype, use_safetensors=True, **where
     ).eval()
-
-
-def require_source(model: TransformerBridge) -> dict[str, Any]:
-    """Where a model's weights came from; a ValueError for a model that `lab.load` did not load."""
-    source = getattr(model, "lab_source", None)
-    if source is None:
-        raise ValueError(
-            "this model was not loaded by lab.load, so its weights cannot be read a second time; load it so"
-        )
-    return source
 
 
 def _folder_checksum(folder: Path) -> str:

@@ -17,7 +17,8 @@ from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab.models import SITES, require_site
+from lab.identity import identity
+from lab.models import SITES, hooked, name_of, require_site
 from lab.texts import Tokens, last_positions, tokenize
 
 
@@ -62,7 +63,8 @@ def collect_states(
         index: which depths or layers; None is all.
         batch_tokens: tokens in one forward pass, padding included.
         folder: where the result is kept as a memory-mapped file while it grows. A call that was interrupted and is
-            made again with the same folder goes on where it stopped. None keeps it in memory.
+            made again with the same folder goes on where it stopped. None keeps it in memory; so does, with a line that
+            says why, a model that is not the one of the folder (`lab.identity`), or that no hash can tell.
         progress: show a progress bar, counting tokens.
 
     Returns:
@@ -85,7 +87,7 @@ def collect_states(
         text, length = outside[0], tokens.lengths[outside[0]]
         raise ValueError(f"position {at[text]} of text {text} is out of range: it has positions 0 to {length - 1}")
     counts = {site: len(chosen[site]) for site in sites}
-    store = _Store(folder, len(tokens.texts), counts, model.cfg.d_model, run=_fingerprint(model, tokens, at, chosen))
+    store = _Store(*_kept(folder, _asked(tokens, at, chosen), model), len(tokens.texts), counts, model.cfg.d_model)
 
     def hooks_for(rows: torch.Tensor, where: torch.Tensor, keep: dict[str, torch.Tensor]) -> list[tuple[str, Any]]:
         def reader(site: str, j: int) -> Any:
@@ -122,7 +124,7 @@ def collect_states(
                 }
                 rows = torch.arange(len(batch), device=model.cfg.device)
                 where = torch.as_tensor(at[batch], device=model.cfg.device)
-                with model.hooks(fwd_hooks=hooks_for(rows, where, keep)):
+                with hooked(model, hooks_for(rows, where, keep)):
                     _run_blocks(model, tokens, batch, width)
                 for site in sites:
                     _check_finite(keep[site], site, chosen[site], batch)
@@ -130,8 +132,7 @@ def collect_states(
                 bar.update(int(tokens.lengths[batch].sum()))
         finally:  # an interruption keeps what was done
             store.flush()
-    name = getattr(model, "lab_source", {}).get("name", model.cfg.model_name)
-    return {site: States(store.values[site], chosen[site], site, name) for site in sites}
+    return {site: States(store.values[site], chosen[site], site, name_of(model)) for site in sites}
 
 
 def stream_states(
@@ -188,7 +189,7 @@ def _stream(
         where = torch.as_tensor(np.concatenate([positions[text] for text in batch]).astype(int), device=device)
         keep = torch.empty(len(depths), len(rows), model.cfg.d_model, device=device)
         hooks = [reader(depth, rows, where, keep) for depth in depths]
-        with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
+        with torch.inference_mode(), hooked(model, hooks):
             _run_blocks(model, tokens, batch, int(tokens.lengths[batch].max()))
         if len(rows):
             _check_finite(keep.transpose(0, 1), "resid", depths, np.repeat(batch, counts))
@@ -225,13 +226,38 @@ def _check_finite(values: torch.Tensor, site: str, index: tuple[int, ...], batch
         )
 
 
-def _fingerprint(model: TransformerBridge, tokens: Tokens, at: np.ndarray, chosen: dict[str, tuple[int, ...]]) -> str:
-    """What a folder of states belongs to: the model, the tokens, the positions, the sites with their depths."""
-    source = {key: value for key, value in getattr(model, "lab_source", {}).items() if key != "path"}
-    digest = hashlib.sha256(repr((source, model.cfg.dtype, chosen)).encode())
+def _asked(tokens: Tokens, at: np.ndarray, chosen: dict[str, tuple[int, ...]]) -> str:
+    """What a folder of states holds: the tokens, the positions, the sites with their depths."""
+    digest = hashlib.sha256(repr(chosen).encode())
     for array in (tokens.ids.numpy(), tokens.mask.numpy(), at):
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def _kept(folder: Path | None, asked: str, model: TransformerBridge) -> tuple[Path | None, str]:
+    """The folder, unless what is in it, or what would be kept there, is not vouched for; and what belongs to it."""
+    if folder is None:
+        return None, ""
+    folder, own = Path(folder), identity(model)
+    belongs = f"{asked}\n{own.digest}"
+    if (folder / "run.txt").exists():
+        there, _, theirs = (folder / "run.txt").read_text().partition("\n")
+        if there != asked:
+            raise ValueError(
+                f"{folder} holds the states of another run (other texts, positions, sites or depths); give another folder or "
+                "delete it"
+            )
+        if theirs != own.digest and not own.doubt:
+            print(f"{folder} holds the states of another model than this is now; these are computed and not kept.")
+            return None, ""
+    elif strange := [path.name for path in folder.glob("*.npy")]:
+        raise ValueError(f"{folder} holds {strange[0]}, which is not ours: give a folder of its own")
+    if own.doubt:
+        print(
+            f"No states are read from {folder} or kept there, as no hash tells what this model computes: {own.doubt}."
+        )
+        return None, ""
+    return folder, belongs
 
 
 def _batches(lengths: np.ndarray, todo: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
@@ -251,32 +277,25 @@ def _batches(lengths: np.ndarray, todo: np.ndarray, batch_tokens: int) -> list[n
 class _Store:
     """The growing result: arrays in memory, or memory-mapped files that outlive an interrupted run."""
 
-    def __init__(self, folder: Path | None, n: int, counts: dict[str, int], d_model: int, *, run: str) -> None:
+    def __init__(self, folder: Path | None, belongs: str, n: int, counts: dict[str, int], d_model: int) -> None:
         self.done = np.zeros(n, dtype=bool)
         self.folder, self.flushed = folder, time.monotonic()
         if folder is None:
             self.values = {site: np.empty((n, k, d_model), dtype=np.float32) for site, k in counts.items()}
             return
         folder.mkdir(parents=True, exist_ok=True)
-        shapes = {site: [n, k, d_model] for site, k in counts.items()}
-        belongs = folder / "run.txt"
-        if belongs.exists():
-            if belongs.read_text() != run:
-                raise ValueError(
-                    f"{folder} holds the states of another run (other texts, positions, sites, depths or model); give "
-                    "another folder or delete it"
-                )
+        if (folder / "run.txt").exists():
             self.done = np.load(folder / "done.npy")
+        else:
+            self._save_done()
+            aside = folder / "run.partial.txt"
+            aside.write_text(belongs)
+            aside.replace(folder / "run.txt")
+        mode = "r+" if self.done.any() else "w+"
         self.values = {
-            site: np.lib.format.open_memmap(
-                folder / f"{site}.npy", mode="r+" if self.done.any() else "w+", dtype=np.float32, shape=tuple(shape)
-            )
-            for site, shape in shapes.items()
+            site: np.lib.format.open_memmap(folder / f"{site}.npy", mode=mode, dtype=np.float32, shape=(n, k, d_model))
+            for site, k in counts.items()
         }
-        self.flush()
-        aside = folder / "run.partial.txt"
-        aside.write_text(run)
-        aside.replace(belongs)
 
     def missing(self) -> np.ndarray:
         return np.flatnonzero(~self.done)
@@ -295,6 +314,10 @@ class _Store:
             return
         for array in self.values.values():
             array.flush()  # type: ignore[attr-defined]
+        self._save_done()
+
+    def _save_done(self) -> None:
+        assert self.folder is not None
         aside = self.folder / "done.partial.npy"
         np.save(aside, self.done)
         aside.replace(self.folder / "done.npy")

@@ -27,8 +27,8 @@ from lab import models
 from lab.answers import ARTICLES, Answer
 from lab.branches import CleanRun, Generations, clean_run, generate, why_plain
 from lab.experiments import hop_statistics, two_hop
-from lab.models import cache_folder
-from lab.results import Result, fingerprint, run_shards, versions
+from lab.identity import identity
+from lab.results import Result, for_executor, keep, run_shards, versions
 from lab.texts import phrase_positions, tokenize
 
 POSITIONS = ("t1", "t2")  # last token of e1, last token of the prompt
@@ -102,8 +102,6 @@ def run(
         raise ValueError(f'e1_tokens={e1_tokens!r}: choose "last" or "all"')
     if n < 1 or draws < 1 or queries_a_part < 1:
         raise ValueError(f"n={n}, draws={draws}, queries_a_part={queries_a_part}: give at least 1")
-    if executor is not None:
-        models.require_source(model)
     if not isinstance(data, Result):
         data = two_hop.run(model, data, limit=limit or 4 * n, seed=seed, resume=resume, progress=progress)
     everything, chosen = chosen_queries(model, data, n)
@@ -111,30 +109,29 @@ def run(
     reason = why_plain(model)
     if reason:
         print(f"Keys and values cannot be reused in this model ({reason}): every try runs the whole prompt. Slow.")
+    own, sent = identity(model), for_executor(model, executor)
     parameters = {
-        **models.facts(model), **{key: data.parameters[key] for key in ("dataset", "style", "shots", "n_queries")},
+        **models.facts(model), "identity": str(own),
+        **{key: data.parameters[key] for key in ("dataset", "style", "shots", "n_queries")},
         "n": len(chosen), "n_correct": int((chosen.set == "correct").sum()), "seed": seed, "positions": list(positions),
         "conditions": list(conditions), "draws": draws, "rule": rule, "max_new_tokens": max_new_tokens,
         "e1_tokens": e1_tokens, "reuse": not reason, "versions": versions(),
     }  # fmt: skip
-    if resume and models.hooks_left(model):
-        print(f"{models.hooks_left(model)} hooks are set on this model, so nothing is read from or kept in the cache.")
-        resume = False
-    folder = cache_folder() / "runs" if resume else None
+    kept = keep(_part, {"model": own}, resume=resume)
     pool = hashlib.sha256(everything.to_csv().encode()).hexdigest()  # aliases and sets, too: they decide what is a hit
-    known = {**parameters, "pool": pool, "digest": models.weights_digest(model) if resume else ""}
+    known = {**parameters, "pool": pool}
     for name in ("n", "n_correct"):  # the parts say which queries they hold
         del known[name]
     parts = [chosen.example.iloc[i : i + queries_a_part].tolist() for i in range(0, len(chosen), queries_a_part)]
     shards = [
-        {"model": model if executor is None else model.lab_source, "queries": everything, "examples": part,
-         "parameters": parameters, "key": fingerprint({**known, "examples": part})}
+        {"model": sent, "queries": everything, "examples": part,
+         "parameters": parameters, "key": kept.key({**known, "examples": part})}
         for part in parts
     ]  # fmt: skip
-    missing = [s for s in shards if folder is None or not (folder / s["key"] / "result.json").exists()]
+    missing = [s for s in shards if not kept.has(s["key"])]
     if progress and missing:
         _print_estimate(model, everything, chosen, parameters, sum(len(s["examples"]) for s in missing))
-    done = run_shards(_part, shards, folder=folder, executor=executor, describe="parts", progress=progress)
+    done = run_shards(_part, shards, folder=kept.folder, executor=executor, describe="parts", progress=progress)
     table = pd.concat([part.table for part in done], ignore_index=True)
     hits = pd.concat([part.tables["hits"] for part in done], ignore_index=True).fillna({"said": ""})
     plain = pd.concat([part.tables["plain"] for part in done]).fillna(
@@ -349,9 +346,12 @@ def require_answers_of(model: TransformerBridge, answers: Result) -> None:
     """Raise when `answers` is not the result of `two_hop.run` on this very model."""
     if answers.kind != "two_hop":
         raise ValueError(f"this is a result of {answers.kind}; give one of two_hop.run, or queries")
-    theirs, ours = answers.parameters, models.facts(model)
-    if (theirs["model"], theirs["checksum"]) != (ours["model"], ours["checksum"]):
-        raise ValueError(f"these answers are those of {theirs['model']}, not of {ours['model']}: sets differ by model")
+    theirs, ours = answers.parameters, str(identity(model))
+    if theirs.get("identity") != ours:
+        raise ValueError(
+            f"these answers are those of {theirs['model']} ({theirs.get('identity')}), not of {models.name_of(model)} as it is "
+            f"now ({ours}): sets differ by model; run two_hop.run on this one"
+        )
 
 
 def _check_places(run: CleanRun, positions: Sequence[int]) -> None:
@@ -365,7 +365,7 @@ def _check_places(run: CleanRun, positions: Sequence[int]) -> None:
 
 def _part(model: Any, queries: pd.DataFrame, examples: list[str], parameters: dict[str, Any], key: str) -> Result:
     if isinstance(model, dict):  # in another process: the model comes as its source
-        model = models.from_source(model, device=parameters["device"], dtype=parameters["dtype"])
+        model = models.received(model)
     rows, hits, plain = [], [], []
     for example in examples:
         found = _query(model, queries, example, parameters)

@@ -18,9 +18,9 @@ import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from lab import datasets, metrics, models, probes
+from lab.identity import identity
 from lab.interventions import quantizable, quantized
-from lab.models import cache_folder
-from lab.results import Result, fingerprint, run_shards, versions
+from lab.results import Result, for_executor, keep, run_shards, versions
 from lab.states import collect_states
 from lab.texts import tokenize
 
@@ -70,9 +70,9 @@ def run(
         solver: "batched" (converged) or "sklearn" (one at a time, stopped after 100 iterations, as published).
         limit: use only so many examples: whole groups, drawn with `seed`. For a first look.
         resume: keep finished parts and states under the cache folder, and go on from them after an interruption. They
-            are found again by a hash of all parameters, the data, the weights in memory, versions and this package's
-            source. While hooks of yours are set on the model nothing is kept or read, since no hash can tell them apart.
-        executor: runs the two parts (trained, random weights) elsewhere; anything with `concurrent.futures`' interface.
+            are found again by a hash of all parameters, the data, the model as it is in memory (`lab.identity`), versions
+            and the code that runs. Where a hook of yours, say, is set, nothing is kept or read, and a line says so.
+        executor: runs the two parts (trained, random weights) elsewhere (`lab.results.run_shards`).
         progress: print an estimate and show progress bars.
 
     Returns:
@@ -93,8 +93,6 @@ def run(
     frame, name = _frame(data)
     if depths is not None and tuple(sites) != ("resid",):
         raise ValueError(f"depths= chooses depths of the residual stream: give sites=('resid',) with it, not {sites!r}")
-    if null or executor is not None:
-        models.require_source(model)  # the weights are drawn or read a second time
     for site in sites:
         models.require_site(model, site)
     _check_depths(model, depths)
@@ -111,37 +109,36 @@ def run(
     )  # raises if none exists
     texts = _texts(frame, noise=noise, instruction=instruction, seed=seed)
     tokens = int(tokenize(model, texts).lengths.sum())
+    own = identity(model)
+    sent = for_executor(model, executor)
     parameters = {
-        **models.facts(model), "dataset": name, "data_checksum": _checksum(frame, texts), "n_examples": len(frame),
+        **models.facts(model), "identity": str(own),
+        "dataset": name, "data_checksum": _checksum(frame, texts), "n_examples": len(frame),
         "n_groups": len(set(groups)), "seed": seed, "sites": list(sites), "depths": None if depths is None else list(depths),
         "repeats": repeats, "test_fraction": test_fraction, "noise": noise, "bits": bits,
         "group_size": group_size if bits else None, "instruction": instruction, "control": control, "solver": solver,
         "limit": limit, "null": null, "position": "last token", "versions": versions(),
     }  # fmt: skip
     weights = ("trained", "random") if null else ("trained",)
-    if resume and models.hooks_left(model):
-        print(f"{models.hooks_left(model)} hooks are set on this model, so nothing is read from or kept in the cache.")
-        resume = False
-    folder = cache_folder() / "runs" if resume else None
+    kept = keep(_shard, {"model": own}, resume=resume)
     known = {name: value for name, value in parameters.items() if name not in ("limit", "null")}  # the data tell
-    known["digest"] = models.weights_digest(model) if resume else ""
     shards = [
         {
-            "model": model if executor is None else model.lab_source,
+            "model": sent,
             "frame": frame,
             "texts": texts,
             "weights": kind,
             "parameters": parameters,
-            "key": fingerprint({**known, "weights": kind}),
-            "folder": folder,
+            "key": kept.key({**known, "weights": kind}),
+            "folder": kept.folder,
             "progress": progress and executor is None,
         }
         for kind in weights
     ]
-    missing = [shard for shard in shards if folder is None or not (folder / shard["key"] / "result.json").exists()]
+    missing = [shard for shard in shards if not kept.has(shard["key"])]
     if progress and missing:
         _print_estimate(model, texts, tokens, len(frame), repeats * (1 + control), len(missing), sites, depths)
-    parts = run_shards(_shard, shards, folder=folder, executor=executor, describe="parts", progress=progress)
+    parts = run_shards(_shard, shards, folder=kept.folder, executor=executor, describe="parts", progress=progress)
     tables = {
         key: pd.concat([part.tables[key] for part in parts if key in part.tables], ignore_index=True)
         for key in ("points", "examples")
@@ -193,7 +190,7 @@ def _shard(
 ) -> Result:
     seed, labels, groups = parameters["seed"], frame.label.to_numpy(), frame.group.to_numpy(str)
     if isinstance(model, dict):  # in a worker: the model is loaded there, not sent
-        model = models.from_source(model, device=parameters["device"], dtype=parameters["dtype"])
+        model = models.received(model)
     if weights == "random":
         model = models.random_twin(model, seed=seed)
     condition = (

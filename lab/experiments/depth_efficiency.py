@@ -25,9 +25,9 @@ from lab import datasets, models
 from lab.branches import CleanRun, clean_run, why_plain
 from lab.effects import KINDS, Effects, global_effects, local_effects, probabilities, skipped
 from lab.experiments import depth_statistics
+from lab.identity import identity
 from lab.interventions import skip
-from lab.models import cache_folder
-from lab.results import Result, fingerprint, run_shards, versions
+from lab.results import Result, for_executor, keep, run_shards, versions
 from lab.texts import tokenize
 
 TREATMENTS = {
@@ -113,25 +113,28 @@ def run(
             f"prompt {chosen.example[short[0]]!r} has {len(ids[short[0]])} tokens; cuts at {CUT_STEP}, {2 * CUT_STEP}, ... need "
             f"{needed} at least. Take longer prompts ({len(short)} of {len(ids)} are too short)"
         )
+    own, sent = identity(model), for_executor(model, executor)
     parameters = {
-        **models.facts(model), "dataset": name, "n": len(chosen), "seed": seed, "kinds": list(kinds),
+        **models.facts(model), "identity": str(own),
+        "dataset": name, "n": len(chosen), "seed": seed, "kinds": list(kinds),
         "treatments": list(treatments), "local": local, "null": null, "n_cuts": n_cuts, "n_read": n_read, "push": push,
         "max_tokens": max_tokens, "reuse": not why_plain(model), "versions": versions(),
     }  # fmt: skip
-    folder = cache_folder() / "runs" if resume and not models.hooks_left(model) else None
-    known = {**parameters, "texts": chosen.to_csv(), "digest": models.weights_digest(model) if folder else ""}
+    kept = keep(_Worker.__call__, {"model": own}, resume=resume)
+    known = {**parameters, "texts": chosen.to_csv()}
     shards = []
     for weights in ("trained", "random") if null else ("trained",):
         for i in range(len(chosen)):
             here = dict(parameters) if weights == "trained" else {**parameters, "kinds": ["layer"], "local": False,
                                                                     "treatments": ["skip"]}  # fmt: skip
             shards.append({"weights": weights, "queries": chosen, "which": i, "parameters": here,
-                           "key": fingerprint({**known, "part": [weights, i]})})  # fmt: skip
-    worker = _Worker(model) if executor is None else _Worker(models.require_source(model))
-    missing = [s for s in shards if folder is None or not (folder / s["key"] / "result.json").exists()]
+                           "key": kept.key({**known, "part": [weights, i]})})  # fmt: skip
+    missing = [s for s in shards if not kept.has(s["key"])]
     if progress and missing:
         _print_estimate(model, ids, parameters, missing)
-    done = run_shards(worker, shards, folder=folder, executor=executor, describe="prompts", progress=progress)
+    done = run_shards(
+        _Worker(sent), shards, folder=kept.folder, executor=executor, describe="prompts", progress=progress
+    )
     names = ("pairs", "contributions", "lens", "floor")
     tables = {key: pd.concat([part.tables[key] for part in done], ignore_index=True) for key in names}
     table = pd.concat([part.table for part in done], ignore_index=True)
@@ -372,7 +375,7 @@ class _Worker:
         if weights not in self.loaded:
             model = self.given
             if isinstance(model, dict):
-                model = models.from_source(model, device=parameters["device"], dtype=parameters["dtype"])
+                model = models.received(model)
             self.loaded[weights] = model if weights == "trained" else models.random_twin(model, seed=parameters["seed"])
         return self.loaded[weights]
 

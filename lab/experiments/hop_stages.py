@@ -23,8 +23,8 @@ from lab import lenses, metrics, models
 from lab.answers import Answer
 from lab.branches import clean_run, generate, why_plain
 from lab.experiments import back_patching, two_hop
-from lab.models import cache_folder
-from lab.results import Result, fingerprint, run_shards, versions
+from lab.identity import identity
+from lab.results import Result, keep, run_shards, versions
 from lab.states import collect_states
 from lab.texts import tokenize
 
@@ -92,25 +92,27 @@ def run(
     if not isinstance(data, Result):
         data = two_hop.run(model, data, limit=limit or 4 * n, seed=seed, resume=resume, progress=progress)
     everything, chosen = back_patching.chosen_queries(model, data, n)
+    own = identity(model)
     parameters = {
-        **models.facts(model), **{key: data.parameters[key] for key in ("dataset", "style", "shots", "n_queries")},
+        **models.facts(model), "identity": str(own),
+        **{key: data.parameters[key] for key in ("dataset", "style", "shots", "n_queries")},
         "n": len(chosen), "seed": seed, "window": window, "reuse": not why_plain(model), "versions": versions(),
         "target_layers": list(range(n_layers) if target_layers is None else target_layers),
     }  # fmt: skip
-    folder = cache_folder() / "runs" if resume and not models.hooks_left(model) else None
-    known = {**parameters, "digest": models.weights_digest(model) if folder else ""}
+    kept = keep(_part, {"model": own}, resume=resume)
+    known = dict(parameters)
     del known["n"]
     parts = [chosen.iloc[i : i + queries_a_part] for i in range(0, len(chosen), queries_a_part)]
     decoys = [{name: _decoys(everything, part, name, seed) for name in DECOYS} for part in parts]
     shards = [
         {"model": model, "queries": part, "decoys": names, "about": parameters,
-         "key": fingerprint({**known, "queries": part.to_csv(), "decoys": names})}
+         "key": kept.key({**known, "queries": part.to_csv(), "decoys": names})}
         for part, names in zip(parts, decoys, strict=True)
     ]  # fmt: skip
     if progress:
         rows = 2 * n_layers * len(parameters["target_layers"])
         print(f"{len(chosen)} queries; for each, {rows} descriptions and {3 * n_layers} cuts of attention.")
-    done = run_shards(_part, shards, folder=folder, describe="parts", progress=progress)
+    done = run_shards(_part, shards, folder=kept.folder, describe="parts", progress=progress)
     names = ("descriptions", "projections", "knockout", "lens")
     tables = {name: pd.concat([part.tables[name] for part in done], ignore_index=True) for name in names}
     table = pd.concat([part.table for part in done], ignore_index=True)

@@ -229,7 +229,6 @@ def run(
     another seed (`seed_sd` shows how much that matters), another training set, or another shift.
     """
     chosen = _sizes(preset, seeds, steps, rates)
-    models.require_source(model)
     n_layers = model.cfg.n_layers
     if n_layers < 4:
         raise ValueError(f"this model has {n_layers} blocks: depths L/4, L/2, 3L/4 and L need at least 4")

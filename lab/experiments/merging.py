@@ -29,9 +29,8 @@ from lab import replicas
 from lab.experiments import concrete, merging_statistics, task_vectors, transfer_tasks
 from lab.experiments.task_vectors import add, line, lines, lines_alpha, scale_blocks
 from lab.experiments.transfer_tasks import Task, seed_of
-from lab.models import cache_folder
 from lab.replicas import Recipe, Shape, Weights
-from lab.results import Result, fingerprint, run_shards, versions
+from lab.results import Result, check_executor, keep, run_shards, versions
 
 PARTS = ("validation", "unlabelled", "test")
 
@@ -117,7 +116,7 @@ def run(
         distance: near (half A like half B) or far (Markov chains against rules), see `transfer_tasks`.
         gate: least validation accuracy that every own model must reach; other (split, seed) are left out of the summary.
         resume: keep finished splits under the cache folder, and go on from them after an interruption.
-        executor: runs splits elsewhere; anything with `concurrent.futures`' interface.
+        executor: runs splits elsewhere (`lab.results.run_shards`).
         progress: show progress bars.
         changes: fields of `Preset` to set otherwise, such as splits=2, or concrete's `adapt`.
 
@@ -138,6 +137,7 @@ def run(
     Raises:
         ValueError: unknown preset, distance or size, empty or unsorted grids, too many groups; all before training.
     """
+    check_executor(executor)
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; presets are {', '.join(PRESETS)}")
     unknown = sorted(set(changes) - set(asdict(PRESETS[preset])))
@@ -147,15 +147,14 @@ def run(
     _check(chosen)
     task = _make(chosen, distance, 0)
     settings = {"preset": preset, "distance": distance, "gate": gate, "threads": torch.get_num_threads()}
-    shards = []
+    kept, shards = keep(_shard, resume=resume), []
     for split in range(chosen.splits):
         shard: dict[str, Any] = {
             "split": split, "seeds": list(range(seed, seed + chosen.seeds)), "gate": gate, "distance": distance,
         }  # fmt: skip
-        known = {**shard, "kind": "merging", "sizes": asdict(replace(chosen, splits=1)), "threads": settings["threads"]}
-        shards.append({**shard, "chosen": chosen, "key": fingerprint(known), "progress": progress and executor is None})
-    folder = cache_folder() / "runs" if resume else None
-    parts = run_shards(_shard, shards, folder=folder, executor=executor, describe="splits", progress=progress)
+        known = {**shard, "sizes": asdict(replace(chosen, splits=1)), "threads": settings["threads"]}
+        shards.append({**shard, "chosen": chosen, "key": kept.key(known), "progress": progress and executor is None})
+    parts = run_shards(_shard, shards, folder=kept.folder, executor=executor, describe="splits", progress=progress)
     table = pd.concat([part.table for part in parts], ignore_index=True)
     names = parts[0].tables
     tables = {name: pd.concat([part.tables[name] for part in parts], ignore_index=True) for name in names}

@@ -27,8 +27,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lab import metrics, models, probes
 from lab.datasets import check_concept_data, load
-from lab.models import cache_folder
-from lab.results import Result, fingerprint, run_shards, versions
+from lab.identity import identity
+from lab.results import Result, keep, run_shards, versions
 from lab.states import collect_states
 from lab.texts import tokenize
 
@@ -129,31 +129,28 @@ def run(
     joint_splits(*about, repeats=repeats, test_fraction=test_fraction, seed=seed)  # raises if none exist
     texts = frame.text.tolist()
     rows = zip(frame.dataset, frame.example, texts, frame.label, frame.group, strict=True)
+    own = identity(model)
     parameters = {
-        **models.facts(model), "datasets": names, "depths": chosen, "depth_grid": grid, "repeats": repeats,
+        **models.facts(model), "identity": str(own),
+        "datasets": names, "depths": chosen, "depth_grid": grid, "repeats": repeats,
         "test_fraction": test_fraction, "limit": limit, "draws": draws, "seed": seed, "position": "last token",
         "n_examples": frame.dataset.value_counts().to_dict(),
         "data_checksum": hashlib.sha256(repr([tuple(map(str, row)) for row in rows]).encode()).hexdigest(),
         "versions": versions(),
     }  # fmt: skip
-    if resume and models.hooks_left(model):
-        print(f"{models.hooks_left(model)} hooks are set on this model, so nothing is read from or kept in the cache.")
-        resume = False
-    folder = cache_folder() / "runs" if resume else None
-    key = fingerprint(
-        {**parameters, "kind": "probe_transfer", "digest": models.weights_digest(model) if resume else ""}
-    )
+    kept = keep(_work, {"model": own}, resume=resume)
+    key = kept.key(parameters)
     shard = {
         "model": model,
         "frame": frame,
         "parameters": parameters,
         "key": key,
-        "folder": folder,
+        "folder": kept.folder,
         "progress": progress,
     }
-    if progress and (folder is None or not (folder / key / "result.json").exists()):
+    if progress and not kept.has(key):
         _print_estimate(model, frame, parameters)
-    return run_shards(_work, [shard], folder=folder, progress=progress)[0]
+    return run_shards(_work, [shard], folder=kept.folder, progress=progress)[0]
 
 
 def joint_splits(

@@ -115,8 +115,6 @@ def run(
     chosen = _check_pairs(model_x, model_y, pairs)
     if not len(ridges) or min(ridges) <= 0:
         raise ValueError(f"ridges={tuple(ridges)}: give values above 0, such as 1e-5 to 1 (shares of the mean square)")
-    if random_weights:
-        models.require_source(model_x)
     names = np.arange(len(texts)).astype(str) if groups is None else np.asarray(groups).astype(str)
     if len(names) != len(texts):
         raise ValueError(f"{len(names)} groups for {len(texts)} documents: give one for each")

@@ -26,9 +26,8 @@ import torch
 from lab import replicas
 from lab.experiments import transfer_statistics, transfer_tasks
 from lab.experiments.transfer_tasks import Task, seed_of
-from lab.models import cache_folder
 from lab.replicas import Recipe, Shape, Weights
-from lab.results import Result, fingerprint, run_shards, versions
+from lab.results import Result, check_executor, keep, run_shards, versions
 
 METRICS = ("accuracy", "nll")
 _FROZEN = ("BnB", "AnB", "random", "random_matched")
@@ -162,7 +161,7 @@ def run(
         gate: least accuracy of the bases, instead of the task's own.
         at_once: replicas trained in one batch (memory against time).
         resume: keep finished (split, seed) under the cache folder, and go on from them after an interruption.
-        executor: runs them elsewhere; anything with `concurrent.futures`' interface.
+        executor: runs them elsewhere (`lab.results.run_shards`).
         progress: print an estimate and show progress bars.
         sizes: of the task, see `transfer_tasks.make`.
 
@@ -184,6 +183,7 @@ def run(
     """
     transfer_tasks.check(task, distance)
     _check_options(task, sizes, n, seed)
+    check_executor(executor)
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; presets are {', '.join(PRESETS)}")
     chosen = PRESETS[preset][task]
@@ -209,17 +209,16 @@ def run(
         "ceiling": example.gate.most, "threads": torch.get_num_threads(),
     }  # fmt: skip
     known = {name: value for name, value in settings.items() if name not in ("splits", "seeds")}
-    shards = []
+    kept, shards = keep(_shard, resume=resume), []
     for split in range(chosen.splits):
         for one in range(seed, seed + chosen.seeds):
             shard: dict[str, Any] = {"split": split, "seed": one, "settings": known}
-            key = fingerprint(shard)
+            key = kept.key(shard)
             shards.append({**shard, "key": key, "at_once": at_once, "progress": progress and executor is None})
-    folder = cache_folder() / "runs" if resume else None
-    missing = [one for one in shards if folder is None or not (folder / one["key"] / "result.json").exists()]
+    missing = [one for one in shards if not kept.has(one["key"])]
     if progress and missing:
         _print_estimate(example, chosen, _plan(known), len(missing), at_once)
-    parts = run_shards(_shard, shards, folder=folder, executor=executor, describe="splits", progress=progress)
+    parts = run_shards(_shard, shards, folder=kept.folder, executor=executor, describe="splits", progress=progress)
     table = pd.concat([part.table for part in parts], ignore_index=True)
     names = ("gate", "items")
     tables = {name: pd.concat([part.tables[name] for part in parts], ignore_index=True) for name in names}

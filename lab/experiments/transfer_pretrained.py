@@ -20,8 +20,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from lab import datasets, models, probes
 from lab.experiments.tails import Body, Tuning, as_texts, interval, spread_over_groups, tune, with_holm
 from lab.experiments.transfer_tasks import seed_of
-from lab.models import cache_folder
-from lab.results import Result, fingerprint, run_shards, versions
+from lab.identity import identity
+from lab.results import Result, keep, run_shards, versions
 
 TREATMENTS = {
     "K": "the other blocks kept and trained",
@@ -95,15 +95,16 @@ def run(
     wrong = [name for name in treatments if name not in TREATMENTS]
     if wrong or not treatments or len(set(treatments)) < len(treatments):
         raise ValueError(f"treatments={list(treatments)}: pass some of {', '.join(TREATMENTS)}, each once")
-    models.require_source(model)
     frame, name = (datasets.load(data), data) if isinstance(data, str) else (data, "your data")
     datasets.check_concept_data(frame, name=name)
     frame = spread_over_groups(frame, limit, np.random.default_rng(seed_of("texts", seed)))
     labels, groups = frame.label.to_numpy(), frame.group.to_numpy(str)
     tests = probes.group_splits(labels, groups, repeats=repeats, test_fraction=test_fraction, seed=seed)
     texts = as_texts(model, frame)
+    own = identity(model)
     parameters = {
-        **models.facts(model), "dataset": name, "preset": preset, "n": chosen, "treatments": list(treatments), "seed": seed,
+        **models.facts(model), "identity": str(own),
+        "dataset": name, "preset": preset, "n": chosen, "treatments": list(treatments), "seed": seed,
         "repeats": repeats, "test_fraction": test_fraction, "n_examples": len(frame), **asdict(tuning), "null": null,
         "texts": hashlib.sha256("\n".join(frame.text.astype(str)).encode()).hexdigest(), "versions": versions(),
     }  # fmt: skip
@@ -111,19 +112,18 @@ def run(
         kind: Body(model, texts, kind, seed, chosen) for kind in (("trained", "random") if null else ("trained",))
     }
     known = {name: value for name, value in parameters.items() if name not in ("n", "repeats", "null", "preset")}
-    known["digest"] = models.weights_digest(model) if resume else ""
+    kept = keep(_pretrained_shard, {"model": own}, resume=resume)
     shards = []
     for kind, body in bodies.items():
         for count in chosen:
             for split, test in enumerate(tests):
                 shard = {"weights": kind, "n": count, "split": split}
                 work = {"body": body, "frame": frame, "test": test, "tuning": tuning, "parameters": parameters}
-                shards.append({**shard, **work, "key": fingerprint({**known, **shard, "tests": test.tolist()})})
-    folder = cache_folder() / "runs" if resume else None
-    missing = [one for one in shards if folder is None or not (folder / one["key"] / "result.json").exists()]
+                shards.append({**shard, **work, "key": kept.key({**known, **shard, "tests": test})})
+    missing = [one for one in shards if not kept.has(one["key"])]
     if progress and missing:
         _print_pretrained_estimate(bodies["trained"], missing, treatments, tuning, n_layers)
-    parts = run_shards(_pretrained_shard, shards, folder=folder, describe="runs", progress=progress)
+    parts = run_shards(_pretrained_shard, shards, folder=kept.folder, describe="runs", progress=progress)
     items = pd.concat([part.tables["items"] for part in parts], ignore_index=True)
     table = pd.concat([*(part.table for part in parts), _text_baselines(frame, tests)], ignore_index=True)
     table = table.assign(model=parameters["model"], dataset=name, seed=seed)

@@ -23,8 +23,8 @@ from lab import datasets, models, probes
 from lab.experiments import tails
 from lab.experiments.tails import Body, Texts, Tuning
 from lab.experiments.transfer_tasks import seed_of
-from lab.models import cache_folder
-from lab.results import Result, fingerprint, run_shards, versions
+from lab.identity import identity
+from lab.results import Result, keep, run_shards, versions
 
 UNTOUCHED = "untouched"
 PRESETS = {  # texts of each task, steps, splits, n as shares of the blocks
@@ -106,7 +106,6 @@ def run(
         raise ValueError(
             f"steps={tuning.steps}, batch={batch}, rates={rate}, {head_rate}, repeats={repeats}: pass more"
         )
-    models.require_source(model)
     if isinstance(sources, str) or not len(sources):
         raise ValueError(f"sources={sources!r}: pass a list of one data set or more")
     frames = _frames([target, *sources], limit, seed)
@@ -119,17 +118,19 @@ def run(
         )
         for task, frame in frames.items()
     }
+    own = identity(model)
     parameters = {
-        **models.facts(model), "dataset": name, "sources": list(frames)[1:], "preset": preset, "n": chosen, "seed": seed,
+        **models.facts(model), "identity": str(own),
+        "dataset": name, "sources": list(frames)[1:], "preset": preset, "n": chosen, "seed": seed,
         "repeats": repeats, "test_fraction": test_fraction, "limit": limit, **asdict(tuning), "versions": versions(),
         "texts": hashlib.sha256("\n".join(text for one in frames.values() for text in one.text.astype(str)).encode()).hexdigest(),
     }  # fmt: skip
     known = {key: value for key, value in parameters.items() if key not in ("repeats", "preset")}
-    known["digest"] = models.weights_digest(model) if resume else ""
+    kept = keep(_shard, {"model": own}, resume=resume)
     shards = []
     for split in range(repeats):
         mine = {task: masks[split] for task, masks in tests.items()}
-        key = fingerprint({**known, "split": split, "tests": {task: mask.tolist() for task, mask in mine.items()}})
+        key = kept.key({**known, "split": split, "tests": {task: mask.tolist() for task, mask in mine.items()}})
         work = {
             "body": body,
             "texts": texts,
@@ -140,9 +141,8 @@ def run(
             "seed": seed,
         }
         shards.append({"split": split, **work, "progress": progress, "splits": repeats, "key": key})
-    folder = cache_folder() / "runs" if resume else None
     body.check(0)
-    parts = run_shards(_shard, shards, folder=folder, describe="splits", progress=progress)
+    parts = run_shards(_shard, shards, folder=kept.folder, describe="splits", progress=progress)
     table = pd.concat([part.table for part in parts], ignore_index=True).assign(model=parameters["model"], dataset=name)
     tables = {key: pd.concat([part.tables[key] for part in parts], ignore_index=True) for key in ("items", "sources")}
     tables["sources"] = _gate(tables["sources"])

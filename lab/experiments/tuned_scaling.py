@@ -29,8 +29,9 @@ from lab.experiments import update_scaling
 from lab.experiments.tails import spread_over_groups
 from lab.experiments.transfer_tasks import seed_of
 from lab.experiments.update_scaling import Scales, Weights, block_of, constant, permuted, ramp, same_size, scaled
+from lab.identity import identity
 from lab.replicas import Recipe
-from lab.results import Result, fingerprint, run_shards, versions
+from lab.results import Result, keep, run_shards, versions
 from lab.texts import last_positions, tokenize
 
 
@@ -168,7 +169,6 @@ def run(
         raise ValueError(f"head={head!r}: pass random or fitted")
     if rate <= 0 or draws < 1:
         raise ValueError(f"rate={rate}, draws={draws}: pass a rate above 0 and 1 draw or more")
-    models.require_source(model)
     if not len(control_data) or isinstance(control_data, str):
         raise ValueError(
             f"control_data={control_data!r}: pass a list of one set or more; without it nothing can be forgotten"
@@ -179,13 +179,15 @@ def run(
     names = [task.name for task in tasks]
     if len(set(names)) < len(names):
         raise ValueError(f"data sets {names}: each can be there once, the target is no control")
+    own = identity(model)
     parameters = {
-        **models.facts(model), "dataset": names[0], "controls": names[1:], "preset": preset, **asdict(chosen), "seed": seed,
+        **models.facts(model), "identity": str(own),
+        "dataset": names[0], "controls": names[1:], "preset": preset, **asdict(chosen), "seed": seed,
         "rate": rate, "head": head, "draws": draws,
         "texts": hashlib.sha256("\n".join(t.all_texts for t in tasks).encode()).hexdigest(), "versions": versions(),
     }  # fmt: skip
     known = {name: value for name, value in parameters.items() if name not in ("preset", "seeds", "draws")}
-    known["digest"] = models.weights_digest(model) if resume else ""
+    kept = keep(_shard, {"model": own}, resume=resume)
     whole = [share for share in chosen.frozen if round(share * model.cfg.n_layers) in (0, model.cfg.n_layers)]
     if whole:
         raise ValueError(f"frozen={whole}: of {model.cfg.n_layers} blocks that is none or all; pass other shares")
@@ -194,13 +196,10 @@ def run(
     scaled(found, found, constant(model.cfg.n_layers, 1.0))  # are all blocks found by name?
     shards = [
         {"net": net, "tasks": tasks, "sizes": chosen, "rate": rate, "head": head, "seed": one, "progress": progress,
-         "key": fingerprint({**known, "tuning_seed": one})}
+         "key": kept.key({**known, "tuning_seed": one})}
         for one in range(seed, seed + chosen.seeds)
     ]  # fmt: skip
-    parts = run_shards(
-        _shard, shards, folder=models.cache_folder() / "runs" if resume else None, describe="tuning seeds",
-        progress=progress,
-    )  # fmt: skip
+    parts = run_shards(_shard, shards, folder=kept.folder, describe="tuning seeds", progress=progress)
     tables = {
         name: pd.concat([part.tables[name] for part in parts], ignore_index=True)
         for name in ("items", "grid", "update")

@@ -18,8 +18,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from lab import datasets, lenses, metrics, models
 from lab.answers import ARTICLES, Answer
 from lab.experiments import hop_statistics
-from lab.models import cache_folder
-from lab.results import Result, fingerprint, run_shards, versions
+from lab.identity import identity
+from lab.results import Result, keep, run_shards, versions
 from lab.states import collect_states
 from lab.texts import tokenize
 
@@ -94,24 +94,23 @@ def run(
     if longest + max_new_tokens > model.cfg.n_ctx:
         raise ValueError(f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit into this model's context of "
                          f"{model.cfg.n_ctx}: shorten it, or show fewer examples (shots=)")  # fmt: skip
+    own = identity(model)
     parameters = {
-        **models.facts(model), "dataset": name, "n_queries": len(frame), "style": style, "shots": shots, "seed": seed,
+        **models.facts(model), "identity": str(own),
+        "dataset": name, "n_queries": len(frame), "style": style, "shots": shots, "seed": seed,
         "max_new_tokens": max_new_tokens, "rule": rule, "limit": limit, "versions": versions(),
     }  # fmt: skip
-    if resume and models.hooks_left(model):
-        resume = False  # no hash can tell a model with hooks of the user's from one without
-    folder = cache_folder() / "runs" if resume else None
-    known = {"digest": models.weights_digest(model) if resume else "", "max_new_tokens": max_new_tokens}
+    kept = keep(_answer_part, {"model": own}, resume=resume)
 
     def ask(texts: set[str], describe: str) -> dict[str, str]:
         unique = sorted(texts)  # a hop is asked in many queries: answer it once
         parts = [unique[start : start + 8 * batch_size] for start in range(0, len(unique), 8 * batch_size)]
         shards = [
             {"model": model, "texts": part, "max_new_tokens": max_new_tokens, "batch_size": batch_size,
-             "progress": progress, "key": fingerprint({**known, "texts": part})}
+             "progress": progress, "key": kept.key({"max_new_tokens": max_new_tokens, "texts": part})}
             for part in parts
         ]  # fmt: skip
-        done = run_shards(_answer_part, shards, folder=folder, describe=describe, progress=progress)
+        done = run_shards(_answer_part, shards, folder=kept.folder, describe=describe, progress=progress)
         if not done:
             return {}
         spoken = pd.concat([part.table for part in done]).fillna({"said": ""})  # an empty text comes back as missing
