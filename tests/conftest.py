@@ -71,6 +71,21 @@ def smollm2() -> TransformerBridge:
 
 
 @pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of the ids of each forward pass of any model, noted where embeddings are looked up: a hook that counts would
+    make a model one that no cache can vouch for."""
+    shapes: list[tuple[int, ...]] = []
+    embedding = torch.nn.functional.embedding
+
+    def counted(ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        shapes.append(tuple(ids.shape))
+        return embedding(ids, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "embedding", counted)
+    return shapes
+
+
+@pytest.fixture
 def unchecked() -> Iterator[None]:
     """Calls as a user makes them: the suite's own shape checks would speak before the messages under test."""
     jaxtyping.config.update("jaxtyping_disable", True)

@@ -61,15 +61,6 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture
-def passes(model: TransformerBridge) -> Iterator[list[int]]:
-    """Counts forward passes."""
-    counted: list[int] = []
-    handle = model.original_model.base_model.register_forward_pre_hook(lambda *_: counted.append(1))
-    yield counted
-    handle.remove()
-
-
 # --- the plain reference: no batch, no keys and values, no rule that stops -----------------------------------------------
 
 

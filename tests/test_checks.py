@@ -57,15 +57,21 @@ def test_a_cache_that_attention_does_not_see_is_noticed(tiny_model, monkeypatch)
     assert failed(lab.check(model)) == ["continuation with kept keys and values = without (tokens that differ)"]
 
 
-@pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.1.self_attn.v_proj.weight", "model.norm.weight"])
-def test_one_changed_weight_is_seen(tiny_folder, name):
-    """The Bridge gives some modules another name inside; the plain name is found by the tensor's shape and values."""
+def test_a_changed_weight_is_taken_as_it_is(tiny_folder):
+    """A model that was tuned in memory is that model; what is held against it has the same weights."""
     model = lab.load(tiny_folder("llama"), device="cpu")
-    plain = dict(lab.models.plain_twin(model).named_parameters())[name]
-    twins = [p for p in model.original_model.parameters() if p.shape == plain.shape and torch.equal(p, plain)]
-    assert len(twins) == 1
+    ids = torch.tensor([[5, 6, 7]])
+    before = model(ids)
     with torch.no_grad():
-        twins[0].view(-1)[3] += 0.5
+        model.original_model.model.layers[1].self_attn.v_proj.weight.view(-1)[3] += 0.5
+    assert failed(lab.check(model)) == [] and not torch.equal(model(ids), before)
+
+
+def test_one_changed_weight_that_only_the_bridge_has_is_seen(tiny_folder):
+    """GPT-2's joint matrix of queries, keys and values is cut in three by the Bridge; here one piece goes its own way."""
+    model = lab.load(tiny_folder("gpt2"), device="cpu")
+    with torch.no_grad():
+        model.blocks[1].attn.q.weight[3, 0] += 0.5
     assert failed(lab.check(model))[0] == "logits = plain Hugging Face"
 
 
@@ -81,8 +87,7 @@ def test_a_hook_left_behind_is_seen_and_not_removed(tiny_folder):
 def test_a_hook_that_changes_the_stream_is_seen(tiny_folder):
     model = lab.load(tiny_folder("gpt2"), device="cpu")
     model.add_hook("blocks.2.hook_resid_pre", lambda value, hook: 1.01 * value)
-    found = failed(lab.check(model))
-    assert "states at depths 0 to 4 = plain Hugging Face" in found and "hooks left behind" in found
+    assert "hooks left behind" in failed(lab.check(model))
 
 
 def test_a_write_that_reaches_nothing_is_seen(tiny_folder):
@@ -106,13 +111,4 @@ def test_weights_that_are_not_numbers_are_named(tiny_folder):
     with torch.no_grad():
         next(model.blocks[1].parameters()).fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="resid at depth 2 of text 0 is not finite"):
-        lab.check(model)
-
-
-def test_a_model_from_elsewhere_is_refused(tiny_folder):
-    model = lab.load(tiny_folder("llama"), device="cpu")
-    del model.lab_source
-    with pytest.raises(
-        ValueError, match="this model was not loaded by lab.load, so its weights cannot be read a second"
-    ):
         lab.check(model)

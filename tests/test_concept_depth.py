@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from multiprocessing import get_context
@@ -53,16 +52,6 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Each test has an empty cache, so that nothing comes from an earlier run."""
     monkeypatch.setenv("LAB_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-@pytest.fixture
-def passes(tiny_model: Callable[[str], TransformerBridge]) -> Iterator[list[int]]:
-    """Counts the forward passes of the tiny Llama."""
-    counted: list[int] = []
-    block = tiny_model("llama").original_model.model.layers[0]
-    handle = block.register_forward_pre_hook(lambda *_: counted.append(1))
-    yield counted
-    handle.remove()
 
 
 def mean_curve(

@@ -1,7 +1,6 @@
 """Descriptions, knockouts, projections and the stages made of them, on a small real model with planned queries."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,15 +38,6 @@ def model(folder: Path) -> TransformerBridge:
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LAB_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-@pytest.fixture
-def passes(model: TransformerBridge) -> Iterator[list[int]]:
-    """Counts forward passes."""
-    counted: list[int] = []
-    handle = model.original_model.base_model.register_forward_pre_hook(lambda *_: counted.append(1))
-    yield counted
-    handle.remove()
 
 
 @pytest.fixture(scope="module")

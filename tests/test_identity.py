@@ -344,8 +344,14 @@ def test_hooks_of_the_architecture_itself_are_no_hooks_of_the_users(tmp_path):
 
     from tests.conftest import byte_tokenizer
 
-    config = OPTConfig(vocab_size=259, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
-                       word_embed_proj_dim=32, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)  # fmt: skip
+    size = {
+        "hidden_size": 32,
+        "word_embed_proj_dim": 32,
+        "ffn_dim": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    config = OPTConfig(vocab_size=259, max_position_embeddings=64, pad_token_id=0, **size)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     byte_tokenizer(start_token=False).save_pretrained(tmp_path)
     model = lab.load(tmp_path, device="cpu")

@@ -143,13 +143,14 @@ def test_batching_changes_nothing(tiny_model, family, batch_tokens):
 
 
 def test_batching_changes_nothing_smollm2():
-    """In float64, so that what is seen is no rounding: batches and padding change nothing in any single depth."""
+    """In float64, where all that is left of rounding is that of the states that are kept and of the positions' angles, which
+    are in float32: batches and padding change nothing in any single depth."""
     model = lab.load("smollm2-135m", device="cpu", dtype=torch.float64)
     reference = one_at_a_time(model, SENTENCES, resid_names(model))
     for batch_tokens in (40, 1024):
         ours = collect_states(model, SENTENCES, batch_tokens=batch_tokens, progress=False)["resid"].values
         assert all(
-            close(ours[i, depth], reference[i, depth], 1e-7) for i in range(len(SENTENCES)) for depth in range(31)
+            close(ours[i, depth], reference[i, depth], 1e-6) for i in range(len(SENTENCES)) for depth in range(31)
         )
 
 
@@ -189,31 +190,16 @@ def test_bfloat16_states_come_as_float32(tiny_folder):
 # --- a folder: memory-mapped, resumed ---
 
 
-def test_folder_gives_the_same_memory_mapped_and_is_not_computed_twice(tiny_model, tmp_path):
+def test_folder_gives_the_same_memory_mapped_and_is_not_computed_twice(tiny_model, tmp_path, passes):
     model = tiny_model("llama")
     sites = ["resid", "mlp_in"]
     inside = collect_states(model, TEXTS, sites=sites, progress=False)
     first = collect_states(model, TEXTS, sites=sites, folder=tmp_path / "states", progress=False)
     assert all(isinstance(first[site].values, np.memmap) for site in sites)
     assert all(np.array_equal(first[site].values, inside[site].values) for site in sites)
-    with forwards(model) as passes:
-        again = collect_states(model, TEXTS, sites=sites, folder=tmp_path / "states", progress=False)
+    passes.clear()
+    again = collect_states(model, TEXTS, sites=sites, folder=tmp_path / "states", progress=False)
     assert passes == [] and all(np.array_equal(again[site].values, inside[site].values) for site in sites)
-
-
-class forwards:
-    """Shapes of the batches that go through a model inside the block."""
-
-    def __init__(self, model):
-        self.block = model.original_model.base_model.layers[0]
-
-    def __enter__(self):
-        shapes = []
-        self.handle = self.block.register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape[:2])))
-        return shapes
-
-    def __exit__(self, *_):
-        self.handle.remove()
 
 
 CHILD = """
@@ -225,7 +211,7 @@ collect_states(lab.load(sys.argv[1], device="cpu"), texts, folder=Path(sys.argv[
 """
 
 
-def test_a_killed_collection_goes_on_where_it_stopped(tiny_folder, tiny_model, tmp_path):
+def test_a_killed_collection_goes_on_where_it_stopped(tiny_folder, tiny_model, tmp_path, passes):
     """SIGKILL in the middle of 1,500 texts, one batch each; then the same call with the same texts."""
     texts = [chr(97 + i % 26) * (100 - i % 60) for i in range(1500)]
     folder = tmp_path / "states"
@@ -243,38 +229,38 @@ def test_a_killed_collection_goes_on_where_it_stopped(tiny_folder, tiny_model, t
     done = np.load(folder / "done.npy")
     assert 0 < done.sum() < len(texts)
     model = tiny_model("llama")
-    with forwards(model) as passes:
-        resumed = collect_states(model, texts, folder=folder, batch_tokens=2000, progress=False)["resid"].values
+    passes.clear()
+    resumed = collect_states(model, texts, folder=folder, batch_tokens=2000, progress=False)["resid"].values
     assert sum(rows for rows, _ in passes) == len(texts) - done.sum()  # it did not start from zero
     some = np.r_[np.flatnonzero(done)[-5:], np.flatnonzero(~done)[:5], 0, 1499]
     assert close(resumed[some], collect_states(model, [texts[i] for i in some], progress=False)["resid"].values)
 
 
-def test_an_interrupt_leaves_the_list_of_what_is_done(tiny_model, tmp_path):
+def test_an_interrupt_leaves_the_list_of_what_is_done(tiny_model, tmp_path, passes, monkeypatch):
     """Ctrl-C: a real SIGINT while the model runs its sixth batch."""
-    model, passes = tiny_model("llama"), []
+    model, silu = tiny_model("llama"), torch.nn.functional.silu
 
-    def interrupt(module, args):
-        passes.append(args)
+    def interrupt(*args, **kwargs):
         if len(passes) == 6:
             signal.raise_signal(signal.SIGINT)
+        return silu(*args, **kwargs)
 
-    handle = model.original_model.base_model.layers[2].register_forward_pre_hook(interrupt)
+    monkeypatch.setattr(torch.nn.functional, "silu", interrupt)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background begins with it ignored
     try:
         with pytest.raises(KeyboardInterrupt):
             collect_states(model, TEXTS, folder=tmp_path / "states", batch_tokens=1, progress=False)
     finally:
-        handle.remove()
         signal.signal(signal.SIGINT, before)
+        monkeypatch.setattr(torch.nn.functional, "silu", silu)
     assert hooks_left(model) == 0
     done = np.flatnonzero(np.load(tmp_path / "states" / "done.npy"))
     assert sorted(done) == sorted(np.argsort(LENGTHS)[::-1][:5])  # the longest first, and not the sixth
     values = np.load(tmp_path / "states" / "resid.npy", mmap_mode="r")
     assert close(values[done], collect_states(model, [TEXTS[i] for i in done], progress=False)["resid"].values)
-    with forwards(model) as rest:
-        collect_states(model, TEXTS, folder=tmp_path / "states", batch_tokens=1, progress=False)
-    assert len(rest) == 5
+    passes.clear()
+    collect_states(model, TEXTS, folder=tmp_path / "states", batch_tokens=1, progress=False)
+    assert len(passes) == 5
 
 
 def test_a_folder_of_another_run_is_refused(tiny_model, tmp_path):
@@ -286,7 +272,6 @@ def test_a_folder_of_another_run_is_refused(tiny_model, tmp_path):
         (tiny_model("llama"), other, {}),
         (tiny_model("llama"), TEXTS, {"positions": np.zeros(len(TEXTS), int)}),
         (tiny_model("llama"), TEXTS, {"index": [0, 1]}),
-        (tiny_model("qwen3"), TEXTS, {}),
     ):
         with pytest.raises(ValueError, match="holds the states of another run .* give another folder or delete it"):
             collect_states(model, texts, folder=folder, progress=False, **more)
@@ -317,9 +302,9 @@ def test_a_folder_of_another_run_is_refused(tiny_model, tmp_path):
         (["ab", "abc"], {"positions": np.array([1])}, r"2 texts need one position each; got shape \(1,\)"),
     ],
 )
-def test_errors_come_before_the_model_runs(tiny_model, tmp_path, texts, more, message):
+def test_errors_come_before_the_model_runs(tiny_model, tmp_path, passes, texts, more, message):
     model = tiny_model("llama")
-    with forwards(model) as passes, pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message):
         collect_states(model, texts, folder=tmp_path / "states", progress=False, **more)
     assert passes == [] and not (tmp_path / "states").exists()
 

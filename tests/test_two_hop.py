@@ -3,7 +3,7 @@
 import os
 import re
 import string
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -115,15 +115,6 @@ def planned(model: TransformerBridge) -> pd.DataFrame:
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LAB_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-@pytest.fixture
-def passes(model: TransformerBridge) -> Iterator[list[int]]:
-    """Counts forward passes."""
-    counted: list[int] = []
-    handle = model.original_model.base_model.register_forward_pre_hook(lambda *_: counted.append(1))
-    yield counted
-    handle.remove()
 
 
 def run(model: TransformerBridge, data: pd.DataFrame, **options) -> lab.Result:
