@@ -328,7 +328,7 @@ def test_weights_on_the_grid_stay(tiny_folder):
         (
             "llama",
             lambda m: patch(m, "resid_pre", layer=4, value=torch.zeros(32)),
-            "layer 4 is out of range: .* 0 to 3",
+            "layer=4: give a whole number from 0 to 3",
         ),
         (
             "llama",
@@ -350,22 +350,30 @@ def test_weights_on_the_grid_stay(tiny_folder):
             lambda m: patch(m, "resid_mid", layer=0, value=torch.zeros(32)),
             "no site resid_mid: .* in parallel; use",
         ),
-        ("llama", lambda m: skip(m, -1), "layer -1 is out of range: this model has layers 0 to 3"),
+        ("llama", lambda m: skip(m, -1), "layer=-1: give a whole number from 0 to 3"),
         ("llama", lambda m: ablate(m, "resid_pre", layer=0), "ablate takes attn_out or mlp_out, .* got 'resid_pre'"),
-        ("llama", lambda m: block_attention(m, [4], query=3, keys=[1]), "layer 4 is out of range: .* 0 to 3"),
+        ("llama", lambda m: block_attention(m, [4], query=3, keys=[1]), r"layers=\[4\]: give numbers from 0 to 3"),
         (
             "llama",
             lambda m: block_attention(m, [1], query=3, keys=[]),
-            r"keys=\[\]: give positions from 0 to .* own, 3",
+            r"keys=\[\]: give at least one, each from 0 to 3, positions up to the query's own",
         ),
-        ("llama", lambda m: block_attention(m, [1], query=3, keys=[1, 4]), r"keys=\[1, 4\]: give positions from 0"),
-        ("llama", lambda m: block_attention(m, [1], query=3, keys=[-1]), r"keys=\[-1\]: give positions from 0"),
+        (
+            "llama",
+            lambda m: block_attention(m, [1], query=3, keys=[1, 4]),
+            r"keys=\[1, 4\]: give at least one, .* from 0 to 3.*\(4 is not\)",
+        ),
+        (
+            "llama",
+            lambda m: block_attention(m, [1], query=3, keys=[-1]),
+            r"keys=\[-1\]: give at least one, each from 0 to 3",
+        ),
         (
             "llama",
             lambda m: block_attention(m, [1], query=2, keys=[0, 1, 2]),
             "position 2 would have nothing left to look at: leave it at least one key",
         ),
-        ("llama", lambda m: quantized(m, 1), "bits=1: give 2 to 8"),
+        ("llama", lambda m: quantized(m, 1), "bits=1: give a whole number from 2 to 8"),
         (
             "llama",
             lambda m: quantized(m, 4, group_size=48),

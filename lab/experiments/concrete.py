@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Shaped
 
-from lab import replicas
+from lab import replicas, require
 from lab.experiments.task_vectors import block_of, norm, scale_blocks, task_arithmetic
 from lab.replicas import Shape, Weights
 
@@ -34,6 +34,10 @@ class Steps:
     steps: int = 200
     rate: float = 1e-2
     batch: int = 8
+
+    def __post_init__(self) -> None:
+        counts = {name: require.whole(name, getattr(self, name), 1) for name in ("steps", "batch")}
+        vars(self).update(counts, rate=require.number("rate", self.rate, above=0))
 
 
 def masks(

@@ -26,7 +26,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab import datasets, metrics, models, probes, replicas
+from lab import datasets, metrics, models, probes, replicas, require
 from lab.experiments.transfer_tasks import seed_of
 from lab.experiments.tuned_scaling import spread_over_groups
 from lab.replicas import Recipe
@@ -229,6 +229,7 @@ def run(
     another seed (`seed_sd` shows how much that matters), another training set, or another shift.
     """
     chosen = _sizes(preset, seeds, steps, rates)
+    seed, draws = require.seed(seed), require.whole("draws", draws, 1)
     models.require_source(model)
     n_layers = model.cfg.n_layers
     if n_layers < 4:
@@ -268,19 +269,13 @@ def run(
 
 
 def _sizes(preset: str, seeds: int | None, steps: int | None, rates: Sequence[float] | None) -> Preset:
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; presets are {', '.join(PRESETS)}")
-    given: dict[str, Any] = {
-        "seeds": seeds,
-        "steps": steps,
-        "rates": None if rates is None else tuple(map(float, rates)),
-    }
-    chosen = replace(PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
-    if min(chosen.seeds, chosen.steps) < 1 or not chosen.rates or min(chosen.rates) <= 0:
-        raise ValueError(
-            f"seeds={chosen.seeds}, steps={chosen.steps}, rates={list(chosen.rates)}: pass 1 or more, and rates above 0"
-        )
-    return chosen
+    chosen = PRESETS[require.one_of("preset", preset, PRESETS)]
+    return replace(
+        chosen,
+        seeds=require.whole("seeds", chosen.seeds if seeds is None else seeds, 1),
+        steps=require.whole("steps", chosen.steps if steps is None else steps, 1),
+        rates=tuple(require.numbers("rates", chosen.rates if rates is None else rates, above=0)),
+    )
 
 
 def _frames(
