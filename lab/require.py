@@ -40,7 +40,7 @@ def number(
 ) -> float:
     """A finite number; `low` and `high` count as inside, `above` and `below` as outside."""
     plain = _plain(value)
-    real = isinstance(plain, abstract.Real) and not isinstance(plain, bool) and abs(plain) <= _LARGEST
+    real = isinstance(plain, abstract.Real) and not isinstance(plain, bool) and _inside(plain, -_LARGEST, _LARGEST)
     if not real or not _inside(plain, low, high) or not _inside(plain, above, below, strict=True):
         ends = {"above": above, "at least": low, "below": below, "at most": high}
         edges = " and".join(f" {word} {bound:g}" for word, bound in ends.items() if bound is not None)
