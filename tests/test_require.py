@@ -185,7 +185,9 @@ def test_parameters_and_numbers_are_those_of_plain_numbers(call, tiny_model, tmp
     found = call(model, i, f, np.array)
     assert json.loads(json.dumps(found.parameters)) == json.loads(json.dumps(plain.parameters))
     pd.testing.assert_frame_equal(found.table, plain.table)
-    assert {path.parent.name for path in (tmp_path / "cache").rglob("result.json")} == keys  # the kept parts served again
+    assert {
+        path.parent.name for path in (tmp_path / "cache").rglob("result.json")
+    } == keys  # the kept parts served again
     assert lab.Result.load(found.save(tmp_path / "saved")).parameters == json.loads(json.dumps(plain.parameters))
 
 
