@@ -36,8 +36,8 @@ class Steps:
     batch: int = 8
 
     def __post_init__(self) -> None:
-        counts = {name: require.whole(name, getattr(self, name), 1) for name in ("steps", "batch")}
-        vars(self).update(counts, rate=require.number("rate", self.rate, above=0))
+        vars(self).update(steps=require.whole("steps", self.steps, 0), batch=require.whole("batch", self.batch, 1))
+        vars(self).update(rate=require.number("rate", self.rate, above=0))
 
 
 def masks(
