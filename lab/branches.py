@@ -22,6 +22,7 @@ from torch.nn.functional import linear
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from lab import require
 from lab.models import SITES
 
 _UNEMBED_WORDS = 4096  # words of the vocabulary whose logits are held at once
@@ -114,8 +115,14 @@ def generate(
     Raises:
         ValueError: a position, depth or shape that does not fit; each names what is allowed.
     """
-    depths = np.asarray(depths)
-    _check(model, run, positions, depths, values, blocked)
+    max_new_tokens, batch_rows = (
+        require.whole("max_new_tokens", max_new_tokens, 1),
+        require.whole("batch_rows", batch_rows, 1),
+    )
+    positions = require.wholes("positions", positions, 0, len(run.ids) - 1)
+    depths = np.array(require.wholes("depths", depths, 0, run.n_layers, least=0, twice=True), int)
+    wanted = require.wholes("wanted", wanted, 0, model.cfg.d_vocab - 1, least=0, twice=True)
+    blocked = _check(model, run, positions, depths, values, blocked)
     texts, all_ids, ranks = [""] * len(depths), [[] for _ in depths], np.full(len(depths), -1)  # type: ignore[var-annotated]
     engine = (_Reusing if reuse else _Plain)(model, run, positions)
     waiting: list[list[tuple[np.ndarray, Any]]] = [[] for _ in range(max_new_tokens + 1)]  # by tokens decoded so far
@@ -389,27 +396,20 @@ def _end_tokens(model: TransformerBridge) -> set[int]:
     return set(end if isinstance(end, list) else [] if end is None else [end])
 
 
-def _check(model, run, positions, depths, values, blocked) -> None:  # type: ignore[no-untyped-def]
+def _check(model, run, positions, depths, values, blocked):  # type: ignore[no-untyped-def]
+    """What is blocked, as plain numbers."""
     n, length = run.n_layers, len(run.ids)
-    if not len(positions) or len(set(positions)) < len(positions):
-        raise ValueError(f"positions={list(positions)}: give at least one, and none twice")
-    for position in positions:
-        if not 0 <= position < length:
-            raise ValueError(f"position {position} is out of range: the prompt has positions 0 to {length - 1}")
-    for depth in depths:
-        if not 0 <= depth <= n:
-            raise ValueError(f"depth {depth} is out of range: this model has depths 0 to {n}")
     if values.shape != (len(depths), len(positions), model.cfg.d_model):
         wanted = (len(depths), len(positions), model.cfg.d_model)
         raise ValueError(f"values has shape {tuple(values.shape)}; wanted [row patched d_model] = {wanted}")
-    if blocked is not None:
-        if len(blocked) != len(depths):
-            raise ValueError(f"{len(blocked)} rows to block for {len(depths)} rows; give one for each")
-        for (layers, keys), depth in zip(blocked, depths, strict=True):
-            if not all(0 <= layer < n for layer in layers) or not all(0 <= key < length for key in keys):
-                raise ValueError(f"blocked layers {list(layers)}, keys {list(keys)}: there are layers 0 to {n - 1} and "
-                                 f"positions 0 to {length - 1}")  # fmt: skip
-            if layers and min(layers) < depth:
-                raise ValueError(
-                    f"a row that joins at depth {depth} cannot be blocked in layer {min(layers)}, below it"
-                )
+    if blocked is None:
+        return None
+    if len(blocked) != len(depths):
+        raise ValueError(f"{len(blocked)} rows to block for {len(depths)} rows; give one for each")
+    found = []
+    for (layers, keys), depth in zip(blocked, depths, strict=True):
+        layers = require.wholes("blocked layers", layers, 0, n - 1, least=0, twice=True)
+        found.append((layers, require.wholes("blocked keys", keys, 0, length - 1, least=0, twice=True)))
+        if layers and min(layers) < depth:
+            raise ValueError(f"a row that joins at depth {depth} cannot be blocked in layer {min(layers)}, below it")
+    return found

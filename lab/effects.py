@@ -23,6 +23,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis.logit_lens import logit_readout
 from transformers.cache_utils import DynamicCache
 
+from lab import require
 from lab.branches import CleanRun, depth_hook
 from lab.models import SITES
 
@@ -57,8 +58,7 @@ def skipped(model: TransformerBridge, run: CleanRun, kind: str) -> tuple[list[in
     Raises:
         ValueError: an unknown kind, or a run without its sublayers.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r}: choose one of {', '.join(KINDS)}")
+    kind = require.one_of("kind", kind, KINDS)
     if run.mlp_out is None:
         raise ValueError("this run has no sublayers: make it with clean_run(model, ids, sublayers=True)")
     if kind == "layer":
@@ -101,10 +101,9 @@ def global_effects(
         FloatingPointError: an effect that is not finite, named by layer.
     """
     n_layers, length = run.n_layers, len(run.ids)
-    at = np.asarray(depths, int)
-    if not len(at) or at.min() < 0 or at.max() > n_layers:
-        raise ValueError(f"depths={at.tolist()}: give at least one, each from 0 to {n_layers}")
-    read = _check(run, states, len(at), cuts, read)
+    at = np.array(require.wholes("depths", depths, 0, n_layers, twice=True))
+    cuts, read = _check(run, states, len(at), cuts, read)
+    batch_tokens = require.whole("batch_tokens", batch_tokens, 1)
     order = np.argsort(at, kind="stable")
 
     def one(rows: np.ndarray, cut: int | None, past: Any) -> tuple[Effects, Any]:
@@ -146,10 +145,9 @@ def local_effects(
         removed: what is taken out of every later input, c_s, or a sublayer's part of it; zero it at position 0.
         cuts, reuse, batch_tokens: as in `global_effects`.
     """
-    source = np.asarray(layers, int)
-    if not len(source) or source.min() < 0 or source.max() >= run.n_layers:
-        raise ValueError(f"layers={source.tolist()}: give at least one, each from 0 to {run.n_layers - 1}")
-    _check(run, removed, len(source), cuts, None)
+    source = np.array(require.wholes("layers", layers, 0, run.n_layers - 1, twice=True))
+    cuts, _ = _check(run, removed, len(source), cuts, None)
+    batch_tokens = require.whole("batch_tokens", batch_tokens, 1)
     order = np.argsort(source, kind="stable")
 
     def one(rows: np.ndarray, cut: int | None, past: Any) -> tuple[Effects, Any]:
@@ -193,6 +191,8 @@ def replaced_outputs(
     Only positions from the replaced one on are run, and only the depths from the replaced one on. Positions before it
     do not change: 0.
     """
+    position = require.whole("position", position, 0, len(run.ids) - 1)
+    read = require.wholes("read", read, 0, len(run.ids) - 1, twice=True)
     start = position if reuse else 0
 
     def join(depth: int, state: torch.Tensor) -> torch.Tensor:
@@ -224,6 +224,9 @@ def gradients_at(
         values: what stands there, for each row.
         tokens, positions: probability of tokens[j] is read at positions[j].
     """
+    layer = require.whole("layer", layer, 0, run.n_layers - 1)
+    positions = require.wholes("positions", positions, 0, len(run.ids) - 1, twice=True)
+    tokens = require.wholes("tokens", tokens, 0, model.cfg.d_vocab - 1, twice=True)
     point = values.clone().to(run.states).requires_grad_(True)
     final: dict[str, torch.Tensor] = {}
 
@@ -399,21 +402,13 @@ def _check(
     rows: int,
     cuts: Sequence[int | None],
     read: Sequence[int] | None,
-) -> list[int]:
+) -> tuple[list[int | None], list[int]]:
+    """Cuts and read positions as plain numbers."""
     length, width = run.states.shape[1:]
     if states.shape != (rows, length, width):
         raise ValueError(
             f"states have shape {tuple(states.shape)}; wanted [row position d_model] = {(rows, length, width)}"
         )
-    if not len(cuts):
-        raise ValueError("no cuts: give [None] for all positions, or positions")
-    for cut in cuts:
-        if cut is not None and not 1 <= cut < length:
-            raise ValueError(
-                f"cut {cut} is out of range: the prompt has {length} tokens, so cuts are 1 to {length - 1}"
-            )
-    read = [length - 1] if read is None else list(read)
-    for position in read:
-        if not 0 <= position < length:
-            raise ValueError(f"read position {position} is out of range: the prompt has positions 0 to {length - 1}")
-    return read
+    given = require.listed("cuts", cuts, "positions, None for all of them", least=1)
+    found = [None if cut is None else require.whole("a cut", cut, 1, length - 1) for cut in given]
+    return found, require.wholes("read", [length - 1] if read is None else read, 0, length - 1, twice=True)

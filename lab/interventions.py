@@ -1,6 +1,7 @@
 """Change what a model computes: patch, skip, ablate, block attention, quantise.
 
-Always context managers; nothing outlives the block.
+Always context managers; nothing outlives the block. They nest, and may be left in any order: what was entered later acts on
+top of what was entered before, and leaving one takes back that one alone.
 
     with patch(model, "resid_pre", layer=4, value=state, position=7):
         logits = model(ids)
@@ -9,6 +10,7 @@ Reading a site and writing it are two claims. In TransformerLens 4.3 a write to 
 only, not the stream, so `resid_mid` is set here by writing `attn_out = wanted - resid_pre` instead.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +19,8 @@ import torch
 from jaxtyping import Float
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab.models import SITES, require_site
+from lab import require
+from lab.models import SITES, alone, hooked, require_site
 
 Program = Callable[[torch.Tensor, Any], torch.Tensor]  # of a block's input and a function `step`: see `rewritten`
 WRITABLE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
@@ -43,7 +46,8 @@ def patch(
     Raises:
         ValueError: a site that cannot be written or that this model does not have, a layer or a width out of range.
     """
-    _check(model, site, layer)
+    layer = _check(model, site, layer)
+    position = None if position is None else require.whole("position", position, 0)
     if value.shape[-1] != model.cfg.d_model:
         raise ValueError(f"value ends in {value.shape[-1]} numbers, and this model's d_model is {model.cfg.d_model}")
     if value.ndim not in ((1, 3) if position is None else (1, 2)):
@@ -52,9 +56,6 @@ def patch(
             f"value has shape {tuple(value.shape)}; with position={position} give [d_model] or {wanted_shape}"
         )
     stream: dict[str, torch.Tensor] = {}
-
-    def remember(state: torch.Tensor, hook: Any) -> None:
-        stream["pre"] = state
 
     def write(state: torch.Tensor, hook: Any) -> torch.Tensor:
         new = state.clone()
@@ -68,9 +69,7 @@ def patch(
         return new
 
     hooks: list[tuple[str, Any]] = [(SITES["attn_out" if site == "resid_mid" else site].format(layer=layer), write)]
-    if site == "resid_mid":
-        hooks.insert(0, (SITES["resid_pre"].format(layer=layer), remember))
-    with model.hooks(fwd_hooks=hooks):
+    with alone(model), _input_kept(model, layer, stream), hooked(model, hooks):
         yield
 
 
@@ -80,19 +79,14 @@ def skip(model: TransformerBridge, layer: int, *, first: int = 0) -> Iterator[No
 
     With `first=1` the first token, which many models use as an attention sink, passes the block as usual.
     """
-    _check(model, "resid_post", layer)
-    if first < 0:
-        raise ValueError(f"first={first}: give 0 (all positions) or the first position that is skipped")
+    layer, first = _check(model, "resid_post", layer), require.whole("first", first, 0)
     stream: dict[str, torch.Tensor] = {}
-
-    def remember(state: torch.Tensor, hook: Any) -> None:
-        stream["pre"] = state
 
     def replace(state: torch.Tensor, hook: Any) -> torch.Tensor:
         return torch.cat([state[:, :first], stream["pre"][:, first:]], 1) if first else stream["pre"]
 
-    names = [SITES["resid_pre"].format(layer=layer), SITES["resid_post"].format(layer=layer)]
-    with model.hooks(fwd_hooks=[(names[0], remember), (names[1], replace)]):
+    hooks: list[tuple[str, Any]] = [(SITES["resid_post"].format(layer=layer), replace)]
+    with alone(model), _input_kept(model, layer, stream), hooked(model, hooks):
         yield
 
 
@@ -123,22 +117,25 @@ def block_attention(
     Raises:
         ValueError: a layer out of range, no keys, a key after the query, or a query left with nothing to look at.
     """
+    require_site(model, "attn_out")
+    layers = require.wholes("layers", layers, 0, model.cfg.n_layers - 1, least=0, twice=True)
+    query = require.whole("query", query, 0)
+    keys = require.wholes("keys", keys, 0, query, twice=True, hint=", positions up to the query's own")
+    mine = {layer: (query, set(keys)) for layer in layers}
     for layer in layers:
-        _check(model, "attn_out", layer)
-    outside = [key for key in keys if not 0 <= key <= query]
-    if not len(keys) or outside:
-        raise ValueError(f"keys={list(keys)}: give positions from 0 to the query's own, {query}")
-    if len(set(keys)) > query:
-        raise ValueError(f"position {query} would have nothing left to look at: leave it at least one key")
+        others = [one[layer][1] for one in _open(model, "blocked") if layer in one and one[layer][0] == query]
+        if len(set(keys).union(*others)) > query:
+            raise ValueError(f"position {query} would have nothing left to look at: leave it at least one key")
 
     def cut(scores: torch.Tensor, hook: Any) -> torch.Tensor:  # [example head query key]
         if scores.shape[-2] <= query:
             return scores  # a later pass, over generated positions only
         new = scores.clone()
-        new[:, :, query, list(keys)] = torch.finfo(new.dtype).min
+        new[:, :, query, keys] = torch.finfo(new.dtype).min
         return new
 
-    with model.hooks(fwd_hooks=[(f"blocks.{layer}.attn.hook_attn_scores", cut) for layer in layers]):
+    hooks: list[tuple[str, Any]] = [(f"blocks.{layer}.attn.hook_attn_scores", cut) for layer in layers]
+    with _entered(model, "blocked", mine), hooked(model, hooks):
         yield
 
 
@@ -153,12 +150,13 @@ def rewritten(model: TransformerBridge, programs: Mapping[int, Program]) -> Iter
         with rewritten(model, {3: lambda x, step: step(step(x, attn=0), mlp=0)}):
             logits = model(ids)
 
+    Inside another `rewritten`, a step of a block is what that one made of it.
+
     Raises:
         ValueError: a layer out of range, or a model whose blocks run attention and MLP in parallel.
     """
     require_site(model, "resid_mid")
-    for layer in programs:
-        _check(model, "resid_post", layer)
+    programs = {_check(model, "resid_post", layer): program for layer, program in programs.items()}
     scale = {"attn_out": 1.0, "mlp_out": 1.0}
 
     def scaled(site: str) -> Any:
@@ -169,7 +167,7 @@ def rewritten(model: TransformerBridge, programs: Mapping[int, Program]) -> Iter
             def step(x: torch.Tensor, attn: float | int = 1, mlp: float | int = 1, layer: int = layer) -> torch.Tensor:
                 scale.update(attn_out=attn, mlp_out=mlp)
                 try:
-                    out = plain[layer](x, *args, **kwargs)
+                    out = below(layer)(x, *args, **kwargs)
                 finally:
                     scale.update(attn_out=1.0, mlp_out=1.0)
                 outs["tuple"] = isinstance(out, tuple)
@@ -182,16 +180,37 @@ def rewritten(model: TransformerBridge, programs: Mapping[int, Program]) -> Iter
         return forward
 
     blocks = [block.original_component for block in model.blocks]  # what the Bridge's block wraps
-    plain = [block.forward for block in blocks]
     sites = [(SITES[site].format(layer=i), scaled(site)) for site in scale for i in range(model.cfg.n_layers)]
-    try:
-        for layer in programs:
-            blocks[layer].forward = program(layer)
-        with model.hooks(fwd_hooks=sites):
-            yield
-    finally:
-        for layer in programs:
-            vars(blocks[layer]).pop("forward", None)  # the class's own comes back
+    mine = {layer: program(layer) for layer in programs}
+
+    def below(layer: int) -> Any:
+        """What stands in a block's place without this context and those entered after it."""
+        stack = _open(model, "rewritten")
+        before = stack[: next(i for i, one in enumerate(stack) if one is mine)]
+        found = [one[layer] for one in before if layer in one]
+        own = vars(blocks[layer])
+        return (found or [own.get("_lab_forward", own.get("forward"))])[-1] or _class_forward(blocks[layer])
+
+    def put() -> None:
+        """The programs of the innermost open context that has some for a block; without one, what was there before."""
+        for layer in mine:
+            block, found = vars(blocks[layer]), [one[layer] for one in _open(model, "rewritten") if layer in one]
+            if found:
+                block.setdefault("_lab_forward", block.get("forward"))  # another library's, or None: the class's own
+                block["forward"] = found[-1]
+            elif (before := block.pop("_lab_forward", None)) is None:
+                block.pop("forward", None)
+            else:
+                block["forward"] = before
+
+    with alone(model):
+        try:
+            with _entered(model, "rewritten", mine):
+                put()
+                with hooked(model, sites):
+                    yield
+        finally:
+            put()
 
 
 @contextmanager
@@ -206,29 +225,36 @@ def quantized(model: TransformerBridge, bits: int, *, group_size: int = 64) -> I
         ValueError: bits outside 2..8, a group size that does not divide a matrix's input width.
     """
     weights = quantizable(model, bits, group_size=group_size)
-    before = [weight.detach().clone() for weight, _ in weights]
-    try:
+    before: list[torch.Tensor] = []
+
+    def round_off() -> None:
+        before[:] = [weight.detach().clone() for weight, _ in weights]
         with torch.no_grad():
             for weight, linear in weights:  # GPT-2's Conv1D holds its matrix the other way round: [input output]
                 rounded = _round_to_grid(weight if linear else weight.T, bits, group_size)
                 weight.copy_(rounded if linear else rounded.T)
-        yield
-    finally:
-        with torch.no_grad():
-            for (weight, _), old in zip(weights, before, strict=True):
-                weight.copy_(old)
+
+    with _entered(model, "quantized", round_off) as stack:
+        try:
+            round_off()
+            yield
+        finally:
+            with torch.no_grad():
+                for (weight, _), old in zip(weights, before, strict=False):  # none if there was no memory for them
+                    weight.copy_(old)
+            for later in stack[stack.index(round_off) + 1 :]:  # entered inside this block and still open
+                later()
 
 
 def quantizable(model: TransformerBridge, bits: int, *, group_size: int) -> list[tuple[torch.Tensor, bool]]:
     """The matrices that `quantized` would round, each with whether it is stored `[output input]`; raises what it raises."""
-    if bits not in range(2, 9):
-        raise ValueError(f"bits={bits}: give 2 to 8")
+    bits, group_size = require.whole("bits", bits, 2, 8), require.whole("group_size", group_size, 1)
     blocks = {id(module) for module in model.blocks.modules()}
     matrices = [m for m in model.original_model.modules() if _is_matrix(m) and id(m) in blocks]
     weights = [(matrix.weight, isinstance(matrix, torch.nn.Linear)) for matrix in matrices]
     for weight, linear in weights:
         width = weight.shape[1 if linear else 0]
-        if group_size < 1 or width % group_size:
+        if width % group_size:
             raise ValueError(f"group_size={group_size} does not divide a matrix's input width {width}; try 16 or 32")
     return weights
 
@@ -244,9 +270,46 @@ def _is_matrix(module: torch.nn.Module) -> bool:
     return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
 
 
-def _check(model: TransformerBridge, site: str, layer: int) -> None:
-    if site not in WRITABLE:
+def _check(model: TransformerBridge, site: str, layer: int) -> int:
+    """The layer as a plain number."""
+    if not isinstance(site, str) or site not in WRITABLE:
         raise ValueError(f"site {site!r} cannot be written; sites that can are {', '.join(WRITABLE)}")
     require_site(model, site)
-    if not 0 <= layer < model.cfg.n_layers:
-        raise ValueError(f"layer {layer} is out of range: this model has layers 0 to {model.cfg.n_layers - 1}")
+    return require.whole("layer", layer, 0, model.cfg.n_layers - 1)
+
+
+# --- contexts in contexts -------------------------------------------------------------------------------------------
+
+
+def _open(model: TransformerBridge, kind: str) -> list[Any]:
+    """The contexts of one kind that were entered on this model and not yet left, the innermost last."""
+    return vars(model).get(f"_lab_{kind}", [])
+
+
+@contextmanager
+def _entered(model: TransformerBridge, kind: str, mine: Any) -> Iterator[list[Any]]:
+    with alone(model):
+        stack = vars(model).setdefault(f"_lab_{kind}", [])
+        stack.append(mine)
+        try:
+            yield stack
+        finally:  # not `pop`: a context that was entered later may still be open
+            stack[:] = [one for one in stack if one is not mine]
+
+
+@contextmanager
+def _input_kept(model: TransformerBridge, layer: int, stream: dict[str, torch.Tensor]) -> Iterator[None]:
+    """The block's input in `stream["pre"]` as the block gets it, after all hooks, also those set later than this."""
+
+    def keep(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        stream["pre"] = args[0] if args else kwargs["hidden_states"]
+
+    handle = model.blocks[layer].original_component.register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _class_forward(block: torch.nn.Module) -> Any:
+    return functools.partial(type(block).forward, block)

@@ -31,7 +31,7 @@ from scipy.stats import rankdata
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab import metrics
+from lab import metrics, require
 from lab.models import cache_folder, facts
 from lab.results import Result, versions
 from lab.states import stream_states
@@ -272,11 +272,21 @@ def fit_maps(
         ValueError: too few documents or groups, an empty or too long text, a depth out of range, ridges not above 0, a
             pair to keep that is not fitted; before a model runs.
     """
-    texts = [str(text) for text in documents] if not isinstance(documents, str) else _refuse_one_text()
+    texts = [str(text) for text in require.listed("documents", documents, "texts")]
     sources = _depths(model_a, source_depths, "source_depths")
     targets = _depths(model_b, target_depths, "target_depths")
-    if not ridges or min(ridges) <= 0:
-        raise ValueError(f"ridges={tuple(ridges)}: give values above 0, such as 1e-5 to 1 (shares of the mean square)")
+    ridges, seed, draws = (
+        require.numbers("ridges", ridges, above=0),
+        require.seed(seed),
+        require.whole("draws", draws, 1),
+    )
+    batch_tokens, memory_mb = require.whole("batch_tokens", batch_tokens, 1), require.whole("memory_mb", memory_mb, 0)
+    (position_0,), test_fraction = (
+        require.flags(position_0=position_0),
+        require.fraction("test_fraction", test_fraction),
+    )
+    validation_fraction = require.fraction("validation_fraction", validation_fraction)
+    keep = require.pairs("keep", keep, (model_a.cfg.n_layers, model_b.cfg.n_layers))
     for i, j in keep:
         if i not in sources or j not in targets:
             raise ValueError(f"keep has the pair ({i}, {j}), which is not fitted: sources {sources}, targets {targets}")
@@ -334,7 +344,7 @@ def fit_maps(
         tables["position_0"] = pairs.assign(relative_error=fitted.first_error.ravel(),
                                             norm_ratio=np.tile(fitted.first_norm, len(sources)))  # fmt: skip
     parameters = {
-        "model_a": facts(model_a), "model_b": facts(model_b), "seed": seed, "ridges": list(ridges),
+        "model_a": facts(model_a), "model_b": facts(model_b), "seed": seed, "ridges": ridges,
         "validation_fraction": validation_fraction, "test_fraction": test_fraction, "draws": draws,
         "n_documents": len(texts), "n_tokens": {n: int(counts[split == p].sum()) for p, n in enumerate(_SPLITS)},
         "same_tokens": aligned.same_tokens, "share_of_words": aligned.share,
@@ -357,7 +367,9 @@ def split_documents(
     Raises:
         ValueError: fractions that leave nothing to train on; fewer than 2 groups to test or 1 in another part.
     """
-    if min(validation_fraction, test_fraction) <= 0 or validation_fraction + test_fraction >= 1:
+    validation_fraction = require.fraction("validation_fraction", validation_fraction)
+    test_fraction = require.fraction("test_fraction", test_fraction)
+    if validation_fraction + test_fraction >= 1:
         raise ValueError(
             f"validation_fraction={validation_fraction}, test_fraction={test_fraction}: give two shares above 0 that "
             "leave something to train on"
@@ -371,7 +383,7 @@ def split_documents(
             "test; give more documents or finer groups"
         )
     part = np.zeros(n, int)
-    drawn = np.random.default_rng([seed, 0]).permutation(n)
+    drawn = np.random.default_rng([require.seed(seed), 0]).permutation(n)
     part[drawn[:n_test]], part[drawn[n_test : n_test + n_validation]] = 2, 1
     return part[codes]
 
@@ -673,6 +685,11 @@ def diagonal_test(
             f"source depths {source_depths.tolist()}, target depths {target_depths.tolist()}: the test needs at least two "
             "depths above 0 of each"
         )
+    draws, seed, confidence = (
+        require.whole("draws", draws, 1),
+        require.seed(seed),
+        require.fraction("confidence", confidence),
+    )
     x, y = source_depths[rows] / n_layers[0], target_depths[columns] / n_layers[1]
     source, target = source_depths[rows], target_depths[columns]
     sse, relative = (values[:, rows][:, :, columns] for values in (sse, relative))
@@ -751,20 +768,12 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 # --- checks and estimates -------------------------------------------------------------------------------------------
 
 
-def _refuse_one_text() -> list[str]:
-    raise ValueError("documents is one string: give a list of texts, one a document")
-
-
 def _depths(model: TransformerBridge, chosen: Sequence[int] | None, name: str) -> tuple[int, ...]:
-    n_layers = model.cfg.n_layers
-    if chosen is None:
-        return tuple(range(n_layers + 1))
-    for depth in chosen:
-        if not 0 <= depth <= n_layers:
-            raise ValueError(f"{name}: depth {depth} is out of range, this model has depths 0 to {n_layers}")
-    if len(set(chosen)) < len(chosen) or sum(depth > 0 for depth in chosen) < 2:
-        raise ValueError(f"{name}={tuple(chosen)}: give each depth once, and at least two above 0 (None is all)")
-    return tuple(sorted(int(depth) for depth in chosen))
+    last = model.cfg.n_layers
+    found = sorted(require.wholes(name, range(last + 1) if chosen is None else chosen, 0, last))
+    if sum(depth > 0 for depth in found) < 2:
+        raise ValueError(f"{name}={found}: give at least two depths above 0 (None is all)")
+    return tuple(found)
 
 
 def _print_estimate(

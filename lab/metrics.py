@@ -16,6 +16,8 @@ import pandas as pd
 from jaxtyping import Float, Shaped
 from scipy import stats
 
+from lab import require
+
 _TIE = 1e-9  # a rate that misses its threshold by rounding alone reaches it: 0.11 / 0.10 is a rise by 10 %
 
 
@@ -132,10 +134,10 @@ def corrected_interval(
         confidence: in (0, 1).
 
     Returns:
-        Interval of arrays with the trailing shape of `values`.
+        Interval of arrays with the trailing shape of `values`; of one repeat the ends are nan.
 
     Raises:
-        ValueError: fewer than two repeats, non-finite scores, a fraction outside (0, 1).
+        ValueError: non-finite scores, a fraction outside (0, 1).
 
     >>> mean, low, high = corrected_interval(np.array([0.7, 0.8, 0.9]), test_fraction=0.4)
     >>> [round(float(x), 3) for x in (mean, low, high)]
@@ -145,9 +147,9 @@ def corrected_interval(
     _inside(test_fraction, "test_fraction")
     _inside(confidence, "confidence")
     repeats = len(values)
-    if repeats < 2:
-        raise ValueError(f"values has {repeats} repeat(s): an interval over splits needs at least 2")
     mean = values.mean(0)
+    if repeats == 1:  # one split says nothing about the spread over splits
+        return Interval(mean, np.full_like(mean, np.nan)[()], np.full_like(mean, np.nan)[()])
     error = values.std(0, ddof=1) * np.sqrt(1 / repeats + test_fraction / (1 - test_fraction))
     half = stats.t.ppf((1 + confidence) / 2, repeats - 1) * error
     return Interval(mean, mean - half, mean + half)
@@ -289,9 +291,8 @@ class _Clusters:
 
 def _counts(groups: int, draws: int, seed: int) -> np.ndarray:
     """How often each group is drawn, [draw group]."""
-    if draws < 1:
-        raise ValueError(f"draws={draws}: pass at least 1 (1000 for an interval)")
-    return np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=draws)
+    draws = require.whole("draws", draws, 1, hint=" (1000 for an interval)")
+    return np.random.default_rng(require.seed(seed)).multinomial(groups, np.full(groups, 1 / groups), size=draws)
 
 
 def _percentiles(estimate: np.ndarray | float, drawn: np.ndarray, confidence: float) -> Interval:
@@ -416,9 +417,7 @@ def crossfit_peak(
     (0.7, 0.56)
     """
     clusters = _Clusters(_correct(correct, 0)[0], groups)
-    if halves < 1:
-        raise ValueError(f"halves={halves}: pass at least 1")
-    rng = np.random.default_rng(seed)
+    halves, rng = require.whole("halves", halves, 1), np.random.default_rng(require.seed(seed))
     first = np.argsort(rng.random((halves, len(clusters))), axis=1) < len(clusters) // 2
     choose = np.concatenate([first, ~first]).astype(float)  # [direction group]
     curves = [w @ clusters.sums / (w @ clusters.sizes)[:, None] for w in (choose, 1 - choose)]
@@ -476,8 +475,7 @@ def paired_difference(
     (a, depths_a), (b, depths_b) = _correct(a, first_depth, "a"), _correct(b, first_depth, "b")
     if len(a) != len(b):
         raise ValueError(f"a has {len(a)} examples, b has {len(b)}: a paired difference needs the same items")
-    if points < 2:
-        raise ValueError(f"points={points}: pass at least 2")
+    points = require.whole("points", points, 2)
     fractions_a, fractions_b = depths_a / depths_a[-1], depths_b / depths_b[-1]
     grid = np.linspace(max(fractions_a[0], fractions_b[0]), 1, points)
     # linear, so interpolating each example's row is interpolating the mean

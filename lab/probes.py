@@ -20,6 +20,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from tqdm.auto import tqdm
 
+from lab import require
+
 SOLVERS = ("batched", "sklearn")
 _RETRIES = 100  # new draws of one split before giving up
 
@@ -64,8 +66,7 @@ def group_splits(
         raise ValueError(f"groups has shape {groups.shape}, labels {labels.shape}: pass one group for each example")
     if pd.isna(groups).any():
         raise ValueError(f"{int(pd.isna(groups).sum())} examples have no group: give each its own name instead")
-    if repeats < 1 or not 0 < test_fraction < 1:
-        raise ValueError(f"repeats={repeats}, test_fraction={test_fraction}: pass repeats >= 1 and 0 < fraction < 1")
+    repeats, test_fraction = require.whole("repeats", repeats, 1), require.fraction("test_fraction", test_fraction)
     codes, names = pd.factorize(groups)
     if len(names) == 1:
         raise ValueError(f"group '{names[0]}' spans everything: no split can keep it on one side; pass finer groups")
@@ -76,7 +77,7 @@ def group_splits(
 
     sizes = np.bincount(codes)
     lean = np.sign(np.bincount(codes, labels) / sizes - 0.5)  # -1, 0, 1: which label the group mostly has
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(require.seed(seed))
     return np.stack([_draw_split(labels, codes, sizes, lean, test_fraction, rng) for _ in range(repeats)])
 
 
@@ -181,8 +182,11 @@ def fit_batched(
     [-0.67, 0.67, 1.35]
     """
     states, labels, train = _problem(states, labels, train)
-    if not (C > 0 and tol > 0):
-        raise ValueError(f"C={C}, tol={tol}: both must be above 0")
+    C, tol, max_iter = (
+        require.number("C", C, above=0),
+        require.number("tol", tol, above=0),
+        require.whole("max_iter", max_iter, 1),
+    )
     with torch.inference_mode():
         features, penalty = _principal_axes(torch.as_tensor(states, dtype=torch.float64, device=device))
         signs = torch.as_tensor(2.0 * labels.T - 1, dtype=torch.float64, device=device)  # [problem example]
@@ -408,8 +412,8 @@ def probe_depths(
     >>> scores.accuracy().mean(0)[1].item()
     1.0
     """
-    if solver not in SOLVERS:
-        raise ValueError(f"solver={solver!r}: choose one of {', '.join(SOLVERS)}")
+    solver, C = require.one_of("solver", solver, SOLVERS), require.number("C", C, above=0)
+    seed, (control,) = require.seed(seed), require.flags(control=control)
     labels = _labels(labels)
     if values.ndim != 3 or len(values) != len(labels):
         raise ValueError(f"values has shape {values.shape}: pass [example, depth, d_model] with {len(labels)} examples")

@@ -25,6 +25,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from lab import require
+
 Weights = dict[str, torch.Tensor]  # each [replica, ...]
 IN_BLOCK = ("qkv", "out", "mlp_in", "mlp_out")
 TOP = ("norm_gain", "norm_bias", "head", "head_bias")  # final norm and classifier
@@ -53,8 +55,8 @@ class Shape:
     skip: bool = True
 
     def __post_init__(self) -> None:
-        if min(self.n_blocks, self.n_heads, self.n_positions, self.n_inputs, self.mlp_ratio) < 1 or self.n_classes < 2:
-            raise ValueError(f"{self}: every size is at least 1, and n_classes at least 2")
+        sizes = ("n_blocks", "d_model", "n_heads", "n_positions", "n_classes", "n_inputs", "mlp_ratio")
+        vars(self).update({name: require.whole(name, getattr(self, name), 1 + (name == "n_classes")) for name in sizes})
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}")
 
@@ -71,6 +73,11 @@ class Recipe:
     rate: float = 1e-3
     decay: float = 0.01
     warmup: float = 0.1  # share of the steps
+
+    def __post_init__(self) -> None:
+        vars(self).update(steps=require.whole("steps", self.steps, 0), batch=require.whole("batch", self.batch, 1))
+        vars(self).update(rate=require.number("rate", self.rate, above=0), decay=require.number("decay", self.decay, 0))
+        vars(self).update(warmup=require.number("warmup", self.warmup, 0, 1))
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step, 0..steps-1."""
@@ -98,8 +105,7 @@ def initial(shape: Shape, seeds: Sequence[int], *, dtype: torch.dtype = torch.fl
     enter the stream with 0.2, about what a block writes: their size does not matter to the norm that reads them, but
     larger ones are slow to learn, and the one must not drown the other.
     """
-    if not len(seeds):
-        raise ValueError("no seeds were given: pass one for each replica")
+    seeds = require.wholes("seeds", seeds, 0, 2**63 - 1, twice=True, hint=", one for each replica")
     d, wide = shape.d_model, shape.mlp_ratio * shape.d_model
     sizes = {
         "embedding": (shape.n_inputs, d, _INPUT_STD * (shape.n_inputs**-0.5 if shape.patches else 1.0)),
@@ -112,7 +118,7 @@ def initial(shape: Shape, seeds: Sequence[int], *, dtype: torch.dtype = torch.fl
         sizes |= {f"{block}.mlp_in": (d, wide, d**-0.5), f"{block}.mlp_out": (wide, d, wide**-0.5 * write)}
     drawn: dict[str, list[torch.Tensor]] = {name: [] for name in sizes}
     for seed in seeds:
-        generator = torch.Generator().manual_seed(int(seed))
+        generator = torch.Generator().manual_seed(seed)
         for name, (rows, columns, std) in sizes.items():
             drawn[name].append(std * torch.randn(rows, columns, generator=generator, dtype=torch.float64))
     weights = {name: torch.stack(values).to(dtype) for name, values in drawn.items()}
@@ -124,13 +130,14 @@ def initial(shape: Shape, seeds: Sequence[int], *, dtype: torch.dtype = torch.fl
 
 def below(shape: Shape, n: int, *, embedding: bool = True) -> list[str]:
     """Names of the weights of the first n blocks, with the embedding and positions in front."""
-    names = ["embedding", "positions"] if embedding else []
+    names, n = ["embedding", "positions"] if embedding else [], require.whole("n", n, 0, shape.n_blocks)
     return names + [f"{block}.{part}" for block in range(n) for part in IN_BLOCK]
 
 
 def pick(weights: Weights, replicas: Sequence[int]) -> Weights:
     """A copy of some replicas, in the given order; one may be taken several times."""
-    return {name: values[list(replicas)].clone() for name, values in weights.items()}
+    rows = require.wholes("replicas", replicas, 0, None, least=0, twice=True)
+    return {name: values[rows].clone() for name, values in weights.items()}
 
 
 def join(parts: Sequence[Weights]) -> Weights:
@@ -281,9 +288,11 @@ def train(
         FloatingPointError: a loss that is not finite, with the replica's number.
     """
     replicas = len(weights["head"])
-    blocks = np.zeros(replicas, int) if frozen_blocks is None else np.asarray(frozen_blocks)
+    given = [0] * replicas if frozen_blocks is None else frozen_blocks
+    blocks = np.array(require.wholes("frozen_blocks", given, 0, shape.n_blocks, least=replicas, twice=True))
+    at_once = require.whole("at_once", at_once, 1)
     rows = torch.ones(replicas, shape.n_inputs, dtype=torch.bool) if trained_rows is None else trained_rows
-    _check_training(shape, weights, inputs, labels, order, recipe, blocks, rows, at_once)
+    _check_training(shape, weights, inputs, labels, order, recipe, blocks, rows)
     if not trained_top and not rows.any() and blocks.min() == shape.n_blocks:
         raise ValueError("every block, every row and the top are frozen: nothing is left to train")
     by_frozen = np.argsort(-blocks, kind="stable")  # frozen ones first, so that each block's replicas are neighbours
@@ -424,7 +433,6 @@ def _check_training(
     recipe: Recipe,
     blocks: np.ndarray,
     rows: torch.Tensor,
-    at_once: int,
 ) -> None:
     replicas = len(weights["head"])
     _check_inputs(shape, inputs)
@@ -435,9 +443,7 @@ def _check_training(
         raise ValueError(f"order holds indices {order.min()} to {order.max()}; the pool has 0 to {len(inputs) - 1}")
     if len(labels) != len(inputs) or labels.min() < 0 or labels.max() >= shape.n_classes:
         raise ValueError(f"labels: pass one of 0 to {shape.n_classes - 1} for each of the {len(inputs)} inputs")
-    if blocks.shape != (replicas,) or blocks.min() < 0 or blocks.max() > shape.n_blocks:
+    if len(blocks) != replicas:
         raise ValueError(f"frozen_blocks={blocks.tolist()}: pass {replicas} numbers from 0 to {shape.n_blocks}")
     if tuple(rows.shape) != (replicas, shape.n_inputs):
         raise ValueError(f"trained_rows has shape {tuple(rows.shape)}; wanted {(replicas, shape.n_inputs)}")
-    if at_once < 1:
-        raise ValueError(f"at_once={at_once}: pass at least 1")

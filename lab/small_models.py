@@ -35,7 +35,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lab import datasets
+from lab import datasets, require
 from lab.models import cache_folder
 
 # The world of the k-hop model: people, each with exactly one friend, one boss, and so on.
@@ -122,17 +122,12 @@ def k_hop(
     Warns:
         UserWarning: an accuracy below 0.95 at some k (also when the model is read back).
     """
-    for name, value, low, high in (
-        ("max_hops", max_hops, 1, 8),
-        ("n_layers", n_layers, 1, 64),
-        ("n_names", n_names, 2, len(NAMES)),
-        ("n_relations", n_relations, 1, len(RELATIONS)),
-        ("n_prompts", n_prompts, 1, 10**6),
-        ("batch", batch, 1, 10**6),
-        ("max_steps", max_steps, 1, 10**6),
-    ):
-        _inside(name, value, low, high)
-    _check_width(d_model)
+    max_hops, n_layers = require.whole("max_hops", max_hops, 1, 8), require.whole("n_layers", n_layers, 1, 64)
+    n_names, d_model = require.whole("n_names", n_names, 2, len(NAMES)), _width(d_model)
+    n_relations = require.whole("n_relations", n_relations, 1, len(RELATIONS))
+    n_prompts, batch = require.whole("n_prompts", n_prompts, 1, 10**6), require.whole("batch", batch, 1, 10**6)
+    max_steps, seed = require.whole("max_steps", max_steps, 1, 10**6), require.seed(seed)
+    learning_rate = require.number("learning_rate", learning_rate, above=0)
     if n_names * n_relations**max_hops > 10**8:
         raise ValueError(
             f"{n_names} names and {n_relations} relations make {n_names * n_relations**max_hops:.0e} chains of {max_hops} "
@@ -325,19 +320,12 @@ def text_models(
     Raises:
         ValueError: sizes out of range, fewer than 20 documents, an empty one, too little text for one batch.
     """
-    if not n_layers or len(set(n_layers)) < len(n_layers):
-        raise ValueError(f"n_layers={tuple(n_layers)}: give each number of blocks once, such as (4, 8)")
-    for count in n_layers:
-        _inside("n_layers", count, 1, 64)
-    for name, value, low, high in (
-        ("n_words", n_words, 2, 10**5),
-        ("steps", steps, 1, 10**6),
-        ("batch", batch, 1, 10**4),
-        ("length", length, 2, 512),
-    ):
-        _inside(name, value, low, high)
-    _check_width(d_model)
-    texts = _shipped_documents() if documents is None else [str(text) for text in documents]
+    n_layers, d_model, seed = require.wholes("n_layers", n_layers, 1, 64), _width(d_model), require.seed(seed)
+    n_words, steps = require.whole("n_words", n_words, 2, 10**5), require.whole("steps", steps, 1, 10**6)
+    batch, length = require.whole("batch", batch, 1, 10**4), require.whole("length", length, 2, 512)
+    learning_rate = require.number("learning_rate", learning_rate, above=0)
+    given = _shipped_documents() if documents is None else require.listed("documents", documents, "texts")
+    texts = [str(text) for text in given]
     if len(texts) < 20:
         raise ValueError(f"{len(texts)} documents: give at least 20, of which a tenth is held out")
     for i, text in enumerate(texts):
@@ -533,11 +521,7 @@ def _made_once(
     return folder, json.loads((folder / "lab.json").read_text())
 
 
-def _inside(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name}={value} is out of range: pass {low} to {high}")
-
-
-def _check_width(d_model: int) -> None:
-    if d_model < 16 or d_model % 16:
+def _width(d_model: int) -> int:
+    if (d_model := require.whole("d_model", d_model, 16)) % 16:
         raise ValueError(f"d_model={d_model}: pass a multiple of 16, such as 64 (a head is 16 wide)")
+    return d_model

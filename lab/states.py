@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from lab import require
 from lab.identity import identity
 from lab.models import SITES, hooked, name_of, require_site
 from lab.texts import Tokens, last_positions, tokenize
@@ -75,11 +76,15 @@ def collect_states(
         FloatingPointError: states that are not finite, named by text and depth.
     """
     n_layers = model.cfg.n_layers
-    if not sites:
-        raise ValueError(f"no sites were asked for; sites are resid (every depth), {', '.join(SITES)}")
+    sites, batch_tokens = (
+        require.some_of("sites", sites, ("resid", *SITES)),
+        require.whole("batch_tokens", batch_tokens, 1),
+    )
+    index = None if index is None else require.listed("index", index, "whole numbers")
     chosen = {site: _check_index(model, site, index) for site in sites}
     tokens = tokenize(model, texts)
-    at = last_positions(tokens) if positions is None else np.asarray(positions)
+    given = last_positions(tokens) if positions is None else positions
+    at = np.array(require.wholes("positions", given, None, None, least=0, twice=True), int)
     if at.shape != (len(tokens.texts),):
         raise ValueError(f"{len(tokens.texts)} texts need one position each; got shape {at.shape}")
     outside = np.flatnonzero((at < 0) | (at >= tokens.lengths))
@@ -205,16 +210,9 @@ def _run_blocks(model: TransformerBridge, tokens: Tokens, batch: np.ndarray, wid
 
 def _check_index(model: TransformerBridge, site: str, index: Sequence[int] | None) -> tuple[int, ...]:
     require_site(model, site)
-    n = model.cfg.n_layers + (site == "resid")
-    if index is None:
-        return tuple(range(n))
-    what = "depth" if site == "resid" else "layer"
-    if len(index) == 0:
-        raise ValueError(f"no {what}s were asked for: the list is empty")
-    for number in index:
-        if not 0 <= number < n:
-            raise ValueError(f"{what} {number} is out of range: {site} of this model has {what}s 0 to {n - 1}")
-    return tuple(int(number) for number in index)
+    last = model.cfg.n_layers - (site != "resid")
+    hint = f" ({'depths' if site == 'resid' else 'layers'} of {site})"
+    return tuple(require.wholes("index", range(last + 1) if index is None else index, 0, last, twice=True, hint=hint))
 
 
 def _check_finite(values: torch.Tensor, site: str, index: tuple[int, ...], batch: np.ndarray) -> None:

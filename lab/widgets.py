@@ -29,7 +29,8 @@ def concept_explorer(
     """Choose data set, model, metric, noise and bits; move along the depth and read the statements there.
 
     Args:
-        results: finished runs of `lab.experiments.concept_depth` (at least one).
+        results: finished runs of `lab.experiments.concept_depth` (at least one). Runs that the controls cannot tell apart (two
+            own tables, another seed, other weights under one name) are offered as "name, 2".
         data_sets, models: further names to offer; choosing one asks `compute` for it, on a button.
         compute: `compute(dataset, model, noise, bits) -> Result`; None offers only what is in `results`.
 
@@ -39,13 +40,23 @@ def concept_explorer(
     if not results:
         raise ValueError("concept_explorer needs at least one result; run lab.experiments.concept_depth first")
     known: dict[tuple, Any] = {}
+    seen: dict[tuple[str, str], list[Any]] = {}
 
-    def remember(result: Any) -> None:
-        about = result.parameters
-        known[about["dataset"], about["model"], about["noise"], about["bits"]] = result
+    def named(kind: str, name: str, what: Any) -> str:
+        """The name, or "name, 2" for another thing of the same name."""
+        same = seen.setdefault((kind, name), [])
+        if what not in same:
+            same.append(what)
+        return f"{name}, {same.index(what) + 1}" if same.index(what) else name
 
     for result in results:
-        remember(result)
+        about = result.parameters
+        which = named("model", about["model"], [about.get(name) for name in ("checksum", "dtype", "start_token")])
+        texts = named("data", about["dataset"], [about.get("instruction"), result.tables["statements"].to_csv()])
+        at = (which, about["noise"], about["bits"])
+        if (texts, *at) in known and known[texts, *at].parameters != about:  # other settings, that have no control here
+            texts = named("data", texts, about)
+        known[texts, *at] = result
     wide = {"style": {"description_width": "70px"}, "layout": ipw.Layout(width="240px")}
     sets = list(dict.fromkeys([key[0] for key in known] + list(data_sets if compute else ())))
     names = list(dict.fromkeys([key[1] for key in known] + list(models if compute else ())))
@@ -102,7 +113,7 @@ def concept_explorer(
         if wrong:
             message.value = wrong
             return
-        remember(result)
+        known[key()] = result  # under what was asked for: a table of one's own may call itself something else
         show()
 
     for control in (data_set, model, noise, bits):

@@ -561,13 +561,13 @@ def test_the_estimate_names_queries_and_tries(model, answers, capsys):
 # --- refusals: before a patch is tried -----------------------------------------------------------------------------------
 
 BAD = {
-    "position": ({"positions": ["t3"]}, r"positions=\['t3'\]: choose from t1, t2"),
-    "no position": ({"positions": []}, r"positions=\[\]: choose from t1, t2"),
-    "condition": ({"conditions": ("own", "noise")}, r"conditions=\['own', 'noise'\]: choose from own, random, other"),
+    "position": ({"positions": ["t3"]}, r"positions=\['t3'\]: choose at least one of t1, t2"),
+    "no position": ({"positions": []}, r"positions=\[\]: choose at least one of t1, t2"),
+    "condition": ({"conditions": ("own", "noise")}, r"conditions=\['own', 'noise'\]: choose at least one of own, random, other"),
     "condition twice": ({"conditions": ("own", "own")}, "none twice"),
     "rule": ({"rule": "exact"}, "rule='exact': choose one of word, published, leading"),
-    "e1_tokens": ({"e1_tokens": "first"}, "e1_tokens='first': choose \"last\" or \"all\""),
-    "n": ({"n": 0}, "n=0, draws=1, queries_a_part=4: give at least 1"),
+    "e1_tokens": ({"e1_tokens": "first"}, "e1_tokens='first': choose one of last, all"),
+    "n": ({"n": 0}, "n=0: give a whole number, at least 1"),
     "draws": ({"draws": 0}, "draws=0"),
 }  # fmt: skip
 BAD_DATA: dict[str, tuple[Callable, str]] = {
@@ -626,8 +626,8 @@ def test_answers_of_something_else_are_refused(tiny_model, model, answers, found
     [
         (1, 1, "target_layer 1 is not before source_layer 1: a back-patch needs target < source"),
         (0, 2, "target_layer 2 is not before source_layer 0"),
-        (4, 2, "source_layer 4 is out of range: this model has layers 0 to 3"),
-        (2, -1, "target_layer -1 is out of range: this model has layers 0 to 3"),
+        (4, 2, "source_layer=4: give a whole number from 0 to 3"),
+        (2, -1, "target_layer=-1: give a whole number from 0 to 3"),
     ],
 )
 def test_layers_that_make_no_back_patch_are_refused(model, passes, source, target, message):
@@ -637,7 +637,7 @@ def test_layers_that_make_no_back_patch_are_refused(model, passes, source, targe
 
 
 def test_a_place_out_of_range_is_refused(model):
-    text, message = "The land of Rome is", "position 40 is out of range: the prompt has positions 0 to 14"
+    text, message = "The land of Rome is", r"positions=\[40\]: give at least one, each from 0 to 14"
     pair = {"source_layer": 2, "target_layer": 1}
     with pytest.raises(ValueError, match=message):
         back_patching.sweep(model, text, ["Rome"], positions=[40])

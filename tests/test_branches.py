@@ -168,12 +168,12 @@ def test_errors_say_what_is_allowed(tiny_model):
     value = run.states[2, 3][None, None]
     n, last = model.cfg.n_layers, len(run.ids) - 1
     for kwargs, text in [
-        ({"positions": [99]}, f"position 99 is out of range: the prompt has positions 0 to {last}"),
+        ({"positions": [99]}, rf"positions=\[99\]: give at least one, each from 0 to {last}"),
         ({"positions": []}, "give at least one"),
-        ({"depths": [n + 1]}, f"depth {n + 1} is out of range: this model has depths 0 to {n}"),
+        ({"depths": [n + 1]}, rf"depths=\[{n + 1}\]: give numbers from 0 to {n}"),
         ({"values": value[..., :5].clone()}, r"wanted \[row patched d_model\]"),
         ({"blocked": [([0], [1])]}, "joins at depth 1 cannot be blocked in layer 0"),
-        ({"blocked": [([n], [1])]}, f"there are layers 0 to {n - 1}"),
+        ({"blocked": [([n], [1])]}, rf"blocked layers=\[{n}\]: give numbers from 0 to {n - 1}"),
         ({"blocked": []}, "give one for each"),
     ]:
         with pytest.raises(ValueError, match=text):

@@ -1,6 +1,7 @@
 """The concept-depth experiment on real Bridge models: what it finds, what it must not find, and how it refuses."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -266,15 +267,15 @@ BAD = {
     "depth": (
         letters(),
         {"depths": [2, 9], "sites": ("resid",)},
-        "depth 9 is out of range: this model has depths 0 to 4",
+        "depths=[2, 9]: give at least one, each from 0 to 4, none twice; None probes all of them (9 is not)",
     ),
-    "no depths": (letters(), {"depths": [], "sites": ("resid",)}, "depths is empty"),
-    "depth twice": (letters(), {"depths": [2, 2], "sites": ("resid",)}, "names one twice"),
+    "no depths": (letters(), {"depths": [], "sites": ("resid",)}, "depths=[]: give at least one"),
+    "depth twice": (letters(), {"depths": [2, 2], "sites": ("resid",)}, "depths=[2, 2]: .* none twice"),
     "depths of two sites": (letters(), {"depths": [2]}, "chooses depths of the residual stream"),
     "no group": (changed(group=[None, *"abc"] * 20), {}, "has no group"),
     "text in two groups": (changed(text="the same."), {}, "stands more than once"),
-    "site": (letters(), {"sites": ("resid_top",)}, "unknown site 'resid_top'"),
-    "bits": (letters(), {"bits": 1}, "bits=1: give 2 to 8"),
+    "site": (letters(), {"sites": ("resid_top",)}, "sites=['resid_top']: choose at least one of resid, "),
+    "bits": (letters(), {"bits": 1}, "bits=1: give a whole number from 2 to 8"),
     "group size": (letters(), {"bits": 4, "group_size": 48}, "group_size=48 does not divide"),
     "solver": (letters(), {"solver": "svm"}, "solver='svm'"),
     "instruction": (letters(), {"instruction": True}, "no card with an instruction"),
@@ -284,7 +285,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_refused_before_the_model_runs(tiny_model, passes, own_cache, case):
     data, options, message = BAD[case]
-    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+    with pytest.raises(ValueError, match=re.sub(r"[()\[]", r"\\\g<0>", message)):
         concept_depth.run(tiny_model("llama"), data, progress=False, **options)
     assert passes == []
     assert not (own_cache / "runs").exists()

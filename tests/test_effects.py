@@ -256,11 +256,11 @@ def test_errors_say_what_to_do(tiny_model):
         global_effects(model, run, [9], states[:1])
     with pytest.raises(ValueError, match="wanted .row position d_model. = "):
         global_effects(model, run, depths, states[:2])
-    with pytest.raises(ValueError, match="cut 99 is out of range: the prompt has 30 tokens, so cuts are 1 to 29"):
+    with pytest.raises(ValueError, match="a cut=99: give a whole number from 1 to 29"):
         global_effects(model, run, depths, states, cuts=[99])
-    with pytest.raises(ValueError, match="no cuts"):
+    with pytest.raises(ValueError, match=r"cuts=\[\]: give at least 1 of the positions"):
         global_effects(model, run, depths, states, cuts=[])
-    with pytest.raises(ValueError, match="read position 40 is out of range"):
+    with pytest.raises(ValueError, match=r"read=\[40\]: give at least one, each from 0 to 29"):
         global_effects(model, run, depths, states, read=[40])
     with pytest.raises(ValueError, match=r"layers=\[4\]: give at least one, each from 0 to 3"):
         local_effects(model, run, [4], states[:1])

@@ -91,3 +91,22 @@ def test_explorer_shows_statements_of_the_chosen_depth_and_computes_on_demand(re
     assert explorer.children[1].value == ""
     with pytest.raises(ValueError, match="needs at least one result"):
         concept_explorer([])
+
+
+def test_explorer_tells_two_tables_of_one_name_apart(result, tiny_model):
+    """Two own tables are both "your data", and so is one table under another seed: each must be there to choose."""
+    turned = letters().assign(text=lambda frame: frame.text.str[::-1])
+    options = {"null": False, "control": False, "repeats": 2, "sites": ("resid",)}
+    other = run(tiny_model("llama"), turned, noise=True, **options)
+    seeded = run(tiny_model("llama"), letters(), **{**options, "seed": 5})
+    explorer = concept_explorer([result, other, seeded, result])
+    at, table = controls(explorer), explorer.children[-1]
+    assert at["data set"].options == ("your data", "your data, 2", "your data, 3")
+    assert any(text in table.value for text in letters().text)
+    at["letters glued in front (noise)"].value = True
+    assert "Not computed yet" in explorer.children[1].value  # the noise of the other table is not this one's
+    at["data set"].value = "your data, 2"
+    assert any(text in table.value for text in turned.text) and explorer.children[1].value == ""
+    at["letters glued in front (noise)"].value = False
+    at["data set"].value = "your data, 3"
+    assert explorer.children[1].value == "" and at["depth"].options == tuple(range(5))

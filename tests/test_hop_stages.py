@@ -344,10 +344,10 @@ def test_parallel_blocks_and_a_small_window(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"target_layers": [0, 4]}, r"target_layers=\[0, 4\]: choose from 0 to 3"),
-        ({"target_layers": [-1]}, r"target_layers=\[-1\]: choose from 0 to 3"),
-        ({"target_layers": []}, r"target_layers=\[\]: choose from 0 to 3"),
-        ({"window": -1}, r"window=-1: give 0 \(one layer\) or more"),
+        ({"target_layers": [0, 4]}, r"target_layers=\[0, 4\]: give at least one, each from 0 to 3"),
+        ({"target_layers": [-1]}, r"target_layers=\[-1\]: give at least one, each from 0 to 3"),
+        ({"target_layers": []}, r"target_layers=\[\]: give at least one, each from 0 to 3"),
+        ({"window": -1}, "window=-1: give a whole number, at least 0"),
     ],
 )
 def test_bad_options_are_refused_before_the_model_runs(model, answers, passes, options, message):
@@ -376,5 +376,5 @@ def test_what_cannot_be_measured_is_refused(model, answers, passes, monkeypatch)
 @pytest.mark.parametrize("keys", [[], [14], [-1], [3, 99]])
 def test_a_knockout_needs_keys_before_the_last_token(model, passes, keys):
     assert back_patching.places(model, "The land of Rome is", "Rome")["t2"] == 14
-    with pytest.raises(ValueError, match=r"give positions from 0 to 13, before the last token"):
+    with pytest.raises(ValueError, match="each from 0 to 13, none twice, positions before the last token"):
         hop_stages.knockout(model, "The land of Rome is", keys)

@@ -228,7 +228,7 @@ def test_oracle_refuses() -> None:
         hops.oracle_success(table.assign(answer_share=np.nan))
     with pytest.raises(ValueError, match="1 examples are not in both 'own' and 'other': measure both"):
         hops.oracle_success(table.query("example != 5 or condition != 'other'"))
-    with pytest.raises(ValueError, match="permutations=0: pass at least 1"):
+    with pytest.raises(ValueError, match="permutations=0: give a whole number, at least 1"):
         hops.oracle_success(table, permutations=0)
 
 
@@ -271,7 +271,7 @@ def test_fixed_pair_takes_the_first_of_equal_cells_and_refuses(unchecked: None) 
     assert pair.naive_cell == CELLS[0] and pair.wrong_to_right == 20 and (pair.folds["cell"] == 0).all()
     with pytest.raises(ValueError, match="3 groups for 5 folds: pass at most 3 folds"):
         hops.fixed_pair(hits, hits[:, 0], np.arange(20) % 3, CELLS[:3])
-    with pytest.raises(ValueError, match="folds=1: pass at least 2"):
+    with pytest.raises(ValueError, match="folds=1: give a whole number, at least 2"):
         hops.fixed_pair(hits, hits[:, 0], np.arange(20), CELLS[:3], folds=1)
     with pytest.raises(ValueError, match="hits has 3 cells, cells has 2"):
         hops.fixed_pair(hits, hits[:, 0], np.arange(20), CELLS[:2])

@@ -5,7 +5,7 @@ from conftest import FAMILIES
 
 import lab
 from lab.checks import hooks_left
-from lab.interventions import ablate, block_attention, patch, quantized, skip
+from lab.interventions import ablate, block_attention, patch, quantized, rewritten, skip
 from lab.models import SITES, plain_twin
 from lab.states import collect_states
 
@@ -328,7 +328,7 @@ def test_weights_on_the_grid_stay(tiny_folder):
         (
             "llama",
             lambda m: patch(m, "resid_pre", layer=4, value=torch.zeros(32)),
-            "layer 4 is out of range: .* 0 to 3",
+            "layer=4: give a whole number from 0 to 3",
         ),
         (
             "llama",
@@ -350,22 +350,30 @@ def test_weights_on_the_grid_stay(tiny_folder):
             lambda m: patch(m, "resid_mid", layer=0, value=torch.zeros(32)),
             "no site resid_mid: .* in parallel; use",
         ),
-        ("llama", lambda m: skip(m, -1), "layer -1 is out of range: this model has layers 0 to 3"),
+        ("llama", lambda m: skip(m, -1), "layer=-1: give a whole number from 0 to 3"),
         ("llama", lambda m: ablate(m, "resid_pre", layer=0), "ablate takes attn_out or mlp_out, .* got 'resid_pre'"),
-        ("llama", lambda m: block_attention(m, [4], query=3, keys=[1]), "layer 4 is out of range: .* 0 to 3"),
+        ("llama", lambda m: block_attention(m, [4], query=3, keys=[1]), r"layers=\[4\]: give numbers from 0 to 3"),
         (
             "llama",
             lambda m: block_attention(m, [1], query=3, keys=[]),
-            r"keys=\[\]: give positions from 0 to .* own, 3",
+            r"keys=\[\]: give at least one, each from 0 to 3, positions up to the query's own",
         ),
-        ("llama", lambda m: block_attention(m, [1], query=3, keys=[1, 4]), r"keys=\[1, 4\]: give positions from 0"),
-        ("llama", lambda m: block_attention(m, [1], query=3, keys=[-1]), r"keys=\[-1\]: give positions from 0"),
+        (
+            "llama",
+            lambda m: block_attention(m, [1], query=3, keys=[1, 4]),
+            r"keys=\[1, 4\]: give at least one, .* from 0 to 3.*\(4 is not\)",
+        ),
+        (
+            "llama",
+            lambda m: block_attention(m, [1], query=3, keys=[-1]),
+            r"keys=\[-1\]: give at least one, each from 0 to 3",
+        ),
         (
             "llama",
             lambda m: block_attention(m, [1], query=2, keys=[0, 1, 2]),
             "position 2 would have nothing left to look at: leave it at least one key",
         ),
-        ("llama", lambda m: quantized(m, 1), "bits=1: give 2 to 8"),
+        ("llama", lambda m: quantized(m, 1), "bits=1: give a whole number from 2 to 8"),
         (
             "llama",
             lambda m: quantized(m, 4, group_size=48),
@@ -380,3 +388,135 @@ def test_errors(tiny_model, family, block, message):
     with pytest.raises(ValueError, match=message), block(model):
         pass
     assert hooks_left(model) == 0 and torch.equal(logits(model), before)
+
+
+# --- contexts in contexts ---
+
+CONTEXTS = {
+    "patch": lambda m, k: patch(m, "resid_pre", layer=2, value=torch.full((32,), 0.1 * k)),
+    "patch mid": lambda m, k: patch(m, "resid_mid", layer=2, value=torch.full((32,), 0.1 * k), position=k),
+    "skip": lambda m, k: skip(m, 2, first=k),
+    "ablate": lambda m, k: ablate(m, "mlp_out", layer=k),
+    "block_attention": lambda m, k: block_attention(m, [1, 2], query=9, keys=[k]),
+    "quantized": lambda m, k: quantized(m, 2 + k, group_size=16),
+    "rewritten": lambda m, k: rewritten(m, {1: lambda x, step: step(x) * (1 + k), 2: lambda x, step: x + k}),
+}
+
+
+def uncached(model):
+    """Logits without keys and values kept: a block may then be run several times in one pass."""
+    with torch.no_grad():
+        return model.original_model(CLEAN, use_cache=False).logits
+
+
+def forwards(model):
+    return [vars(block.original_component).get("forward") for block in model.blocks]
+
+
+@pytest.mark.parametrize("inner", CONTEXTS)
+@pytest.mark.parametrize("outer", CONTEXTS)
+def test_leaving_in_any_order_takes_back_one_context_alone(tiny_model, outer, inner):
+    """After both, and between the two, all is as if the context that was left had never been there."""
+    model = tiny_model("llama")
+    before = logits(model)
+    with CONTEXTS[outer](model, 1):
+        alone = logits(model)
+    with CONTEXTS[inner](model, 2):
+        other = logits(model)
+    assert not torch.equal(alone, before) and not torch.equal(other, before)
+    one, two = CONTEXTS[outer](model, 1), CONTEXTS[inner](model, 2)
+    one.__enter__()
+    two.__enter__()
+    two.__exit__(None, None, None)
+    assert torch.equal(logits(model), alone)
+    two = CONTEXTS[inner](model, 2)
+    two.__enter__()
+    one.__exit__(None, None, None)  # the outer one first
+    assert torch.equal(logits(model), other)
+    two.__exit__(None, None, None)
+    assert torch.equal(logits(model), before) and hooks_left(model) == 0 and forwards(model) == [None] * 4
+    with pytest.raises(KeyError), CONTEXTS[outer](model, 1), CONTEXTS[inner](model, 2):
+        raise KeyError
+    assert torch.equal(logits(model), before) and hooks_left(model) == 0 and forwards(model) == [None] * 4
+
+
+def test_an_unfinished_generator_takes_back_its_own_context_only(tiny_model):
+    model = tiny_model("llama")
+    before = uncached(model)
+
+    def unfinished():
+        with rewritten(model, {1: lambda x, step: x}), quantized(model, 3, group_size=16):
+            yield
+
+    waiting = unfinished()
+    next(waiting)
+    with rewritten(model, {1: lambda x, step: step(step(x))}), quantized(model, 2, group_size=16):
+        waiting.close()
+        inside = uncached(model)
+    assert torch.equal(uncached(model), before) and forwards(model) == [None] * 4
+    with rewritten(model, {1: lambda x, step: step(step(x))}), quantized(model, 2, group_size=16):
+        assert torch.equal(uncached(model), inside)
+
+
+def test_a_step_inside_another_rewriting_is_the_rewritten_block(tiny_model):
+    model = tiny_model("llama")
+    with rewritten(model, {1: lambda x, step: step(step(x)), 2: lambda x, step: x}):
+        with rewritten(model, {1: lambda x, step: step(x) + 1}):
+            nested = uncached(model)
+        with rewritten(model, {3: lambda x, step: step(x, layer=2)}):
+            borrowed = uncached(model)  # block 2 as the outer one left it: nothing
+    with rewritten(model, {1: lambda x, step: step(step(x)) + 1, 2: lambda x, step: x}):
+        assert torch.equal(uncached(model), nested)
+    with rewritten(model, {1: lambda x, step: step(step(x)), 2: lambda x, step: x, 3: lambda x, step: x}):
+        assert torch.equal(uncached(model), borrowed)
+    halved = {1: lambda x, step: step(x, attn=0.5)}
+    with rewritten(model, halved), rewritten(model, halved):  # sizes multiply
+        quarter = uncached(model)
+    with rewritten(model, {1: lambda x, step: step(x, attn=0.25)}):
+        assert gap(uncached(model), quarter) < 1e-6
+
+
+def test_a_forward_that_another_library_put_there_comes_back(tiny_model):
+    model = tiny_model("llama")
+    block, before = model.blocks[1].original_component, uncached(model)
+    calls, plain = [], model.blocks[1].original_component.forward
+
+    def theirs(*args, **kwargs):
+        calls.append(1)
+        return plain(*args, **kwargs)
+
+    block.forward = theirs
+    try:
+        with rewritten(model, {1: lambda x, step: step(x), 2: lambda x, step: step(x, layer=1)}):
+            uncached(model)
+            assert len(calls) == 2  # a step of the block is theirs, in its own place and in another
+        assert vars(block)["forward"] is theirs and torch.equal(uncached(model), before) and len(calls) == 3
+    finally:
+        del block.forward
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
+def test_an_inner_patch_of_the_input_is_what_the_outer_context_goes_on_from(tiny_model, family):
+    """Skipping gives back the input that the block got; the stream in the middle is what was asked for, whatever came in."""
+    model = tiny_model(family)
+    value = torch.linspace(-1, 1, 32)
+    with skip(model, 2), patch(model, "resid_pre", layer=2, value=value):
+        assert (states_of(model, CLEAN, "resid_post")[2] == value).all()
+    if "resid_mid" in sites_of(family):
+        with patch(model, "resid_mid", layer=2, value=-value), patch(model, "resid_pre", layer=2, value=value):
+            assert gap(states_of(model, CLEAN, "resid_mid")[2], (-value).expand(1, 11, 32)) < 1e-6
+    assert hooks_left(model) == 0 and not model.blocks[2].original_component._forward_pre_hooks
+
+
+def test_nested_cuts_that_leave_nothing_to_look_at_are_refused(tiny_model):
+    model = tiny_model("llama")
+    with block_attention(model, [1, 2], query=2, keys=[0, 1]):
+        with (
+            pytest.raises(ValueError, match="position 2 would have nothing left"),
+            block_attention(model, [2], query=2, keys=[2]),
+        ):
+            pass
+        with block_attention(model, [3], query=2, keys=[2]), block_attention(model, [1], query=3, keys=[2]):
+            logits(model)
+    with block_attention(model, [2], query=2, keys=[2]):
+        logits(model)

@@ -138,9 +138,9 @@ def test_parts_share_no_group_and_rare_tokens_are_unknown(tiny_model: Callable[[
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"preset": "huge"}, "unknown preset 'huge'; presets are quick, standard"),
-        ({"rates": []}, r"rates=\[\]: pass 1 or more, and rates above 0"),
-        ({"seeds": 0}, "seeds=0, steps=30"),
+        ({"preset": "huge"}, "preset='huge': choose one of quick, standard"),
+        ({"rates": []}, r"rates=\[\]: give at least 1 of the numbers"),
+        ({"seeds": 0}, "seeds=0: give a whole number, at least 1"),
         ({"test_data": TRAIN.iloc[:4]}, "your test_data: . of 4 texts are in groups that were not trained on"),
         ({"train_data": TRAIN.drop(columns="group")}, "group"),
     ],

@@ -407,16 +407,16 @@ def test_only_one_depth_above_0_is_refused(unchecked):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"documents": "one text"}, "documents is one string: give a list of texts"),
+        ({"documents": "one text"}, "documents='one text': give a list of texts"),
         ({"documents": ["a b", "c d", "e f"]}, "3 documents in 3 groups: a split needs 1 group to train on"),
         ({"documents": ["a b", " ", "e f", "g h"]}, "text 1 is empty"),
         ({"documents": ["a b", "c", "ee", "ff"] * 5}, None),
-        ({"source_depths": [1, 5]}, "source_depths: depth 5 is out of range, this model has depths 0 to 4"),
-        ({"target_depths": [0, 1]}, "give each depth once, and at least two above 0"),
-        ({"target_depths": [1, 1, 2]}, "give each depth once"),
-        ({"ridges": ()}, "give values above 0"),
-        ({"ridges": (0.0, 1.0)}, "give values above 0"),
-        ({"keep": [(1, 9)]}, r"keep has the pair \(1, 9\), which is not fitted"),
+        ({"source_depths": [1, 5]}, r"source_depths=\[1, 5\]: give at least one, each from 0 to 4"),
+        ({"target_depths": [0, 1]}, "give at least two depths above 0"),
+        ({"target_depths": [1, 1, 2]}, "none twice"),
+        ({"ridges": ()}, r"ridges=\[\]: give at least 1 of the numbers"),
+        ({"ridges": (0.0, 1.0)}, r"ridges\[0\]=0.0: give a number above 0"),
+        ({"keep": [(1, 9)]}, r"keep=\[\[1, 9\]\]: give pairs of 0 to 4 and 0 to 4"),
         ({"test_fraction": 0.9}, "leave something to train on"),
     ],
 )

@@ -377,12 +377,12 @@ def test_orders_are_all_but_the_straight_one() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"preset": "huge"}, "unknown preset 'huge'; presets are quick, standard, full"),
+        ({"preset": "huge"}, "preset='huge': choose one of quick, standard, full"),
         ({"depth": 3}, "no size depth; sizes are"),
-        ({"groups": 11}, "groups=11: pass 2 to 10"),
-        ({"targets": 5}, "targets=5: pass 1 to 4"),
-        ({"splits": 0}, "splits=0, seeds=1, permutations=23: pass at least 1"),
-        ({"alphas": (0.0, 1.0)}, "alphas falling from 1 to 0"),
+        ({"groups": 11}, "groups=11: give a whole number from 2 to 10"),
+        ({"targets": 5}, "targets=5: give a whole number from 1 to 4, the number of groups"),
+        ({"splits": 0}, "splits=0: give a whole number, at least 1"),
+        ({"alphas": (0.0, 1.0)}, "pass them falling, from 1 to 0"),
         ({"distance": "middle"}, "task S has no distance 'middle'"),
     ],
 )

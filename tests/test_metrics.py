@@ -140,9 +140,14 @@ def test_corrected_interval_is_the_formula_and_wider_than_the_naive_one():
     np.testing.assert_allclose(metrics.corrected_interval(values[:, 1], 0.4), (mean[1], low[1], high[1]))
 
 
+@pytest.mark.filterwarnings("error")
+def test_one_split_has_a_mean_and_no_interval():
+    mean, low, high = metrics.corrected_interval(np.array([[0.5, 0.75]]), 0.4)
+    assert mean.tolist() == [0.5, 0.75] and np.isnan([low, high]).all() and low.shape == high.shape == (2,)
+    assert np.isnan(metrics.corrected_interval(np.array([0.5]), 0.4).low)
+
+
 def test_corrected_interval_refuses():
-    with pytest.raises(ValueError, match="at least 2"):
-        metrics.corrected_interval(np.array([0.5]), 0.4)
     with pytest.raises(ValueError, match="test_fraction=1.0"):
         metrics.corrected_interval(np.array([0.5, 0.6]), 1.0)
 

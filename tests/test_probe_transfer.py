@@ -277,12 +277,12 @@ def test_refusals(tiny_model, tables):
     model = tiny_model("llama")
     one_class = {"letters": tables["letters"], "bad": tables["other"].assign(label=1)}
     for data, options, message in [
-        (tables, {"depths": (2, 9)}, "depths: depth 9 is out of range, this model has depths 0 to 4"),
-        (tables, {"depths": (2, 2)}, "give at least one depth, and none twice"),
+        (tables, {"depths": (2, 9)}, r"depths=\[2, 9\]: give at least one, each from 0 to 4"),
+        (tables, {"depths": (2, 2)}, r"depths=\[2, 2\]: give at least one, .* none twice"),
         (tables, {"depth_grid": (1,)}, r"depth_grid \[1\] has depths that are not among depths"),
-        (tables, {"repeats": 1}, "give at least 2 repeats"),
+        (tables, {"repeats": 1}, "repeats=1: give a whole number, at least 2"),
         (tables, {"limit": 3}, "splits 0 had both classes|group '.*' holds every|spans everything|splits"),
-        ("cities", {}, r"write \['cities'\]"),
+        ("cities", {}, r"datasets='cities': give a list of names, such as \['cities'\]"),
         ([], {}, "give at least one, and none twice"),
         (["nothing"], {}, "no data set 'nothing'"),
         (one_class, {}, "bad"),

@@ -74,7 +74,7 @@ def test_splits_refuse(labels, groups, message, unchecked):
 def test_splits_refuse_what_cannot_have_both_classes_on_both_sides():
     with pytest.raises(ValueError, match="no split of 200 groups with test_fraction=1e-09 had both classes"):
         probes.group_splits(np.arange(200) % 2, np.arange(200), test_fraction=1e-9)
-    with pytest.raises(ValueError, match="pass repeats >= 1 and 0 < fraction < 1"):
+    with pytest.raises(ValueError, match="test_fraction=1.0: give a number above 0 and below 1"):
         probes.group_splits(np.arange(200) % 2, np.arange(200), test_fraction=1.0)
 
 

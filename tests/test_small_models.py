@@ -129,9 +129,9 @@ def test_an_interrupted_training_leaves_nothing(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"max_hops": 0}, "max_hops=0 is out of range: pass 1 to 8"),
-        ({"n_names": 99}, "n_names=99 is out of range: pass 2 to 24"),
-        ({"n_relations": 11}, "n_relations=11 is out of range: pass 1 to 10"),
+        ({"max_hops": 0}, "max_hops=0: give a whole number from 1 to 8"),
+        ({"n_names": 99}, "n_names=99: give a whole number from 2 to 24"),
+        ({"n_relations": 11}, "n_relations=11: give a whole number from 1 to 10"),
         ({"d_model": 40}, "d_model=40: pass a multiple of 16"),
         ({"max_hops": 8, "n_relations": 10}, "lower one of the three"),
     ],
@@ -201,10 +201,10 @@ def test_shipped_text_is_there():
     [
         (["one text"], {}, "1 documents: give at least 20"),
         (["a b"] * 19 + [" "], {}, "document 19 is empty"),
-        (["a b"] * 20, {"n_layers": (2, 2)}, r"n_layers=\(2, 2\): give each number of blocks once"),
-        (["a b"] * 20, {"n_layers": ()}, "give each number of blocks once"),
-        (["a b"] * 20, {"n_layers": (0,)}, "n_layers=0 is out of range"),
-        (["a b"] * 20, {"steps": 0}, "steps=0 is out of range"),
+        (["a b"] * 20, {"n_layers": (2, 2)}, r"n_layers=\[2, 2\]: give at least one, each from 1 to 64, none twice"),
+        (["a b"] * 20, {"n_layers": ()}, r"n_layers=\[\]: give at least one"),
+        (["a b"] * 20, {"n_layers": (0,)}, r"n_layers=\[0\]: .* \(0 is not\)"),
+        (["a b"] * 20, {"steps": 0}, "steps=0: give a whole number from 1"),
         (["a b"] * 20, {}, "are too few for batches of 16 x 64 words: give more text"),
     ],
 )

@@ -284,12 +284,20 @@ def test_a_folder_of_another_run_is_refused(tiny_model, tmp_path):
 @pytest.mark.parametrize(
     "texts, more, message",
     [
-        (TEXTS, {"sites": ["resid_middle"]}, "unknown site 'resid_middle'; sites are resid .every depth., resid_pre"),
-        (TEXTS, {"sites": []}, "no sites were asked for; sites are resid"),
-        (TEXTS, {"index": [0, 5]}, "depth 5 is out of range: resid of this model has depths 0 to 4"),
-        (TEXTS, {"index": [-1]}, "depth -1 is out of range"),
-        (TEXTS, {"index": [4], "sites": ["mlp_in"]}, "layer 4 is out of range: mlp_in of this model has layers 0 to 3"),
-        (TEXTS, {"index": []}, "no depths were asked for: the list is empty"),
+        (TEXTS, {"sites": ["resid_middle"]}, r"sites=\['resid_middle'\]: choose at least one of resid, resid_pre"),
+        (TEXTS, {"sites": []}, r"sites=\[\]: choose at least one of resid"),
+        (
+            TEXTS,
+            {"index": [0, 5]},
+            r"index=\[0, 5\]: give at least one, each from 0 to 4 .depths of resid. \(5 is not\)",
+        ),
+        (TEXTS, {"index": [-1]}, r"index=\[-1\]: give at least one, each from 0 to 4"),
+        (
+            TEXTS,
+            {"index": [4], "sites": ["mlp_in"]},
+            r"index=\[4\]: give at least one, each from 0 to 3 .layers of mlp_in.",
+        ),
+        (TEXTS, {"index": []}, r"index=\[\]: give at least one"),
         ([], {}, "no texts: the list is empty"),
         (["a", " "], {}, "text 1 is empty"),
         (["a", "b" * 129], {}, "text 1 has 129 tokens, and this model's context holds 128; shorten it"),

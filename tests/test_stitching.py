@@ -200,17 +200,17 @@ def test_default_pairs_and_one_seed_one_result(tiny_model, documents, capsys):
 def test_refusals(tiny_model, documents):
     model = tiny_model("llama")
     for options, message in [
-        ({"pairs": [(1, 5)]}, r"pair \(1, 5\): depth 5 is out of range, model_y has depths 0 to 4"),
-        ({"pairs": [(-1, 2)]}, r"pair \(-1, 2\): depth -1 is out of range, model_x"),
+        ({"pairs": [(1, 5)]}, r"pairs=\[\[1, 5\]\]: give pairs of 0 to 4 and 0 to 4"),
+        ({"pairs": [(-1, 2)]}, r"pairs\[0\]=\[-1, 2\]: give at least 2, each, at least 0 \(-1 is not\)"),
         ({"pairs": []}, "pairs is empty: give at least one"),
-        ({"pairs": [(1, 2), (1, 2)]}, "names one twice"),
-        ({"ridges": [0.0]}, "give values above 0"),
+        ({"pairs": [(1, 2), (1, 2)]}, "give pairs of 0 to 4 and 0 to 4, none twice"),
+        ({"ridges": [0.0]}, r"ridges\[0\]=0.0: give a number above 0"),
         ({"groups": np.arange(3)}, "3 groups for 24 documents"),
         ({"groups": np.zeros(24)}, "a split needs 1 group to train on"),
     ]:
         with pytest.raises(ValueError, match=message):
             stitching.run(model, model, documents, **{**OPTIONS, **options})
-    with pytest.raises(ValueError, match="documents is one string"):
+    with pytest.raises(ValueError, match="documents='one text': give a list of texts"):
         stitching.run(model, model, "one text", **OPTIONS)
     with pytest.raises(ValueError, match="3 documents in 3 groups: a split needs"):
         stitching.run(model, model, documents[:3], **OPTIONS)

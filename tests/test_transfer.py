@@ -170,17 +170,17 @@ def test_a_task_below_its_gate_is_reported_and_not_used(capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"task": "X"}, "unknown task 'X'; tasks are D, S, F, Mod"),
-        ({"preset": "huge"}, "unknown preset 'huge'; presets are quick, standard, full"),
+        ({"task": "X"}, "task='X': choose one of D, S, F, Mod"),
+        ({"preset": "huge"}, "preset='huge': choose one of quick, standard, full"),
         ({"task": "D", "distance": "far"}, "task D has no distance 'far'"),
-        ({"task": "D", "n": [0, 7]}, r"n=\[0, 7\]: pass numbers of blocks from 0 to 6"),
+        ({"task": "D", "n": [0, 7]}, r"n=\[0, 7\]: give at least one, each from 0 to 6"),
         ({"task": "D", "halves": ([0, 1, 2, 3, 4], [4, 5, 6, 7, 8])}, r"classes \[4\] are in both halves"),
-        ({"task": "D", "targets": ["C"]}, "targets=.*: pass 'A', 'B' or both"),
-        ({"task": "D", "splits": 0}, "splits=0, seeds=1: pass at least 1"),
+        ({"task": "D", "targets": ["C"]}, "targets=.*: choose at least one of A, B, none twice"),
+        ({"task": "D", "splits": 0}, "splits=0: give a whole number, at least 1"),
         ({"task": "D", "form": "one_hop"}, r"there is no option form; options are .* sizes of task D are noise"),
         ({"task": "D", "split": 2}, r"there is no option split \(did you mean splits\?\)"),
         ({"task": "D", "step": 10}, r"there is no option step \(did you mean steps\?\)"),
-        ({"task": "F", "own_rows": "kept"}, "own_rows='kept': pass fresh or copied"),
+        ({"task": "F", "own_rows": "kept"}, "own_rows='kept': choose one of fresh, copied"),
     ],
 )
 def test_what_is_refused(arguments: dict, message: str) -> None:
@@ -192,8 +192,8 @@ def test_what_is_refused(arguments: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n": 2}, r"n=2: pass a list of numbers of blocks, such as n=\[2\]"),
-        ({"seed": [1, 2]}, r"seed=\[1, 2\]: pass one number"),
+        ({"n": 2}, r"n=2: give a list of whole numbers, such as \[2\]"),
+        ({"seed": [1, 2]}, r"seed=\[1, 2\]: give a whole number .*; seeds= says how many"),
         ({"task": object()}, "the first argument is a task, D, S, F, Mod, and not a object"),
     ],
 )
@@ -304,12 +304,12 @@ def test_tuned(tiny_model: Callable[[str], TransformerBridge], tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n": [5]}, r"n=\[5\]: pass numbers of carried blocks from 0 to 4"),
-        ({"preset": "tiny"}, "unknown preset 'tiny'"),
-        ({"sources": []}, "pass a list of one data set or more"),
-        ({"sources": "numbers"}, "pass a list of one data set or more"),
+        ({"n": [5]}, r"n=\[5\]: give at least one, each from 0 to 4, none twice .carried blocks."),
+        ({"preset": "tiny"}, "preset='tiny': choose one of quick, standard"),
+        ({"sources": []}, r"sources=\[\]: give at least 1 of the data sets"),
+        ({"sources": "numbers"}, "sources='numbers': give a list of data sets"),
         ({"sources": ["numbers", "numbers"]}, "numbers is there twice"),
-        ({"repeats": 0}, "repeats=0: pass more"),
+        ({"repeats": 0}, "repeats=0: give a whole number, at least 1"),
     ],
 )
 def test_what_tuned_refuses(arguments: dict, message: str, tiny_model: Callable[[str], TransformerBridge]) -> None:
@@ -320,9 +320,9 @@ def test_what_tuned_refuses(arguments: dict, message: str, tiny_model: Callable[
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n": [5]}, r"n=\[5\]: pass numbers of frozen blocks from 0 to 4"),
-        ({"preset": "tiny"}, "unknown preset 'tiny'"),
-        ({"treatments": ["K", "Q"]}, "treatments=.*: pass some of K, R, S, P"),
+        ({"n": [5]}, r"n=\[5\]: give at least one, each from 0 to 4, none twice .frozen blocks."),
+        ({"preset": "tiny"}, "preset='tiny': choose one of quick, standard"),
+        ({"treatments": ["K", "Q"]}, "treatments=.*: choose at least one of K, R, S, P"),
     ],
 )
 def test_what_pretrained_refuses(arguments: dict, message: str, tiny_model: Callable[[str], TransformerBridge]) -> None:

@@ -190,7 +190,7 @@ def test_what_is_refused() -> None:
     weights, (inputs, labels) = replicas.initial(SHAPE, [0, 1]), data(SHAPE)
     with pytest.raises(ValueError, match="d_model=16 is not a multiple of n_heads=3"):
         Shape(3, 16, 3, 6, 4, 10)
-    with pytest.raises(ValueError, match=r"frozen_blocks=\[0, 4\]: pass 2 numbers from 0 to 3"):
+    with pytest.raises(ValueError, match=r"frozen_blocks=\[0, 4\]: give at least 2, each from 0 to 3"):
         replicas.train(SHAPE, weights, inputs, labels, order([0, 1]), RECIPE, frozen_blocks=[0, 4])
     with pytest.raises(ValueError, match=r"wanted \[replica step batch\] = \(2, 12, 5\)"):
         replicas.train(SHAPE, weights, inputs, labels, order([0]), RECIPE)

@@ -117,15 +117,15 @@ def test_gate() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "X"}, "unknown task 'X'; tasks are D, S, F, Mod"),
+        ({"name": "X"}, "task='X': choose one of D, S, F, Mod"),
         ({"name": "D", "distance": "far"}, "task D has no distance 'far'; it has near"),
         ({"name": "D", "entities": 3}, "task D has no size entities; it has noise, train_per_class"),
         ({"name": "D", "halves": ([0, 1, 2], [2, 3, 4])}, r"classes \[2\] are in both halves"),
         ({"name": "D", "halves": ([0, 1, 2], [3, 4])}, "A has 3 classes and B 2"),
         ({"name": "S", "halves": ([0, 1], [2, 40])}, r"classes \[40\] do not exist: pass numbers from 0 to 39"),
         ({"name": "Mod", "halves": ([0, 1], [2, 3])}, "halves= is for D and for S near"),
-        ({"name": "F", "form": "three_hop"}, "form='three_hop': pass one_hop, two_hop or context"),
-        ({"name": "D", "train_per_class": 200}, "train_per_class=200: pass 1 to 150"),
+        ({"name": "F", "form": "three_hop"}, "form='three_hop': choose one of one_hop, two_hop, context"),
+        ({"name": "D", "train_per_class": 200}, "train_per_class=200: give a whole number from 1 to 150; a digit has"),
     ],
 )
 def test_what_is_refused(arguments: dict, message: str) -> None:

@@ -467,9 +467,9 @@ def changed(column: str, value: object, row: int = 1) -> Callable[[pd.DataFrame]
 BAD: dict[str, tuple] = {
     "style": (None, {"style": "talk"}, "style='talk': choose one of base, chat"),
     "rule": (None, {"rule": "exact"}, "rule='exact': choose one of word, published, leading"),
-    "shots": (None, {"shots": -1}, "shots=-1, max_new_tokens=10: give at least 0 and 1"),
-    "tokens": (None, {"max_new_tokens": 0}, "shots=0, max_new_tokens=0: give at least 0 and 1"),
-    "limit": (None, {"limit": 1}, "limit=1: give at least 2 queries"),
+    "shots": (None, {"shots": -1}, "shots=-1: give a whole number, at least 0"),
+    "tokens": (None, {"max_new_tokens": 0}, "max_new_tokens=0: give a whole number, at least 1"),
+    "limit": (None, {"limit": 1}, "limit=1: give a whole number, at least 2 queries"),
     "unknown data": ("two_hops", {}, "no data set 'two_hops'"),
     "no bridge": (lambda f: f.drop(columns="e2"), {}, "has no column 'e2': two-hop queries need text, e1, e2, e3"),
     "no shortcut": (lambda f: f.drop(columns="entity_shortcut"), {}, "column entity_shortcut: the sets are made from"),

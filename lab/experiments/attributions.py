@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from transformer_lens.model_bridge import TransformerBridge
 
+from lab import require
 from lab.branches import CleanRun, clean_run, why_plain
 from lab.effects import gradients_at, replaced_outputs
 from lab.texts import tokenize
@@ -62,9 +63,9 @@ def erasure(
         positions that predict the answer, and `answer` (whether the position is one of the answer's own).
     """
     if mean is None:
-        if not len(background):
+        if not len(texts := require.listed("background", background, "texts")):
             raise ValueError("give mean= (one state a depth), or background= (texts to take the mean over)")
-        mean = mean_state(model, background)
+        mean = mean_state(model, texts)
     ids, at = joint(model, prompt, answer)
     run = clean_run(model, ids)
     if mean.shape != run.states[:, 0].shape:
@@ -106,14 +107,9 @@ def integrated_gradients(
     Returns:
         Columns layer, position, token, attribution; `.attrs["gap"]`: for each layer |sum of attributions - (F(x) - F(b))|.
     """
-    if site not in SITES:
-        raise ValueError(f"site={site!r}: choose one of {', '.join(SITES)}")
-    if nodes < 2:
-        raise ValueError(f"nodes={nodes}: give at least 2 (16 to 32 are enough)")
-    n_layers = model.cfg.n_layers
-    wanted = list(range(n_layers)) if layers is None else list(layers)
-    if not wanted or any(not 0 <= layer < n_layers for layer in wanted):
-        raise ValueError(f"layers={wanted}: give at least one, each from 0 to {n_layers - 1}")
+    site, nodes = require.one_of("site", site, SITES), require.whole("nodes", nodes, 2, hint=" (16 to 32 are enough)")
+    n_layers, (position_0,) = model.cfg.n_layers, require.flags(position_0=position_0)
+    wanted = require.wholes("layers", range(n_layers) if layers is None else layers, 0, n_layers - 1)
     ids, at = joint(model, prompt, answer)
     run = clean_run(model, ids, sublayers=True)
     points, weights = np.polynomial.legendre.leggauss(nodes)
@@ -141,7 +137,7 @@ def mean_state(model: TransformerBridge, texts: Sequence[str]) -> Float[torch.Te
     """Mean state at each depth over the tokens of some texts, position 0 left out."""
     total: Any = 0
     count = 0
-    tokens = tokenize(model, list(texts))
+    tokens = tokenize(model, require.listed("texts", texts, "texts"))
     for ids, length in zip(tokens.ids, tokens.lengths.tolist(), strict=True):
         states = clean_run(model, ids[:length]).states[:, 1:].double()
         total, count = total + states.sum(1), count + states.shape[1]

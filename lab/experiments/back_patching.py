@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab import models
+from lab import models, require
 from lab.answers import ARTICLES, Answer
 from lab.branches import CleanRun, Generations, clean_run, generate, why_plain
 from lab.experiments import hop_statistics, two_hop
@@ -92,18 +92,16 @@ def run(
         ValueError: unknown position, condition or rule, no queries in the sets, e1 not in the prompt or cut by the
             tokenizer, a query longer than the context: before a patch is tried.
     """
-    for what, given, allowed in (("positions", positions, POSITIONS), ("conditions", conditions, CONDITIONS)):
-        wrong = [name for name in given if name not in allowed]
-        if wrong or not given or len(set(given)) < len(given):
-            raise ValueError(f"{what}={list(given)}: choose from {', '.join(allowed)}, none twice")
-    if rule not in two_hop.RULES:
-        raise ValueError(f"rule={rule!r}: choose one of {', '.join(two_hop.RULES)}")
-    if e1_tokens not in ("last", "all"):
-        raise ValueError(f'e1_tokens={e1_tokens!r}: choose "last" or "all"')
-    if n < 1 or draws < 1 or queries_a_part < 1:
-        raise ValueError(f"n={n}, draws={draws}, queries_a_part={queries_a_part}: give at least 1")
+    seed, n, draws = require.seed(seed), require.whole("n", n, 1), require.whole("draws", draws, 1)
+    positions = require.some_of("positions", positions, POSITIONS)
+    conditions = require.some_of("conditions", conditions, CONDITIONS)
+    rule, e1_tokens = _rule(rule), require.one_of("e1_tokens", e1_tokens, ("last", "all"))
+    max_new_tokens = require.whole("max_new_tokens", max_new_tokens, 1)
+    queries_a_part = require.whole("queries_a_part", queries_a_part, 1)
     if not isinstance(data, Result):
-        data = two_hop.run(model, data, limit=limit or 4 * n, seed=seed, resume=resume, progress=progress)
+        data = two_hop.run(
+            model, data, limit=4 * n if limit is None else limit, seed=seed, resume=resume, progress=progress
+        )
     everything, chosen = chosen_queries(model, data, n)
     chosen = _with_donors(everything, chosen, conditions)
     reason = why_plain(model)
@@ -113,8 +111,8 @@ def run(
     parameters = {
         **models.facts(model), "identity": str(own),
         **{key: data.parameters[key] for key in ("dataset", "style", "shots", "n_queries")},
-        "n": len(chosen), "n_correct": int((chosen.set == "correct").sum()), "seed": seed, "positions": list(positions),
-        "conditions": list(conditions), "draws": draws, "rule": rule, "max_new_tokens": max_new_tokens,
+        "n": len(chosen), "n_correct": int((chosen.set == "correct").sum()), "seed": seed, "positions": positions,
+        "conditions": conditions, "draws": draws, "rule": rule, "max_new_tokens": max_new_tokens,
         "e1_tokens": e1_tokens, "reuse": not reason, "versions": versions(),
     }  # fmt: skip
     kept = keep(_part, {"model": own}, resume=resume)
@@ -143,7 +141,8 @@ def run(
 
 def cells(n_layers: int, *, condition: str = "own") -> list[tuple[int, int]]:
     """(source_layer, target_layer) pairs: source after target, for `forward` before it, for `identity` the same."""
-    layers = range(n_layers)
+    layers = range(require.whole("n_layers", n_layers, 1))
+    require.one_of("condition", condition, CONDITIONS)
     if condition == "identity":
         return [(layer, layer) for layer in layers]
     if condition == "forward":
@@ -171,19 +170,18 @@ def patch_once(
     Raises:
         ValueError: a layer out of range, or a target that is not before the source.
     """
-    n = model.cfg.n_layers
-    for name, layer in (("source_layer", source_layer), ("target_layer", target_layer)):
-        if not 0 <= layer < n:
-            raise ValueError(f"{name} {layer} is out of range: this model has layers 0 to {n - 1}")
+    last = model.cfg.n_layers - 1
+    source_layer = require.whole("source_layer", source_layer, 0, last)
+    target_layer = require.whole("target_layer", target_layer, 0, last)
     if target_layer >= source_layer:
         raise ValueError(
             f"target_layer {target_layer} is not before source_layer {source_layer}: a back-patch needs target < source"
         )
-    clean = clean_run(model, tokenize(model, [prompt]).ids[0])
-    origin = clean if donor is None else clean_run(model, tokenize(model, [donor]).ids[0])
+    ids = [tokenize(model, [text]).ids[0] for text in (prompt, prompt if donor is None else donor)]
     there = position if donor_position is None else donor_position
-    _check_places(clean, [position])
-    _check_places(origin, [there])
+    (position,), (there,) = (_places(own, [at]) for own, at in zip(ids, (position, there), strict=True))
+    clean = clean_run(model, ids[0])
+    origin = clean if donor is None else clean_run(model, ids[1])
     value = origin.states[source_layer + 1, there]
     found = generate(
         model, clean, [position], [target_layer + 1], value[None, None], max_new_tokens=max_new_tokens,
@@ -210,12 +208,12 @@ def sweep(
         source_layer, target_layer, said (decoded on while it could still succeed), right, rank (of the answer's first token
         as next token; 0 = it is said). `.attrs["plain"]` is what the model says without a patch.
     """
-    if rule not in two_hop.RULES:
-        raise ValueError(f"rule={rule!r}: choose one of {', '.join(two_hop.RULES)}")
-    clean = clean_run(model, tokenize(model, [prompt]).ids[0])
-    _check_places(clean, positions)
+    rule, answer = _rule(rule), require.listed("answer", answer, "names")
+    ids = tokenize(model, [prompt]).ids[0]
+    positions = _places(ids, positions)
+    clean = clean_run(model, ids)
     pairs = cells(clean.n_layers)
-    values = torch.stack([clean.states[source + 1][list(positions)] for source, _ in pairs])
+    values = torch.stack([clean.states[source + 1][positions] for source, _ in pairs])
     judge = Answer(answer[0], list(answer[1:]), lead_ins=ARTICLES)  # as in `run`, where no type rules out an article
     found = _tries(
         model,
@@ -268,14 +266,14 @@ def compare_methods(
         (paired, bootstrap over bridge entities), tokens (mean, read and written), passes (mean, block runs times positions).
     """
     queries = result.tables["queries"]
+    chosen = {at: fixed_pair(result, at, folds=folds, seed=seed).examples for at in result.parameters["positions"]}
     rows = two_hop.decomposition(
         model, answers, examples=queries.example.tolist(), rule=result.parameters["rule"], seed=seed, progress=progress
     )
     lengths = tokenize(model, queries.prompt.tolist()).lengths
-    for position in result.parameters["positions"]:
-        chosen = fixed_pair(result, position, folds=folds, seed=seed).examples
+    for position, found in chosen.items():
         extra = pd.DataFrame({"example": queries.example, "group": queries.group, "method": f"back-patch {position}",
-                              "right": chosen.fixed.to_numpy(), "tokens": 2 * lengths + 10,
+                              "right": found.fixed.to_numpy(), "tokens": 2 * lengths + 10,
                               "passes": (2 * lengths + 9) * model.cfg.n_layers})  # fmt: skip
         rows = pd.concat([rows, extra], ignore_index=True)
     return two_hop.shares_of_ways(rows, seed=seed)
@@ -293,9 +291,10 @@ def success_matrix(
 
     Its rows are the queries on which the condition was tried: controls are not tried on the correct set.
     """
+    sets, draw = require.some_of("sets", sets, ("correct", "incorrect")), require.whole("draw", draw, 0)
     queries, rows = result.tables["queries"], result.table
     tried = rows[(rows.position == position) & (rows.condition == condition) & (rows.draw == draw)].example
-    queries = queries[queries.set.isin(list(sets)) & queries.example.isin(tried)].reset_index(drop=True)
+    queries = queries[queries.set.isin(sets) & queries.example.isin(tried)].reset_index(drop=True)
     if queries.empty:
         raise ValueError(f"{condition} was not tried at {position} on the sets {' and '.join(sets)} (draw {draw})")
     pairs = cells(result.parameters["n_layers"], condition=condition)
@@ -330,6 +329,7 @@ def positions_of(model: TransformerBridge, queries: pd.DataFrame) -> pd.DataFram
 def chosen_queries(model: TransformerBridge, answers: Result, n: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All answered queries with the prompt that the model got, and the first n of the sets correct and incorrect."""
     require_answers_of(model, answers)
+    n = require.whole("n", n, 1)
     everything = answers.tables["queries"]
     everything = everything.assign(prompt=two_hop.prompts_of(model, answers, "composition"))
     chosen = everything[everything.set.isin(["correct", "incorrect"])].head(n)
@@ -354,10 +354,12 @@ def require_answers_of(model: TransformerBridge, answers: Result) -> None:
         )
 
 
-def _check_places(run: CleanRun, positions: Sequence[int]) -> None:
-    for position in positions:
-        if not 0 <= position < len(run.ids):
-            raise ValueError(f"position {position} is out of range: the prompt has positions 0 to {len(run.ids) - 1}")
+def _places(ids: torch.Tensor, positions: Any) -> list[int]:
+    return require.wholes("positions", positions, 0, len(ids) - 1, hint=" (the prompt has no others)")
+
+
+def _rule(rule: Any) -> str:
+    return require.one_of("rule", rule, two_hop.RULES)
 
 
 # --- the work --------------------------------------------------------------------------------------------------------

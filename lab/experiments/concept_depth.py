@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab import datasets, metrics, models, probes
+from lab import datasets, metrics, models, probes, require
 from lab.identity import identity
 from lab.interventions import quantizable, quantized
 from lab.results import Result, for_executor, keep, run_shards, versions
@@ -61,7 +61,7 @@ def run(
         sites: `resid` is the stream at depths 0..L; `mlp_in` (one value a layer) is the paper's reading.
         depths: depths of the stream to probe, with sites=("resid",); None is all. With a choice, the jump and converging
             point, which need the whole curve, are not computed.
-        repeats, test_fraction: number of splits, and the share of examples tested in each.
+        repeats, test_fraction: number of splits (an interval needs at least 2), and the share of examples tested in each.
         noise: glue the letters "aaa" or "bbb" (probability 1/2 each) in front of each text without a space, as published.
         bits, group_size: round the blocks' weights to 2..8 bits (`lab.interventions.quantized`); None leaves them.
         instruction: put the data set's instruction before or after each text, as its card says; off: the bare text.
@@ -91,16 +91,24 @@ def run(
             depth out of range, an absent site: all before the model runs.
     """
     frame, name = _frame(data)
-    if depths is not None and tuple(sites) != ("resid",):
-        raise ValueError(f"depths= chooses depths of the residual stream: give sites=('resid',) with it, not {sites!r}")
+    seed, sites = require.seed(seed), require.some_of("sites", sites, ("resid", *models.SITES))
+    noise, instruction = require.flags(noise=noise, instruction=instruction)
+    null, control = require.flags(null=null, control=control)
+    repeats, test_fraction = require.whole("repeats", repeats, 1), require.fraction("test_fraction", test_fraction)
+    solver = require.one_of("solver", solver, probes.SOLVERS)
+    if depths is not None:
+        depths = require.wholes("depths", depths, 0, model.cfg.n_layers, hint="; None probes all of them")
+        if sites != ["resid"]:
+            raise ValueError(
+                f"depths= chooses depths of the residual stream: give sites=('resid',) with it, not {sites}"
+            )
     for site in sites:
         models.require_site(model, site)
-    _check_depths(model, depths)
-    if solver not in probes.SOLVERS:
-        raise ValueError(f"solver={solver!r}: choose one of {', '.join(probes.SOLVERS)}")
     if bits is not None:
+        bits, group_size = require.whole("bits", bits, 2, 8), require.whole("group_size", group_size, 1)
         quantizable(model, bits, group_size=group_size)
     if limit is not None:
+        limit = require.whole("limit", limit, 1)
         frame = _limited(frame, limit, seed)
     datasets.check_concept_data(frame, name=name)
     labels, groups = frame.label.to_numpy(), frame.group.to_numpy(str)
@@ -114,7 +122,7 @@ def run(
     parameters = {
         **models.facts(model), "identity": str(own),
         "dataset": name, "data_checksum": _checksum(frame, texts), "n_examples": len(frame),
-        "n_groups": len(set(groups)), "seed": seed, "sites": list(sites), "depths": None if depths is None else list(depths),
+        "n_groups": len(set(groups)), "seed": seed, "sites": sites, "depths": depths,
         "repeats": repeats, "test_fraction": test_fraction, "noise": noise, "bits": bits,
         "group_size": group_size if bits else None, "instruction": instruction, "control": control, "solver": solver,
         "limit": limit, "null": null, "position": "last token", "versions": versions(),
@@ -323,16 +331,6 @@ def _frame(data: str | pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return data, name
 
 
-def _check_depths(model: TransformerBridge, depths: Sequence[int] | None) -> None:
-    for depth in depths or ():
-        if not 0 <= depth <= model.cfg.n_layers:
-            raise ValueError(f"depth {depth} is out of range: this model has depths 0 to {model.cfg.n_layers}")
-    if depths is not None and not len(depths):
-        raise ValueError("depths is empty; None probes all of them")
-    if depths is not None and len(set(depths)) < len(depths):
-        raise ValueError(f"depths {tuple(depths)} names one twice")
-
-
 def _limited(frame: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
     """Whole groups in random order until there are at least `limit` examples; rows keep their order."""
     if limit >= len(frame):
@@ -350,7 +348,7 @@ def _texts(frame: pd.DataFrame, *, noise: bool, instruction: bool, seed: int) ->
         texts = np.random.default_rng([seed, 3]).choice(np.array(["aaa", "bbb"], object), len(texts)) + texts
     if instruction:
         card = frame.attrs.get("card", {})
-        if "instruction" not in card:
+        if not card.get("instruction"):
             raise ValueError("this data has no card with an instruction; use instruction=False")
         before = card["instruction_place"] == "before"
         texts = np.array(

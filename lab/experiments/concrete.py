@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Shaped
 
-from lab import replicas
+from lab import replicas, require
 from lab.experiments.task_vectors import block_of, norm, scale_blocks, task_arithmetic
 from lab.replicas import Shape, Weights
 
@@ -34,6 +34,10 @@ class Steps:
     steps: int = 200
     rate: float = 1e-2
     batch: int = 8
+
+    def __post_init__(self) -> None:
+        vars(self).update(steps=require.whole("steps", self.steps, 0), batch=require.whole("batch", self.batch, 1))
+        vars(self).update(rate=require.number("rate", self.rate, above=0))
 
 
 def masks(

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab import datasets, models
+from lab import datasets, models, require
 from lab.branches import CleanRun, clean_run, why_plain
 from lab.effects import KINDS, Effects, global_effects, local_effects, probabilities, skipped
 from lab.experiments import depth_statistics
@@ -95,12 +95,10 @@ def run(
         ValueError: an unknown kind or treatment or an empty list of them, a prompt too short for its cuts.
         FloatingPointError: states that are not finite, named by prompt and layer.
     """
-    for what, given, allowed in (("kinds", kinds, KINDS), ("treatments", treatments, TREATMENTS)):
-        wrong = [name for name in given if name not in allowed]
-        if wrong or not len(given) or len(set(given)) < len(given):
-            raise ValueError(f"{what}={list(given)}: choose at least one of {', '.join(allowed)}, none twice")
-    if n < 2 or n_cuts < 1 or n_read < 1 or push <= 0:
-        raise ValueError(f"n={n}, n_cuts={n_cuts}, n_read={n_read}, push={push}: give n >= 2, the others above 0")
+    seed, n, max_tokens = require.seed(seed), require.whole("n", n, 2), require.whole("max_tokens", max_tokens, 1)
+    kinds, treatments = require.some_of("kinds", kinds, KINDS), require.some_of("treatments", treatments, TREATMENTS)
+    n_cuts, n_read = require.whole("n_cuts", n_cuts, 1), require.whole("n_read", n_read, 1)
+    push, (local, null) = require.number("push", push, above=0), require.flags(local=local, null=null)
     for site in ("attn_out", "mlp_out"):
         models.require_site(model, site)
     frame, name = prompts(data)
@@ -116,8 +114,8 @@ def run(
     own, sent = identity(model), for_executor(model, executor)
     parameters = {
         **models.facts(model), "identity": str(own),
-        "dataset": name, "n": len(chosen), "seed": seed, "kinds": list(kinds),
-        "treatments": list(treatments), "local": local, "null": null, "n_cuts": n_cuts, "n_read": n_read, "push": push,
+        "dataset": name, "n": len(chosen), "seed": seed, "kinds": kinds,
+        "treatments": treatments, "local": local, "null": null, "n_cuts": n_cuts, "n_read": n_read, "push": push,
         "max_tokens": max_tokens, "reuse": not why_plain(model), "versions": versions(),
     }  # fmt: skip
     kept = keep(_Worker.__call__, {"model": own}, resume=resume)
@@ -210,6 +208,7 @@ def lens(model: TransformerBridge, run: CleanRun, positions: Sequence[int]) -> p
     The direction is the published one (the tuned lens uses the reverse). Early values also measure that early states are
     written in another basis than the last ones, not only that nothing has been decided.
     """
+    positions = require.wholes("positions", positions, 0, len(run.ids) - 1, twice=True)
     kl, overlap = _lens(model, run, positions)
     return pd.DataFrame({"depth": range(len(kl)), "kl": kl.mean(1), "overlap": overlap.mean(1)})
 
@@ -238,9 +237,7 @@ def without(model: TransformerBridge, text: str, layers: Sequence[int], *, top: 
         ValueError: a layer out of range or named twice, a text of one token.
     """
     n = model.cfg.n_layers
-    wrong = [layer for layer in layers if not 0 <= layer < n]
-    if wrong or len(set(layers)) < len(layers):
-        raise ValueError(f"layers={list(layers)}: give layers from 0 to {n - 1}, none twice")
+    layers, top = require.wholes("layers", layers, 0, n - 1, least=0), require.whole("top", top, 1, model.cfg.d_vocab)
     ids = _ids(model, [text], model.cfg.n_ctx)[0]
     if len(ids) < 2:
         raise ValueError("the text has one token; give at least two, so that there is something to predict")
@@ -269,6 +266,7 @@ def without(model: TransformerBridge, text: str, layers: Sequence[int], *, top: 
 
 def cuts_of(length: int, n_cuts: int, seed: Any) -> list[int]:
     """Up to n cuts of a prompt: of 8, 16, 24, ... below T - 4, drawn without replacement."""
+    n_cuts = require.whole("n_cuts", n_cuts, 0)
     allowed = np.arange(CUT_STEP, length - CUT_MARGIN, CUT_STEP)
     return sorted(np.random.default_rng(seed).permutation(allowed)[:n_cuts].tolist())
 
@@ -314,10 +312,13 @@ def depth_scores(
         raise ValueError(
             f"data has columns {list(frame)}: depth scores need {prompt_column} and level (hops, steps, terms)"
         )
+    seed, n_per_level = require.seed(seed), require.whole("n_per_level", n_per_level, 1)
+    (known,) = require.flags(known=known)
     there = sorted(frame.level.unique().tolist())
-    wanted = there if levels is None else list(levels)
-    if not wanted or set(wanted) - set(there):
+    wanted = there if levels is None else require.listed("levels", levels, "levels")
+    if not wanted or any(level not in there or isinstance(level, bool) for level in wanted):
         raise ValueError(f"levels={wanted}: choose from {there}")
+    wanted = [there[there.index(level)] for level in wanted]
     parts = [part.sample(n=min(n_per_level, len(part)), random_state=seed)
              for level, part in frame.groupby("level") if level in wanted]  # fmt: skip
     chosen = pd.concat(parts, ignore_index=True)
@@ -365,19 +366,20 @@ class _Worker:
 
     def __init__(self, model: TransformerBridge | dict[str, Any]) -> None:
         self.given = model
-        self.loaded: dict[str, TransformerBridge] = {}
-        self.means: dict[str, Any] = {}
+        self.loaded: dict[tuple[str, int], TransformerBridge] = {}  # by weights and seed
+        self.means: dict[Any, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"given": self.given, "loaded": {}, "means": {}}
 
     def model(self, weights: str, parameters: dict[str, Any]) -> TransformerBridge:
-        if weights not in self.loaded:
+        key = (weights, parameters["seed"] if weights == "random" else 0)
+        if key not in self.loaded:
             model = self.given
             if isinstance(model, dict):
                 model = models.received(model)
-            self.loaded[weights] = model if weights == "trained" else models.random_twin(model, seed=parameters["seed"])
-        return self.loaded[weights]
+            self.loaded[key] = model if weights == "trained" else models.random_twin(model, seed=parameters["seed"])
+        return self.loaded[key]
 
     def __call__(
         self, *, weights: str, queries: pd.DataFrame, which: int, parameters: dict[str, Any], key: str
@@ -434,14 +436,18 @@ class _Worker:
 
     def _others(self, model: Any, weights: str, ids: Any, which: int, queries: pd.DataFrame) -> tuple[Any, Any]:
         """What the layers add in the next prompt, and the mean over all other prompts (position 0 left out)."""
-        if weights not in self.means:
+        key = (
+            id(model),
+            tuple(tuple(row.tolist()) for row in ids),
+        )  # `loaded` keeps the model, so its id stays its own
+        if key not in self.means:
             sums = []
             for row, name in zip(ids, queries.example, strict=True):
                 states = _clean(model, row, name).states
                 added = states[1:] - states[:-1]
                 sums.append((added[:, 1:].sum(1), added.shape[1] - 1))
-            self.means[weights] = sums
-        sums = self.means[weights]
+            self.means[key] = sums
+        sums = self.means[key]
         rest = [part for i, part in enumerate(sums) if i != which]
         mean = sum(total for total, _ in rest) / sum(count for _, count in rest)
         donor = (which + 1) % len(ids)

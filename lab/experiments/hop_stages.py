@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab import lenses, metrics, models
+from lab import lenses, metrics, models, require
 from lab.answers import Answer
 from lab.branches import clean_run, generate, why_plain
 from lab.experiments import back_patching, two_hop
@@ -84,20 +84,21 @@ def run(
     n_layers = model.cfg.n_layers
     for site in ("attn_out", "mlp_out"):
         models.require_site(model, site)
-    wrong = [layer for layer in target_layers or () if not 0 <= layer < n_layers]
-    if wrong or (target_layers is not None and not len(target_layers)):
-        raise ValueError(f"target_layers={list(target_layers or ())}: choose from 0 to {n_layers - 1}")
-    if window < 0:
-        raise ValueError(f"window={window}: give 0 (one layer) or more")
+    layers = range(n_layers) if target_layers is None else target_layers
+    target_layers = require.wholes("target_layers", layers, 0, n_layers - 1)
+    seed, n, window = require.seed(seed), require.whole("n", n, 1), require.whole("window", window, 0)
+    queries_a_part = require.whole("queries_a_part", queries_a_part, 1)
     if not isinstance(data, Result):
-        data = two_hop.run(model, data, limit=limit or 4 * n, seed=seed, resume=resume, progress=progress)
+        data = two_hop.run(
+            model, data, limit=4 * n if limit is None else limit, seed=seed, resume=resume, progress=progress
+        )
     everything, chosen = back_patching.chosen_queries(model, data, n)
     own = identity(model)
     parameters = {
         **models.facts(model), "identity": str(own),
         **{key: data.parameters[key] for key in ("dataset", "style", "shots", "n_queries")},
         "n": len(chosen), "seed": seed, "window": window, "reuse": not why_plain(model), "versions": versions(),
-        "target_layers": list(range(n_layers) if target_layers is None else target_layers),
+        "target_layers": target_layers,
     }  # fmt: skip
     kept = keep(_part, {"model": own}, resume=resume)
     known = dict(parameters)
@@ -137,6 +138,7 @@ def describe(
     Returns:
         (source_layer, target_layer) pairs and the texts.
     """
+    target_layers = require.wholes("target_layers", target_layers, 0, model.cfg.n_layers - 1)
     clean = clean_run(model, tokenize(model, [DESCRIPTION]).ids[0])
     pairs = [(source, target) for source in range(len(states) - 1) for target in target_layers]
 
@@ -187,11 +189,12 @@ def knockout(
     Returns:
         layer (the window's centre; -1 is no cut), token (id of the next word), rank (of the best wanted token).
     """
-    clean = clean_run(model, tokenize(model, [prompt]).ids[0])
-    n_layers, last = clean.n_layers, len(clean.ids) - 1
-    if not keys or not all(0 <= key < last for key in keys):
-        raise ValueError(f"keys={list(keys)}: give positions from 0 to {last - 1}, before the last token")
-    cuts = [(list(range(max(0, c - window), min(n_layers, c + window + 1))), list(keys)) for c in range(n_layers)]
+    window = require.whole("window", window, 0)
+    ids = tokenize(model, [prompt]).ids[0]
+    keys = require.wholes("keys", keys, 0, len(ids) - 2, hint=", positions before the last token")
+    clean = clean_run(model, ids)
+    n_layers, last = clean.n_layers, len(ids) - 1
+    cuts = [(list(range(max(0, c - window), min(n_layers, c + window + 1))), keys) for c in range(n_layers)]
     depths = np.array([0] + [layers[0] for layers, _ in cuts])
     found = generate(
         model, clean, [last], depths, clean.states[depths, last][:, None], max_new_tokens=1, wanted=wanted,

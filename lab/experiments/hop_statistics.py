@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int, Shaped
 
-from lab import metrics
+from lab import metrics, require
 
 CELLS = ("IK", "IG", "CM_strict", "RM_strict", "CM_loose", "RM_loose")  # of the taxonomy
 PerExample = Shaped[np.ndarray, " example"]
@@ -247,7 +247,7 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _oracle(table: pd.DataFrame, draws: int, seed: int, permutations: int) -> pd.DataFrame:
-    _at_least(permutations, "permutations", 1)
+    seed, permutations = require.seed(seed), require.whole("permutations", permutations, 1)
     single = table.assign(success=table["hits"] > 0, share=table["hits"] / table["tries"])
     means = single.groupby([*_KEY, "example", "group"], sort=True)[["success", "share"]].mean().reset_index("group")
     rows: list[dict[str, Any]] = []
@@ -347,6 +347,7 @@ def fixed_pair(
     """
     hits, plain = _grid(hits, groups, cells), _booleans(plain, "plain", 1)
     _same_length(len(hits), plain=plain)
+    seed, folds = require.seed(seed), require.whole("folds", folds, 2)
     fold = _group_folds(groups, folds, seed)
     chosen = np.array([hits[fold != number].mean(0).argmax() for number in range(folds)])  # [fold]
     fixed = hits[np.arange(len(hits)), chosen[fold]]
@@ -436,7 +437,7 @@ def search_cost(
     for length in first:
         if not 1 <= length <= number:
             raise ValueError(f"first has {length}: pass numbers from 1 to {number}, the number of cells")
-    _at_least(shuffles, "shuffles", 1)
+    seed, folds, shuffles = require.seed(seed), require.whole("folds", folds, 2), require.whole("shuffles", shuffles, 1)
     fold = _group_folds(groups, folds, seed)
     distance = np.abs(np.subtract(*np.asarray(cells).T))
     given = np.arange(number)
@@ -501,7 +502,6 @@ def _of_means(
 def _group_folds(groups: np.ndarray, folds: int, seed: int) -> Int[np.ndarray, " example"]:
     """Fold of each example; whole groups, dealt at random, so that folds differ by one group at most."""
     codes, names = pd.factorize(np.asarray(groups))
-    _at_least(folds, "folds", 2)
     if len(names) < folds:
         raise ValueError(f"{len(names)} groups for {folds} folds: pass at most {len(names)} folds")
     return np.random.default_rng(seed).permutation(np.arange(len(names)) % folds)[codes]
@@ -536,8 +536,3 @@ def _columns(table: pd.DataFrame, wanted: Sequence[str]) -> None:
     missing = [name for name in wanted if name not in table.columns]
     if missing:
         raise ValueError(f"table has no column {', '.join(missing)}: it needs {', '.join(wanted)}")
-
-
-def _at_least(value: int, name: str, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name}={value}: pass at least {least}")

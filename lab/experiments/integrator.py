@@ -19,7 +19,7 @@ import torch
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab import metrics, models
+from lab import metrics, models, require
 from lab.experiments.depth_efficiency import prompts
 from lab.interventions import Program, rewritten
 from lab.results import Result, versions
@@ -104,15 +104,13 @@ def run(
         raise ValueError(
             f"null has {null.cfg.n_layers} blocks, the model {model.cfg.n_layers}: give lab.models.random_twin(model)"
         )
-    wrong = [name for name in programs if name not in PROGRAMS]
-    if wrong:
-        raise ValueError(f"programs={list(programs)}: choose from {', '.join(PROGRAMS)}")
+    seed, programs = require.seed(seed), require.some_of("programs", programs, PROGRAMS, least=0)
+    n_texts, n_tokens = require.whole("n_texts", n_texts, 1), require.whole("n_tokens", n_tokens, 2)
+    n_step_texts, substeps = require.whole("n_step_texts", n_step_texts, 1), require.whole("substeps", substeps)
     if substeps < 8 or substeps & (substeps - 1):
         raise ValueError(f"substeps={substeps}: give a power of two, at least 8")
     n_layers = model.cfg.n_layers
-    where = list(range(n_layers)) if layers is None else list(layers)
-    if not where or any(not 0 <= layer < n_layers for layer in where):
-        raise ValueError(f"layers={where}: give at least one, each from 0 to {n_layers - 1}")
+    where = require.wholes("layers", range(n_layers) if layers is None else layers, 0, n_layers - 1)
     frame, name = prompts(data)
     chosen = frame.sample(n=min(n_texts, len(frame)), random_state=seed).reset_index(drop=True)
     tokens = tokenize(model, list(chosen.text))
@@ -130,14 +128,14 @@ def run(
               for name in found["trained"]}  # fmt: skip
     rows: list[dict[str, Any]] = []
     base = _nll(model, ids, {})
-    plans = _plans(list(programs), where, n_layers, rng, seed)
+    plans = _plans(programs, where, n_layers, rng, seed)
     for program, place, layer, plan in tqdm(plans, desc="programs", disable=not progress, leave=False):
         after = _nll(model, ids, plan)
         rows += [{"example": chosen.example[i], "group": chosen.group[i], "program": program, "where": place, "layer": layer,
                   "nll": after[i], "rise": after[i] - base[i]} for i in range(len(chosen))]  # fmt: skip
     table = pd.DataFrame(rows, columns=["example", "group", "program", "where", "layer", "nll", "rise"])
     parameters = {**models.facts(model), "dataset": name, "n": len(chosen), "n_tokens": n_tokens, "seed": seed,
-                  "n_step_texts": min(n_step_texts, len(chosen)), "substeps": substeps, "programs": list(programs),
+                  "n_step_texts": min(n_step_texts, len(chosen)), "substeps": substeps, "programs": programs,
                   "nll": float(base.mean()), "versions": versions()}  # fmt: skip
     return Result("integrator", table, _summary(table, seed), parameters, tables)
 

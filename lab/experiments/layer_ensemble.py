@@ -16,7 +16,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +25,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab import datasets, metrics, models, probes, replicas
+from lab import datasets, metrics, models, probes, replicas, require
 from lab.experiments.transfer_tasks import seed_of
 from lab.experiments.tuned_scaling import spread_over_groups
 from lab.replicas import Recipe
@@ -229,6 +228,7 @@ def run(
     another seed (`seed_sd` shows how much that matters), another training set, or another shift.
     """
     chosen = _sizes(preset, seeds, steps, rates)
+    seed, draws = require.seed(seed), require.whole("draws", draws, 1)
     n_layers = model.cfg.n_layers
     if n_layers < 4:
         raise ValueError(f"this model has {n_layers} blocks: depths L/4, L/2, 3L/4 and L need at least 4")
@@ -267,19 +267,13 @@ def run(
 
 
 def _sizes(preset: str, seeds: int | None, steps: int | None, rates: Sequence[float] | None) -> Preset:
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; presets are {', '.join(PRESETS)}")
-    given: dict[str, Any] = {
-        "seeds": seeds,
-        "steps": steps,
-        "rates": None if rates is None else tuple(map(float, rates)),
-    }
-    chosen = replace(PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
-    if min(chosen.seeds, chosen.steps) < 1 or not chosen.rates or min(chosen.rates) <= 0:
-        raise ValueError(
-            f"seeds={chosen.seeds}, steps={chosen.steps}, rates={list(chosen.rates)}: pass 1 or more, and rates above 0"
-        )
-    return chosen
+    chosen = PRESETS[require.one_of("preset", preset, PRESETS)]
+    return replace(
+        chosen,
+        seeds=require.whole("seeds", chosen.seeds if seeds is None else seeds, 1),
+        steps=require.whole("steps", chosen.steps if steps is None else steps, 1),
+        rates=tuple(require.numbers("rates", chosen.rates if rates is None else rates, above=0)),
+    )
 
 
 def _frames(

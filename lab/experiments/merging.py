@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lab import replicas
+from lab import replicas, require
 from lab.experiments import concrete, merging_statistics, task_vectors, transfer_tasks
 from lab.experiments.task_vectors import add, line, lines, lines_alpha, scale_blocks
 from lab.experiments.transfer_tasks import Task, seed_of
@@ -138,14 +138,14 @@ def run(
         ValueError: unknown preset, distance or size, empty or unsorted grids, too many groups; all before training.
     """
     check_executor(executor)
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; presets are {', '.join(PRESETS)}")
+    preset, seed = require.one_of("preset", preset, PRESETS), require.seed(seed)
+    gate = require.number("gate", gate, 0, 1)
     unknown = sorted(set(changes) - set(asdict(PRESETS[preset])))
     if unknown:
         raise ValueError(f"no size {', '.join(unknown)}; sizes are {', '.join(asdict(PRESETS[preset]))}")
-    chosen = replace(PRESETS[preset], **changes)
-    _check(chosen)
+    chosen = _checked(replace(PRESETS[preset], **changes))
     task = _make(chosen, distance, 0)
+    chosen = replace(chosen, sizes={name: (task.sizes or {})[name] for name in chosen.sizes})  # as plain numbers
     settings = {"preset": preset, "distance": distance, "gate": gate, "threads": torch.get_num_threads()}
     kept, shards = keep(_shard, resume=resume), []
     for split in range(chosen.splits):
@@ -505,18 +505,17 @@ def _tune(
 # --- checks ---
 
 
-def _check(chosen: Preset) -> None:
-    if chosen.n_blocks < 2:
-        raise ValueError(f"n_blocks={chosen.n_blocks}: pass 2 or more, a ramp needs a first and a last block")
-    if not 2 <= chosen.groups <= 10:
-        raise ValueError(
-            f"groups={chosen.groups}: pass 2 to 10, so that each of them has at least two of half B's 20 classes"
-        )
-    if not 1 <= chosen.targets <= chosen.groups:
-        raise ValueError(f"targets={chosen.targets}: pass 1 to {chosen.groups}, the number of groups")
-    if min(chosen.splits, chosen.seeds, chosen.permutations) < 1:
-        raise ValueError(
-            f"splits={chosen.splits}, seeds={chosen.seeds}, permutations={chosen.permutations}: pass at least 1"
-        )
-    if not chosen.scales or not chosen.alphas or list(chosen.alphas) != sorted(chosen.alphas, reverse=True):
-        raise ValueError("scales and alphas are grids: pass at least one value each, alphas falling from 1 to 0")
+def _checked(chosen: Preset) -> Preset:
+    """The sizes as plain numbers."""
+    counts: dict[str, tuple[int, int | None]] = {
+        "n_blocks": (2, None), "groups": (2, 10), "splits": (1, None), "seeds": (1, None), "permutations": (1, None),
+        "d_model": (1, None), "n_heads": (1, None), "validation_per_class": (1, None), "unlabelled_per_class": (1, None),
+        "test_per_class": (1, None),
+    }  # fmt: skip
+    found: dict[str, Any] = {name: require.whole(name, getattr(chosen, name), *ends) for name, ends in counts.items()}
+    found["targets"] = require.whole("targets", chosen.targets, 1, found["groups"], hint=", the number of groups")
+    for name, low in (("scales", None), ("alphas", 0)):
+        found[name] = tuple(require.numbers(name, getattr(chosen, name), low=low, least=1))
+    if list(found["alphas"]) != sorted(found["alphas"], reverse=True):
+        raise ValueError(f"alphas={list(found['alphas'])}: pass them falling, from 1 to 0")
+    return replace(chosen, **found)

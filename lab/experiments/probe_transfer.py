@@ -25,7 +25,7 @@ from scipy import stats
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab import metrics, models, probes
+from lab import metrics, models, probes, require
 from lab.datasets import check_concept_data, load
 from lab.identity import identity
 from lab.results import Result, keep, run_shards, versions
@@ -115,15 +115,17 @@ def run(
             both sides in each data set: before the model runs.
     """
     frame, names = _frame(datasets)
-    chosen = _depths(model, depths, range(model.cfg.n_layers + 1), "depths")
-    grid = _depths(model, depth_grid, chosen[:: max(1, round(len(chosen) / 9))], "depth_grid")
+    last = model.cfg.n_layers
+    chosen = require.wholes("depths", range(last + 1) if depths is None else depths, 0, last)
+    usual = chosen[:: max(1, round(len(chosen) / 9))]
+    grid = require.wholes("depth_grid", usual if depth_grid is None else depth_grid, 0, last)
     if not set(grid) <= set(chosen):
         raise ValueError(f"depth_grid {grid} has depths that are not among depths {chosen}")
-    if repeats < 2 or draws < 1:
-        raise ValueError(
-            f"repeats={repeats}, draws={draws}: give at least 2 repeats (depths are chosen on others), 1 draw"
-        )
+    repeats = require.whole("repeats", repeats, 2, hint=" (depths are chosen on the other repeats)")
+    seed, draws = require.seed(seed), require.whole("draws", draws, 1)
+    test_fraction = require.fraction("test_fraction", test_fraction)
     if limit is not None:
+        limit = require.whole("limit", limit, 1)
         frame = _limited(frame, limit, seed)
     about = frame.label.to_numpy(), frame.group.to_numpy(str), frame.dataset.to_numpy(str)
     joint_splits(*about, repeats=repeats, test_fraction=test_fraction, seed=seed)  # raises if none exist
@@ -170,6 +172,7 @@ def joint_splits(
     Raises:
         ValueError: as `group_splits`; too few such splits among the first `repeats + 100`.
     """
+    repeats = require.whole("repeats", repeats, 1)
     drawn = probes.group_splits(labels, groups, repeats=repeats + _SPARE, test_fraction=test_fraction, seed=seed)
     kept = [
         test
@@ -498,11 +501,10 @@ def _shared_groups(data: _Data) -> pd.DataFrame:
 
 def _frame(datasets: Sequence[str] | Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, list[str]]:
     """All statements with their data set's name, and the names in order."""
-    if isinstance(datasets, str):
-        raise ValueError(f"datasets is one string: write [{datasets!r}]")
-    if not len(datasets) or len(set(datasets)) < len(datasets):
-        raise ValueError(f"datasets={list(datasets)}: give at least one, and none twice")
-    frames = dict(datasets) if isinstance(datasets, Mapping) else {name: load(name) for name in datasets}
+    given = require.listed("datasets", datasets, "names")
+    if not given or len(set(map(str, given))) < len(given):
+        raise ValueError(f"datasets={given}: give at least one, and none twice")
+    frames = dict(datasets) if isinstance(datasets, Mapping) else {name: load(name) for name in given}
     columns = ["example", "text", "label", "group"]
     parts = []
     for name, frame in frames.items():
@@ -520,16 +522,6 @@ def _limited(frame: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
         sizes = sizes.reindex([group for group in order if group in sizes.index]).cumsum()
         kept.append(part[part.group.isin(sizes.index[: int((sizes < limit).sum()) + 1])])
     return pd.concat(kept, ignore_index=True)
-
-
-def _depths(model: TransformerBridge, given: Sequence[int] | None, default: Sequence[int], name: str) -> list[int]:
-    chosen = [int(depth) for depth in (default if given is None else given)]
-    for depth in chosen:
-        if not 0 <= depth <= model.cfg.n_layers:
-            raise ValueError(f"{name}: depth {depth} is out of range, this model has depths 0 to {model.cfg.n_layers}")
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise ValueError(f"{name}={chosen}: give at least one depth, and none twice; None takes the default")
-    return chosen
 
 
 def _print_estimate(model: TransformerBridge, frame: pd.DataFrame, about: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis.logit_lens import logit_readout
 
-from lab import metrics, models
+from lab import metrics, models, require
 from lab.interventions import patch, rewritten
 from lab.maps import RIDGES, Alignment, Moments, Ridge, align, split_documents
 from lab.results import Result, versions
@@ -107,14 +107,15 @@ def run(
 
     Raises:
         ValueError: a depth out of range, no pairs or one twice, too few documents or groups, an empty or too long text,
-            ridges not above 0, a model that `lab.load` did not load (with random_weights): before a model runs.
+            ridges not above 0: before a model runs.
     """
-    if isinstance(documents, str):
-        raise ValueError("documents is one string: give a list of texts")
-    texts = [str(text) for text in documents]
+    texts = [str(text) for text in require.listed("documents", documents, "texts")]
     chosen = _check_pairs(model_x, model_y, pairs)
-    if not len(ridges) or min(ridges) <= 0:
-        raise ValueError(f"ridges={tuple(ridges)}: give values above 0, such as 1e-5 to 1 (shares of the mean square)")
+    ridges, seed = require.numbers("ridges", ridges, above=0), require.seed(seed)
+    draws, batch_tokens = require.whole("draws", draws, 1), require.whole("batch_tokens", batch_tokens, 1)
+    random_weights, position_0 = require.flags(random_weights=random_weights, position_0=position_0)
+    validation_fraction = require.fraction("validation_fraction", validation_fraction)
+    test_fraction = require.fraction("test_fraction", test_fraction)
     names = np.arange(len(texts)).astype(str) if groups is None else np.asarray(groups).astype(str)
     if len(names) != len(texts):
         raise ValueError(f"{len(names)} groups for {len(texts)} documents: give one for each")
@@ -145,7 +146,7 @@ def run(
         table.insert(2, f"relative_{name}", table[depth] / model.cfg.n_layers)
     parameters = {
         "model_x": models.facts(model_x), "model_y": models.facts(model_y), "pairs": [list(pair) for pair in chosen],
-        "seed": seed, "ridges": list(ridges), "validation_fraction": validation_fraction, "test_fraction": test_fraction,
+        "seed": seed, "ridges": ridges, "validation_fraction": validation_fraction, "test_fraction": test_fraction,
         "random_weights": random_weights, "draws": draws, "n_documents": len(texts),
         "n_tokens": {part: data.n_tokens(part) for part in ("train", "validation", "test")},
         "position_0": "clean, and replaced in mapped_with_position_0" if position_0 else "clean",
@@ -463,15 +464,10 @@ def _check_pairs(
         same = model_x is model_y
         pairs = [(q, h_y), (t, h_y), (h, t_y)] if same else [(h, h_y), (q, h_y), (t, h_y), (t, t_y)]
         pairs = list(dict.fromkeys(pairs))
-    if not len(pairs):
+    found = require.pairs("pairs", pairs, ends)
+    if not found:
         raise ValueError("pairs is empty: give at least one (depth of model_x, depth of model_y), or None")
-    for i, j in pairs:
-        for depth, end, which in ((i, ends[0], "model_x"), (j, ends[1], "model_y")):
-            if not 0 <= depth <= end:
-                raise ValueError(f"pair ({i}, {j}): depth {depth} is out of range, {which} has depths 0 to {end}")
-    if len(set(map(tuple, pairs))) < len(pairs):
-        raise ValueError(f"pairs {list(pairs)} names one twice")
-    return tuple((int(i), int(j)) for i, j in pairs)
+    return tuple(found)
 
 
 def _check_sizes(data: _Data, names: np.ndarray) -> None:

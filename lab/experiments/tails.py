@@ -21,7 +21,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModel
 
-from lab import metrics, models, replicas
+from lab import metrics, models, replicas, require
 from lab.replicas import Recipe
 from lab.texts import last_positions, tokenize
 
@@ -38,6 +38,12 @@ class Tuning:
     rate: float
     head_rate: float  # of the final norm and the classifier
     decay: float = 0.01
+
+
+def tuning_of(steps: Any, batch: Any, rate: Any, head_rate: Any, *, least: int = 1) -> Tuning:
+    """Checked settings; `least`: how many steps at least."""
+    rates = (require.number(name, value, above=0) for name, value in (("rate", rate), ("head_rate", head_rate)))
+    return Tuning(require.whole("steps", steps, least), require.whole("batch", batch, 1), *rates)
 
 
 @dataclass(frozen=True)

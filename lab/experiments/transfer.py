@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lab import replicas
+from lab import replicas, require
 from lab.experiments import transfer_statistics, transfer_tasks
 from lab.experiments.transfer_tasks import Task, seed_of
 from lab.replicas import Recipe, Shape, Weights
@@ -182,30 +182,33 @@ def run(
     nets, as another seed would.
     """
     transfer_tasks.check(task, distance)
-    _check_options(task, sizes, n, seed)
+    _check_options(task, sizes)
     check_executor(executor)
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; presets are {', '.join(PRESETS)}")
-    chosen = PRESETS[preset][task]
+    seed, at_once = require.seed(seed, hint="; seeds= says how many"), require.whole("at_once", at_once, 1)
+    chosen = PRESETS[require.one_of("preset", preset, PRESETS)][task]
+    blocks = chosen.n_blocks if n_blocks is None else require.whole("n_blocks", n_blocks, 1)
+    skip, embedding_only, random = require.flags(skip=skip, embedding_only=embedding_only, random=random)
+    steps = chosen.recipe.steps if steps is None else require.whole("steps", steps, 1)
     chosen = replace(
         chosen,
-        n=tuple(chosen.n if n is None else sorted(n)),
-        splits=chosen.splits if splits is None else splits,
-        seeds=chosen.seeds if seeds is None else seeds,
-        targets=tuple(chosen.targets if targets is None else targets),
-        recipe=chosen.recipe if steps is None else replace(chosen.recipe, steps=steps),
-        n_blocks=chosen.n_blocks if n_blocks is None else n_blocks,
+        n=tuple(sorted(require.wholes("n", chosen.n if n is None else n, 0, blocks))),
+        splits=chosen.splits if splits is None else require.whole("splits", splits, 1),
+        seeds=chosen.seeds if seeds is None else require.whole("seeds", seeds, 1),
+        targets=tuple(require.some_of("targets", chosen.targets if targets is None else targets, _BOTH)),
+        recipe=replace(chosen.recipe, steps=steps),
+        n_blocks=blocks,
         skip=skip,
         sizes={**chosen.sizes, **sizes},
     )
-    _check(chosen, at_once)
-    if own_rows not in ("fresh", "copied"):
-        raise ValueError(f"own_rows={own_rows!r}: pass fresh or copied")
+    own_rows = require.one_of("own_rows", own_rows, ("fresh", "copied"))
+    if halves is not None:
+        halves = transfer_tasks.check_halves(halves, 10 if task == "D" else 40)
     example = transfer_tasks.make(task, distance=distance, split=0, seed=seed, halves=halves, **chosen.sizes)
-    least = example.gate.least if gate is None else gate
+    chosen = replace(chosen, sizes={**chosen.sizes, **{name: (example.sizes or {})[name] for name in sizes}})
+    least = example.gate.least if gate is None else require.number("gate", gate, 0, 1)
     settings = {
         "task": task, "distance": distance, **asdict(chosen), "embedding_only": embedding_only, "random": random,
-        "own_rows": own_rows, "halves": None if halves is None else [list(map(int, half)) for half in halves], "gate": least,
+        "own_rows": own_rows, "halves": None if halves is None else [list(half) for half in halves], "gate": least,
         "ceiling": example.gate.most, "threads": torch.get_num_threads(),
     }  # fmt: skip
     known = {name: value for name, value in settings.items() if name not in ("splits", "seeds")}
@@ -433,7 +436,7 @@ def _score(shape: Shape, weights: Weights, test: tuple[torch.Tensor, torch.Tenso
 # --- checks and messages --------------------------------------------------------------------------------------------
 
 
-def _check_options(task: str, sizes: dict[str, Any], n: Any, seed: Any) -> None:
+def _check_options(task: str, sizes: dict[str, Any]) -> None:
     """Misspelt options arrive among the sizes of the task."""
     options = [name for name in inspect.signature(run).parameters if name not in ("task", "preset", "sizes")]
     known = transfer_tasks.sizes_of(task)
@@ -444,24 +447,6 @@ def _check_options(task: str, sizes: dict[str, Any], n: Any, seed: Any) -> None:
                 f"there is no option {name}{f' (did you mean {near[0]}?)' if near else ''}; options are {', '.join(options)}; "
                 f"sizes of task {task} are {', '.join(known)}"
             )
-    if isinstance(n, int):
-        raise ValueError(f"n={n}: pass a list of numbers of blocks, such as n=[{n}]")
-    if not isinstance(seed, int):
-        raise ValueError(f"seed={seed!r}: pass one number, and seeds= for how many")
-
-
-def _check(chosen: Preset, at_once: int) -> None:
-    outside = [n for n in chosen.n if not 0 <= n <= chosen.n_blocks]
-    if outside or not chosen.n or len(set(chosen.n)) < len(chosen.n):
-        raise ValueError(f"n={list(chosen.n)}: pass numbers of blocks from 0 to {chosen.n_blocks}, each once")
-    if min(chosen.splits, chosen.seeds) < 1:
-        raise ValueError(f"splits={chosen.splits}, seeds={chosen.seeds}: pass at least 1")
-    if not chosen.targets or not set(chosen.targets) <= set(_BOTH) or len(set(chosen.targets)) < len(chosen.targets):
-        raise ValueError(f"targets={list(chosen.targets)}: pass 'A', 'B' or both")
-    if chosen.recipe.steps < 1:
-        raise ValueError(f"steps={chosen.recipe.steps}: pass at least 1")
-    if at_once < 1:
-        raise ValueError(f"at_once={at_once}: pass at least 1")
 
 
 def _shape(task: Task, n_blocks: int, d_model: int, n_heads: int, skip: bool = True) -> Shape:

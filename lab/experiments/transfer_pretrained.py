@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab import datasets, models, probes
-from lab.experiments.tails import Body, Tuning, as_texts, interval, spread_over_groups, tune, with_holm
+from lab import datasets, models, probes, require
+from lab.experiments.tails import Body, Tuning, as_texts, interval, spread_over_groups, tune, tuning_of, with_holm
 from lab.experiments.transfer_tasks import seed_of
 from lab.identity import identity
 from lab.results import Result, keep, run_shards, versions
@@ -90,11 +90,10 @@ def run(
 
     Only the test texts' noise is in the intervals: another seed of the fresh weights may differ by more.
     """
-    n_layers = model.cfg.n_layers
+    n_layers, seed, repeats = model.cfg.n_layers, require.seed(seed), require.whole("repeats", repeats, 1)
+    test_fraction, (null,) = require.fraction("test_fraction", test_fraction), require.flags(null=null)
     chosen, tuning, limit = _pretrained_sizes(preset, n_layers, n, limit, steps, batch, (rate, head_rate))
-    wrong = [name for name in treatments if name not in TREATMENTS]
-    if wrong or not treatments or len(set(treatments)) < len(treatments):
-        raise ValueError(f"treatments={list(treatments)}: pass some of {', '.join(TREATMENTS)}, each once")
+    treatments = require.some_of("treatments", treatments, TREATMENTS)
     frame, name = (datasets.load(data), data) if isinstance(data, str) else (data, "your data")
     datasets.check_concept_data(frame, name=name)
     frame = spread_over_groups(frame, limit, np.random.default_rng(seed_of("texts", seed)))
@@ -104,7 +103,7 @@ def run(
     own = identity(model)
     parameters = {
         **models.facts(model), "identity": str(own),
-        "dataset": name, "preset": preset, "n": chosen, "treatments": list(treatments), "seed": seed,
+        "dataset": name, "preset": preset, "n": chosen, "treatments": treatments, "seed": seed,
         "repeats": repeats, "test_fraction": test_fraction, "n_examples": len(frame), **asdict(tuning), "null": null,
         "texts": hashlib.sha256("\n".join(frame.text.astype(str)).encode()).hexdigest(), "versions": versions(),
     }  # fmt: skip
@@ -141,21 +140,15 @@ def _pretrained_sizes(
     rates: tuple[float, float],
 ) -> tuple[list[int], Tuning, int]:
     sizes = {"quick": (120, 25), "standard": (512, 100), "full": (512, 200)}
-    if preset not in sizes:
-        raise ValueError(f"unknown preset {preset!r}; presets are {', '.join(sizes)}")
+    size, default_steps = sizes[require.one_of("preset", preset, sizes)]
     own = {
         "quick": [round(n_layers * share) for share in (0.8, 0.9, 0.97, 1)],
         "standard": [round(n_layers * share) for share in (0, 1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6, 14 / 15, 1)],
         "full": [*range(0, n_layers, 2), n_layers],
     }
-    chosen = sorted(set(own[preset])) if n is None else sorted(int(count) for count in n)
-    outside = [count for count in chosen if not 0 <= count <= n_layers]
-    if outside or not chosen or len(set(chosen)) < len(chosen):
-        raise ValueError(f"n={chosen}: pass numbers of frozen blocks from 0 to {n_layers}, each once")
-    tuning = Tuning(sizes[preset][1] if steps is None else steps, batch, *rates)
-    if tuning.steps < 0 or batch < 1 or min(rates) <= 0:
-        raise ValueError(f"steps={tuning.steps}, batch={batch}, rates={rates}: pass 0 or more, 1 or more, and above 0")
-    return chosen, tuning, sizes[preset][0] if limit is None else limit
+    chosen = require.wholes("n", sorted(set(own[preset])) if n is None else n, 0, n_layers, hint=" (frozen blocks)")
+    tuning = tuning_of(default_steps if steps is None else steps, batch, *rates, least=0)
+    return sorted(chosen), tuning, size if limit is None else require.whole("limit", limit, 2)
 
 
 def _pretrained_shard(

@@ -16,13 +16,15 @@ generalise to: their accuracy says what was stored.
 
 import hashlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Shaped
 from sklearn.datasets import load_digits
+
+from lab import require
 
 DISTANCES = {"D": ("near",), "S": ("near", "far"), "F": ("near", "far"), "Mod": ("near", "far")}
 SIDES = ("A", "B")
@@ -130,6 +132,7 @@ def make(
     ((150, 16, 4), ('5', '6', '7', '8', '9'))
     """
     check(name, distance)
+    split, seed = require.whole("split", split, 0), require.seed(seed)
     unknown = sorted(set(sizes) - set(sizes_of(name)))
     if unknown:
         raise ValueError(f"task {name} has no size {', '.join(unknown)}; it has {', '.join(sizes_of(name))}")
@@ -156,15 +159,17 @@ def check(name: str, distance: str) -> None:
             f"the first argument is a task, {', '.join(DISTANCES)}, and not a {type(name).__name__}: this experiment trains "
             "its own nets"
         )
-    if name not in DISTANCES:
-        raise ValueError(f"unknown task {name!r}; tasks are {', '.join(DISTANCES)}")
-    if distance not in DISTANCES[name]:
+    require.one_of("task", name, DISTANCES)
+    if not isinstance(distance, str) or distance not in DISTANCES[name]:
         raise ValueError(f"task {name} has no distance {distance!r}; it has {', '.join(DISTANCES[name])}")
 
 
 def check_halves(halves: tuple[Sequence[int], Sequence[int]], n: int) -> tuple[list[int], list[int]]:
     """Two disjoint, equally large lists of class numbers below n, or a ValueError that says what is wrong."""
-    a, b = (sorted(int(number) for number in half) for half in halves)
+    given = list(halves) if isinstance(halves, Iterable) else []
+    if isinstance(halves, str) or len(given) != 2:
+        raise ValueError(f"halves={halves!r}: give two lists of class numbers, those of A and of B")
+    a, b = (sorted(require.wholes("halves", half, 0, None, least=0, twice=True)) for half in given)
     both = sorted(set(a) & set(b))
     if both:
         raise ValueError(
@@ -211,8 +216,10 @@ def _digits(
     noise: float = 0.5,
 ) -> Task:
     images, digits = load_digits(return_X_y=True)
-    if not 1 <= train_per_class <= 150:
-        raise ValueError(f"train_per_class={train_per_class}: pass 1 to 150; a digit has at least 174 images")
+    train_per_class = require.whole(
+        "train_per_class", train_per_class, 1, 150, hint="; a digit has at least 174 images"
+    )
+    noise = require.number("noise", noise, 0)
     images = (images - images.mean()) / images.std()
     rng = _rng("D", split, seed)
     images = images + noise * rng.standard_normal(images.shape)  # once and for all: the same noisy image in each pass
@@ -253,10 +260,10 @@ def _sources(
     weight: float = 0.8,
     token_noise: float = 0.15,
 ) -> Task:
-    if min(train_per_class, test_per_class) < 1 or not 0 < weight <= 1 or not 0 <= token_noise < 1:
-        raise ValueError(
-            "pass train_per_class and test_per_class of at least 1, weight in (0, 1], token_noise in [0, 1)"
-        )
+    train_per_class = require.whole("train_per_class", train_per_class, 1)
+    test_per_class = require.whole("test_per_class", test_per_class, 1)
+    weight = require.number("weight", weight, high=1, above=0)
+    token_noise = require.number("token_noise", token_noise, 0, below=1)
     if distance == "far":
         halves = (list(range(20)), list(range(20, 40)))
     elif halves is None:
@@ -351,10 +358,8 @@ def _facts(
     distance: str, split: int, seed: int, *, form: str = "one_hop", entities: int = 200, relations: int = 8
 ) -> Task:
     """Tokens: the entities of both halves, the relations of both, then `=` and a blank."""
-    if form not in ("one_hop", "two_hop", "context"):
-        raise ValueError(f"form={form!r}: pass one_hop, two_hop or context")
-    if entities < 10 or relations < 1:
-        raise ValueError(f"entities={entities}, relations={relations}: pass at least 10 and 1")
+    form = require.one_of("form", form, ("one_hop", "two_hop", "context"))
+    entities, relations = require.whole("entities", entities, 10), require.whole("relations", relations, 1)
     rng = _rng("F", split)
     n_entities = entities if distance == "near" else 2 * entities
     equals, blank = n_entities + 2 * relations, n_entities + 2 * relations + 1
@@ -422,8 +427,7 @@ _OPERATORS = {"A": ("x+y", "x-y", "2x+y"), "near": ("x+2y", "3x-y", "x+3y"), "fa
 
 def _arithmetic(distance: str, split: int, seed: int, *, train_share: float = 0.6) -> Task:
     """[x op y =], tokens 0-30 numbers, 31-36 operators, 37 `=`; the split decides which pairs are trained."""
-    if not 0 < train_share < 1:
-        raise ValueError(f"train_share={train_share}: pass a fraction between 0 and 1, ends excluded")
+    train_share = require.fraction("train_share", train_share)
     x, y = (part.ravel() for part in np.indices((_P, _P)))
     sides = {}
     for place, name in enumerate(SIDES):

@@ -19,7 +19,7 @@ import pandas as pd
 from scipy import stats
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab import datasets, models, probes
+from lab import datasets, models, probes, require
 from lab.experiments import tails
 from lab.experiments.tails import Body, Texts, Tuning
 from lab.experiments.transfer_tasks import seed_of
@@ -93,21 +93,15 @@ def run(
 
     Intervals hold the noise of the test texts alone: another tuning seed may differ by more.
     """
-    n_layers = model.cfg.n_layers
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; presets are {', '.join(PRESETS)}")
-    size, default_steps, splits, shares = PRESETS[preset]
-    chosen = sorted({round(share * n_layers) for share in shares} if n is None else map(int, n))
-    if not chosen or len(set(chosen)) < len(chosen) or not all(0 <= count <= n_layers for count in chosen):
-        raise ValueError(f"n={chosen}: pass numbers of carried blocks from 0 to {n_layers}, each once")
-    limit, repeats = limit or size, splits if repeats is None else repeats
-    tuning = Tuning(default_steps if steps is None else steps, batch, rate, head_rate)
-    if tuning.steps < 1 or batch < 1 or min(rate, head_rate) <= 0 or repeats < 1:
-        raise ValueError(
-            f"steps={tuning.steps}, batch={batch}, rates={rate}, {head_rate}, repeats={repeats}: pass more"
-        )
-    if isinstance(sources, str) or not len(sources):
-        raise ValueError(f"sources={sources!r}: pass a list of one data set or more")
+    n_layers, seed = model.cfg.n_layers, require.seed(seed)
+    size, default_steps, splits, shares = PRESETS[require.one_of("preset", preset, PRESETS)]
+    usual = sorted({round(share * n_layers) for share in shares})
+    chosen = sorted(require.wholes("n", usual if n is None else n, 0, n_layers, hint=" (carried blocks)"))
+    limit = require.whole("limit", size if limit is None else limit, 2)
+    repeats = require.whole("repeats", splits if repeats is None else repeats, 1)
+    test_fraction = require.fraction("test_fraction", test_fraction)
+    tuning = tails.tuning_of(default_steps if steps is None else steps, batch, rate, head_rate)
+    sources = require.listed("sources", sources, "data sets", least=1)
     frames = _frames([target, *sources], limit, seed)
     name = next(iter(frames))
     texts = {task: tails.as_texts(model, frame) for task, frame in frames.items()}

@@ -24,7 +24,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab import datasets, models, probes, replicas
+from lab import datasets, models, probes, replicas, require
 from lab.experiments import update_scaling
 from lab.experiments.tails import spread_over_groups
 from lab.experiments.transfer_tasks import seed_of
@@ -162,17 +162,11 @@ def run(
     they are: with several seeds, a text counts by its mean over seeds, and another tuning seed may differ by more.
     A control that the untouched model does not do above chance says nothing: look at its row "untouched" in `.table`.
     """
-    given: dict[str, Any] = {"seeds": seeds, "steps": steps, "grid": None if grid is None else tuple(map(float, grid))}
-    given["frozen"] = None if frozen is None else tuple(map(float, frozen))
-    chosen = _sizes(preset, {**given, "permutations": permutations, **(sizes or {})})
-    if head not in ("random", "fitted"):
-        raise ValueError(f"head={head!r}: pass random or fitted")
-    if rate <= 0 or draws < 1:
-        raise ValueError(f"rate={rate}, draws={draws}: pass a rate above 0 and 1 draw or more")
-    if not len(control_data) or isinstance(control_data, str):
-        raise ValueError(
-            f"control_data={control_data!r}: pass a list of one set or more; without it nothing can be forgotten"
-        )
+    given = {"seeds": seeds, "steps": steps, "grid": grid, "frozen": frozen, "permutations": permutations}
+    chosen = _sizes(preset, {**given, **(sizes or {})})
+    seed, head = require.seed(seed), require.one_of("head", head, ("random", "fitted"))
+    rate, draws = require.number("rate", rate, above=0), require.whole("draws", draws, 1)
+    control_data = require.listed("control_data", control_data, "data sets", least=1)  # else nothing can be forgotten
     tasks = [_Task(model, data, chosen, seed, place) for place, data in enumerate((target_data, *control_data))]
     if tasks[0].prose:
         raise ValueError("target_data has no labels: the target is a labelled set, prose can only be a control")
@@ -212,23 +206,17 @@ def run(
 
 
 def _sizes(preset: str, changes: Mapping[str, Any]) -> Preset:
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; presets are {', '.join(PRESETS)}")
-    known = asdict(PRESETS[preset])
+    known = asdict(PRESETS[require.one_of("preset", preset, PRESETS)])
     unknown = sorted(set(changes) - set(known))
     if unknown:
         raise ValueError(f"there is no size {', '.join(unknown)}; sizes are {', '.join(known)}")
-    chosen = replace(PRESETS[preset], **{name: value for name, value in changes.items() if value is not None})
-    if not chosen.grid or len(set(chosen.grid)) < len(chosen.grid) or not all(0 <= x <= 1 for x in chosen.grid):
-        raise ValueError(f"grid={list(chosen.grid)}: pass values of alpha from 0 to 1, each once")
-    if len(set(chosen.frozen)) < len(chosen.frozen) or not all(0 < share < 1 for share in chosen.frozen):
-        raise ValueError(f"frozen={list(chosen.frozen)}: pass shares of the blocks, above 0 and below 1, each once")
-    least = {"train": 2, "validation": 2, "test": 2, "documents": 1, "length": 2, "steps": 1, "batch": 1, "seeds": 1}
-    counts = {**asdict(chosen), "documents": min(chosen.documents)}
-    for name, bound in {**least, "permutations": 0}.items():
-        if counts[name] < bound:
-            raise ValueError(f"{name}={counts[name]}: pass {bound} or more")
-    return chosen
+    chosen = known | {name: value for name, value in changes.items() if value is not None}
+    least = {"train": 2, "validation": 2, "test": 2, "length": 2, "steps": 1, "batch": 1, "seeds": 1, "permutations": 0}
+    found: dict[str, Any] = {name: require.whole(name, chosen[name], bound) for name, bound in least.items()}
+    found["documents"] = tuple(require.wholes("documents", chosen["documents"], 1, None, least=2, twice=True))
+    found["grid"] = tuple(require.numbers("grid", chosen["grid"], low=0, high=1, once=True))
+    found["frozen"] = tuple(require.numbers("frozen", chosen["frozen"], above=0, below=1, least=0, once=True))
+    return Preset(**found)
 
 
 # --- one data set ---------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import torch
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab import datasets, lenses, metrics, models
+from lab import datasets, lenses, metrics, models, require
 from lab.answers import ARTICLES, Answer
 from lab.experiments import hop_statistics
 from lab.identity import identity
@@ -76,12 +76,9 @@ def run(
         ValueError: unknown style or rule, missing columns, an empty alias, a query longer than the context, ...: before
             the model runs.
     """
-    if style not in STYLES:
-        raise ValueError(f"style={style!r}: choose one of {', '.join(STYLES)}")
-    if rule not in RULES:
-        raise ValueError(f"rule={rule!r}: choose one of {', '.join(RULES)}")
-    if shots < 0 or max_new_tokens < 1:
-        raise ValueError(f"shots={shots}, max_new_tokens={max_new_tokens}: give at least 0 and 1")
+    seed, style, rule = require.seed(seed), require.one_of("style", style, STYLES), require.one_of("rule", rule, RULES)
+    shots, max_new_tokens = require.whole("shots", shots, 0), require.whole("max_new_tokens", max_new_tokens, 1)
+    batch_size, limit = require.whole("batch_size", batch_size, 1), None if limit is None else _limit(limit)
     frame, name = load(data, limit=limit)
     absent = [
         column_of(kind) for kind in PROMPTS if column_of(kind) not in frame or frame[column_of(kind)].isna().any()
@@ -153,9 +150,7 @@ def load(data: str | pd.DataFrame, *, limit: int | None = None) -> tuple[pd.Data
     frame = datasets.load(data) if isinstance(data, str) else datasets.as_two_hop(data)
     name = data if isinstance(data, str) else data.attrs.get("card", {}).get("name", "your data")
     if limit is not None:
-        if limit < 2:
-            raise ValueError(f"limit={limit}: give at least 2 queries")
-        frame = frame.head(limit)
+        frame = frame.head(_limit(limit))
     datasets.check_two_hop_data(frame, name=name)
     return frame.reset_index(drop=True), name
 
@@ -174,7 +169,11 @@ def prompts(
 
     `last`: other texts to ask, one a row, behind the same examples; None asks the frame's own.
     """
-    answers, groups, rng = frame[PROMPTS[kind]].to_numpy(), frame.group.to_numpy(str), np.random.default_rng(seed)
+    require.one_of("kind", kind, PROMPTS)
+    require.one_of("style", style, STYLES)
+    shots = require.whole("shots", shots, 0)
+    rng = np.random.default_rng(require.seed(seed))
+    answers, groups = frame[PROMPTS[kind]].to_numpy(), frame.group.to_numpy(str)
     if shots and "r2" not in frame:
         raise ValueError(
             f"shots={shots} needs a column r2: examples are taken from queries with the same second relation"
@@ -210,6 +209,8 @@ def greedy(
     progress: bool = True,
 ) -> list[str]:
     """Greedy continuations of texts, by Hugging Face's own `generate`, in batches of like length, padded on the left."""
+    texts, batch_size = require.listed("texts", texts, "texts"), require.whole("batch_size", batch_size, 1)
+    max_new_tokens = require.whole("max_new_tokens", max_new_tokens, 1)
     order = np.argsort([-len(text) for text in texts], kind="stable")
     said = [""] * len(texts)
     with tqdm(total=len(texts), unit="prompt", desc="Answering", disable=not progress, leave=False) as bar:
@@ -260,6 +261,7 @@ def taxonomy_by_depth(
     Returns:
         depth, relative_depth, cell, n, share, low, high.
     """
+    seed = require.seed(seed)
     queries, rows = _chosen(result, examples)
     right = []
     for kind in ("first_hop", "second_hop", "composition"):
@@ -296,6 +298,7 @@ def decomposition(
     Returns:
         One row a (example, method): right, tokens (read and written), passes (block runs times positions), prompt, said.
     """
+    seed, rule = require.seed(seed), require.one_of("rule", rule, RULES)
     everything = result.tables["queries"]
     queries, rows = _chosen(result, examples)
     own = result.table[result.table.prompt == "first_hop"].set_index("example").said
@@ -346,6 +349,7 @@ def shares_of_ways(rows: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     Returns:
         method, n, share, low, high, difference to latent on the same queries with its interval, tokens, passes (means).
     """
+    seed = require.seed(seed)
     latent = rows[rows.method == "latent"].set_index("example").right.astype(float)
     table = []
     for method, part in rows.groupby("method", sort=False):
@@ -406,14 +410,15 @@ def judge(answer: Answer, said: str, rule: str) -> bool:
 def _chosen(result: Result, examples: Sequence[str] | None) -> tuple[pd.DataFrame, list[int]]:
     """Some of the queries of a result (None: all), in the order given, and their rows in its table."""
     queries = result.tables["queries"]
-    rows = (
-        list(range(len(queries)))
-        if examples is None
-        else pd.Index(queries.example).get_indexer(list(examples)).tolist()
-    )
+    wanted = queries.example.tolist() if examples is None else require.listed("examples", examples, "names of queries")
+    rows = pd.Index(queries.example).get_indexer(wanted).tolist()
     if -1 in rows:
-        raise ValueError(f"{list(examples or ())[rows.index(-1)]!r} is not among the {len(queries)} answered queries")
+        raise ValueError(f"{wanted[rows.index(-1)]!r} is not among the {len(queries)} answered queries")
     return queries.iloc[rows].reset_index(drop=True), rows
+
+
+def _limit(limit: Any) -> int:
+    return require.whole("limit", limit, 2, hint=" queries")
 
 
 def _answer_part(
