@@ -31,7 +31,7 @@ from lab.interventions import patch, rewritten
 from lab.maps import RIDGES, Alignment, Moments, Ridge, align, split_documents
 from lab.results import Result, versions
 from lab.states import stream_states
-from lab.texts import Tokens, tokenize
+from lab.texts import Tokens, checked_texts, tokenize
 
 Pair = tuple[int, int]
 METRICS = ("kl", "loss", "accuracy")
@@ -109,9 +109,7 @@ def run(
         ValueError: a depth out of range, no pairs or one twice, too few documents or groups, an empty or too long text,
             ridges not above 0, a model that `lab.load` did not load (with random_weights): before a model runs.
     """
-    if isinstance(documents, str):
-        raise ValueError("documents is one string: give a list of texts")
-    texts = [str(text) for text in documents]
+    texts = checked_texts(documents, what="document")
     chosen = _check_pairs(model_x, model_y, pairs)
     if not len(ridges) or min(ridges) <= 0:
         raise ValueError(f"ridges={tuple(ridges)}: give values above 0, such as 1e-5 to 1 (shares of the mean square)")
