@@ -120,7 +120,7 @@ def _about(folder: Path) -> dict[str, Any]:
     """What result.json says."""
     path = folder / "result.json"
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = _unpacked(path.read_text(encoding="utf-8"))
     except ValueError:
         about = None
     if not isinstance(about, dict) or not {"kind", "parameters"} < about.keys():
@@ -154,6 +154,7 @@ def _digest(content: bytes) -> str:
 
 
 _LOSSES = (AssertionError, ValueError, TypeError, NotImplementedError, OverflowError, pa.ArrowException)
+_TUPLE = "a tuple of"
 _TABLE_FILE = re.compile(r"[\w.-]+-[0-9a-f]{16}\.parquet\.gz")
 
 
@@ -245,7 +246,7 @@ def _parquet(frame: pd.DataFrame) -> bytes:
 def _decoded(content: bytes, packed: list[str], attrs: dict[str, Any]) -> pd.DataFrame:
     frame = pd.read_parquet(io.BytesIO(gzip.decompress(content)), engine="pyarrow")
     for column in packed:
-        frame[column] = pd.Series([json.loads(cell) for cell in frame[column]], index=frame.index, dtype=object)
+        frame[column] = pd.Series([_unpacked(cell) for cell in frame[column]], index=frame.index, dtype=object)
     frame.attrs = attrs
     return frame
 
@@ -253,16 +254,30 @@ def _decoded(content: bytes, packed: list[str], attrs: dict[str, Any]) -> pd.Dat
 def _packed(value: Any, where: str) -> str:
     """JSON that gives the value back; numpy's numbers as Python's, which are equal to them."""
     try:
-        text = json.dumps(value, default=lambda one: one.item() if isinstance(one, np.generic) else {}[one])
-        same = _same(value, json.loads(text))
-    except (ValueError, TypeError, KeyError, RecursionError):
+        text = json.dumps(_marked(value))
+        same = _same(value, _unpacked(text))
+    except (ValueError, TypeError, RecursionError):
         same = False
     if not same:
         raise ValueError(
-            f"{where} is {_shown(value)}, which would not be read back as it is: use texts, numbers, booleans, None, lists, and "
-            "dicts with texts for keys (list(...) of a tuple or an array, str(...) of a path or a date)"
+            f"{where} is {_shown(value)}, which would not be read back as it is: use texts, numbers, booleans, None, lists, tuples and "
+            "dicts with texts for keys (.tolist() of an array, str(...) of a path or a date)"
         )
     return text
+
+
+def _marked(value: Any) -> Any:
+    """For JSON, which has no tuples and none of numpy's numbers."""
+    if isinstance(value, dict):
+        return {key: _marked(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        parts = [_marked(one) for one in value]
+        return parts if isinstance(value, list) else {_TUPLE: parts}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _unpacked(text: str) -> Any:
+    return json.loads(text, object_hook=lambda one: tuple(one[_TUPLE]) if one.keys() == {_TUPLE} else one)
 
 
 def _same(value: Any, back: Any) -> bool:
@@ -273,7 +288,7 @@ def _same(value: Any, back: Any) -> bool:
         return False
     if isinstance(value, dict):
         return list(value) == list(back) and all(map(_same, value.values(), back.values()))
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return len(value) == len(back) and all(map(_same, value, back))
     return value == back or (value != value and back != back)
 
