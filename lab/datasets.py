@@ -21,7 +21,7 @@ instruction, instruction_place, licence, source, sha256) and its prose under "te
     lab.datasets.names(kind="two_hop")
     lab.datasets.load("two_hop")                  # "The capital of the country that contains the city of Mumbai is"
     lab.datasets.load("published/two_hop")        # the file of Biran et al., downloaded once
-    lab.datasets.as_two_hop(pd.read_csv("mine.csv"))
+    lab.datasets.as_two_hop(pd.read_csv("mine.csv", keep_default_na=False))    # else an answer "NA" is missing
 
 Two-hop queries come as a DataFrame of one query a row. `as_two_hop` says which columns there are and which of them a
 table needs; the card of `two_hop` says what they hold.
@@ -29,7 +29,7 @@ table needs; the card of `two_hop` says what they hold.
     lab.datasets.names(kind="prompts")            # prompts of graded difficulty: "5 + 7 + 5 = "
     lab.datasets.load("chains")
     lab.datasets.load("published/gsm8k")          # downloaded once
-    lab.datasets.as_prompts(pd.read_csv("mine.csv"))
+    lab.datasets.as_prompts(pd.read_csv("mine.csv", dtype={"answer": str}, keep_default_na=False))
     lab.datasets.load("prose")                    # plain text, for losses, norms and maps
 
 Prompts come one a row, with their `level` (steps, hops, terms), prose one document a row: see `as_prompts`, `as_prose`.

@@ -260,8 +260,8 @@ def _packed(value: Any, where: str) -> str:
         same = False
     if not same:
         raise ValueError(
-            f"{where} is {_shown(value)}, which would not be read back as it is: use texts, numbers, booleans, None, lists, tuples and "
-            "dicts with texts for keys (.tolist() of an array, str(...) of a path or a date)"
+            f"{where} is {_shown(value)}, which would not be read back as it is: use texts, numbers, booleans, None, lists, "
+            "tuples, and dicts with texts for keys (.tolist() of an array, str(...) of a path or a date)"
         )
     return text
 
