@@ -21,7 +21,7 @@ instruction, instruction_place, licence, source, sha256) and its prose under "te
     lab.datasets.names(kind="two_hop")
     lab.datasets.load("two_hop")                  # "The capital of the country that contains the city of Mumbai is"
     lab.datasets.load("published/two_hop")        # the file of Biran et al., downloaded once
-    lab.datasets.as_two_hop(pd.read_csv("mine.csv"))
+    lab.datasets.as_two_hop(pd.read_csv("mine.csv", keep_default_na=False))    # else an answer "NA" is missing
 
 Two-hop queries come as a DataFrame of one query a row. `as_two_hop` says which columns there are and which of them a
 table needs; the card of `two_hop` says what they hold.
@@ -29,7 +29,7 @@ table needs; the card of `two_hop` says what they hold.
     lab.datasets.names(kind="prompts")            # prompts of graded difficulty: "5 + 7 + 5 = "
     lab.datasets.load("chains")
     lab.datasets.load("published/gsm8k")          # downloaded once
-    lab.datasets.as_prompts(pd.read_csv("mine.csv"))
+    lab.datasets.as_prompts(pd.read_csv("mine.csv", dtype={"answer": str}, keep_default_na=False))
     lab.datasets.load("prose")                    # plain text, for losses, norms and maps
 
 Prompts come one a row, with their `level` (steps, hops, terms), prose one document a row: see `as_prompts`, `as_prose`.
@@ -61,7 +61,9 @@ from lab.tables import (
     check_concept_data,
     check_prompts,
     check_prose,
+    check_texts,
     check_two_hop_data,
+    read_csv,
 )
 
 __all__ = [
@@ -73,6 +75,7 @@ __all__ = [
     "check_concept_data",
     "check_prompts",
     "check_prose",
+    "check_texts",
     "check_two_hop_data",
     "load",
     "names",
@@ -84,6 +87,10 @@ __all__ = [
 TWO_HOP_SETS = ("two_hop",)
 PROMPT_SETS = ("word_problems", "sums", "chains")
 PROSE_SETS = ("prose",)
+NUMBERS = {  # columns of the kit's own sets that are numbers; all others are texts, also where they hold digits only
+    **dict.fromkeys(("label", "difficulty", "level", "population", "flips", "distance", "first", "second"), int),
+    **{"e1_popularity": int, "e2_popularity": float, "answer_share": float, "ratio": float},
+}
 KINDS = ("concept", "two_hop", "prompts", "prose")
 
 
@@ -145,13 +152,15 @@ def load(name: str, *, source: str | Path | None = None) -> pd.DataFrame:
             f"{path.name} has SHA-256 {found}, its card says {card['sha256']}: the file was changed. "
             f"Restore it, or build it again (data/build), or read your own version with lab.datasets.read(path)"
         )
+    frame = read_csv(path)
+    for column in frame.columns.intersection(list(NUMBERS)):
+        frame[column] = [
+            NUMBERS[column](cell) if cell else float("nan") for cell in frame[column]
+        ]  # people: no popularity
     if name in TWO_HOP_SETS:
-        frame = pd.read_csv(path, keep_default_na=False, na_values={"e2_popularity": [""]})  # people have none
         return _with_card(as_two_hop(frame, name=name), card)
     if name in PROMPT_SETS + PROSE_SETS:
-        frame = pd.read_csv(path, keep_default_na=False, dtype={"answer": str})  # answers are texts, "20" among them
         return _with_card((as_prompts if name in PROMPT_SETS else as_prose)(frame, name=name), card)
-    frame = pd.read_csv(path, dtype={"example": str, "text": str, "group": str, "template": str}, keep_default_na=False)
     _check_columns(frame, COLUMNS, name=name)
     return _finish(frame, card)
 
@@ -199,24 +208,25 @@ def read(
         template: column that names the wording; None: all "own".
 
     Returns:
-        DataFrame as from `load`; columns not named here are kept behind the fixed ones.
+        DataFrame as from `load`; columns not named here are kept behind the fixed ones, as texts.
 
     Raises:
-        ValueError: no such file or column, or what `check_concept_data` refuses.
+        ValueError: no such file or column, a file that is no CSV in UTF-8 with as many cells in each row as in its header
+            (with the line), or what `check_concept_data` refuses.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise ValueError(f"no file {path}: pass the path of a CSV with the columns {text!r} and {label!r}")
-    frame = pd.read_csv(path, keep_default_na=False)
+    frame = read_csv(path)
     _check_columns(frame, [column for column in (text, label, group, template) if column is not None], name=path.name)
     fixed = pd.DataFrame(
         {
-            "example": frame["example"].astype(str) if "example" in frame else _number(path.stem, len(frame)),
-            "text": frame[text].astype(str),
-            "label": frame[label].map(lambda value: int(value) if str(value) in ("0", "1") else value),
-            "group": frame[text if group is None else group].astype(str),
-            "template": "own" if template is None else frame[template].astype(str),
-            "difficulty": frame.get("difficulty", 1),
+            "example": frame["example"] if "example" in frame else _number(path.stem, len(frame)),
+            "text": frame[text],
+            "label": frame[label].astype(object).replace({"0": 0, "1": 1}),
+            "group": frame[text if group is None else group],
+            "template": "own" if template is None else frame[template],
+            "difficulty": _whole(frame["difficulty"], path.name) if "difficulty" in frame else 1,
         }
     )
     rest = [column for column in frame.columns if column not in {*COLUMNS, text, label, group, template}]
@@ -239,6 +249,13 @@ def read(
         "text": "",
     }
     return _finish(frame, card)
+
+
+def _whole(cells: pd.Series, name: str) -> list[int]:
+    for row, cell in enumerate(cells):
+        if not (cell.isascii() and cell.isdigit()):
+            raise ValueError(f"{name}: difficulty {cell!r} in row {row}: whole numbers are needed, or no such column")
+    return [int(cell) for cell in cells]
 
 
 def _data_folder() -> Path:

@@ -35,7 +35,7 @@ from lab import metrics, require
 from lab.models import cache_folder, facts
 from lab.results import Result, versions
 from lab.states import stream_states
-from lab.texts import Tokens, tokenize
+from lab.texts import Tokens, checked_texts, tokenize
 
 RIDGES = tuple(float(c) for c in 10 ** np.arange(-5, 0.01, 0.5).round(1))  # as shares of the mean squared state
 _SPLITS = ("train", "validation", "test")
@@ -272,7 +272,7 @@ def fit_maps(
         ValueError: too few documents or groups, an empty or too long text, a depth out of range, ridges not above 0, a
             pair to keep that is not fitted; before a model runs.
     """
-    texts = [str(text) for text in require.listed("documents", documents, "texts")]
+    texts = checked_texts(require.listed("documents", documents, "texts"), what="document")
     sources = _depths(model_a, source_depths, "source_depths")
     targets = _depths(model_b, target_depths, "target_depths")
     ridges, seed, draws = (

@@ -22,7 +22,17 @@ import platformdirs
 import pooch
 import requests
 
-from lab.tables import COLUMNS, TWO_HOP_ALIASES, _check_columns, _finish, _number, _sha256, as_prompts, as_two_hop
+from lab.tables import (
+    COLUMNS,
+    TWO_HOP_ALIASES,
+    _check_columns,
+    _finish,
+    _number,
+    _sha256,
+    as_prompts,
+    as_two_hop,
+    read_csv,
+)
 
 
 def cache_folder() -> Path:
@@ -171,21 +181,21 @@ def _two_lists(zero: pd.DataFrame, one: pd.DataFrame, *, label_of_zero: int) -> 
 
 
 def _cities(path: Path) -> pd.DataFrame:
-    table = pd.read_csv(path)
+    table = read_csv(path)
     rows = table.rename(columns={"statement": "text"}).assign(group=table["city"])
-    return _two_lists(rows[rows["label"] == 1], rows[rows["label"] == 0], label_of_zero=1)
+    return _two_lists(rows[rows["label"] == "1"], rows[rows["label"] == "0"], label_of_zero=1)
 
 
 def _common_claim(path: Path) -> pd.DataFrame:
-    table = pd.read_csv(path)
-    rows = table[["examples", "agreement"]].rename(columns={"examples": "text"})
+    table = read_csv(path)
+    rows = pd.DataFrame({"text": table["examples"], "agreement": table["agreement"].map(float)})
     return _two_lists(rows[table["label"] == "True"][:3000], rows[table["label"] == "False"][:3000], label_of_zero=1)
 
 
 def _counterfact(path: Path) -> pd.DataFrame:
-    table = pd.read_csv(path)
+    table = read_csv(path)
     rows = table.rename(columns={"statement": "text"}).assign(group=table["subject"])
-    return _two_lists(rows[rows["label"] == 1][:2000], rows[rows["label"] == 0][:2000], label_of_zero=1)
+    return _two_lists(rows[rows["label"] == "1"][:2000], rows[rows["label"] == "0"][:2000], label_of_zero=1)
 
 
 def _stsa(path: Path) -> pd.DataFrame:
@@ -197,9 +207,10 @@ def _stsa(path: Path) -> pd.DataFrame:
 
 
 def _hateeval(path: Path) -> pd.DataFrame:
-    table = pd.read_csv(path, sep="\t")
+    # As the authors read it: quotes in tweets join lines here and there, and which rows come first depends on that.
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, index_col=False)
     rows = table[["text"]]
-    return _two_lists(rows[table["HS"] == 1][:3000], rows[table["HS"] != 1][:3000], label_of_zero=1)
+    return _two_lists(rows[table["HS"] == "1"][:3000], rows[table["HS"] != "1"][:3000], label_of_zero=1)
 
 
 def _sarcasm(path: Path) -> pd.DataFrame:
@@ -447,7 +458,7 @@ def load_published_two_hop(
 
 def published_two_hop_rows(path: Path) -> pd.DataFrame:
     """A file in the published form, row by row, with this kit's columns first and columns that it adds behind them."""
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)  # "None" and "NA" may be names
+    table = read_csv(path)  # "None" and "NA" may be names
     name = path.name
     entities = ("e1", "e2", "e3")
     theirs = {
@@ -490,7 +501,7 @@ def published_two_hop_rows(path: Path) -> pd.DataFrame:
         *("first_hop", "second_hop", "entity_shortcut", "relation_shortcut", "group"),
         *(f"{entity}_popularity" for entity in entities),
     ]
-    rest = [column for column in frame.columns if column not in fixed and not column.startswith("Unnamed")]
+    rest = [column for column in frame.columns if column and column not in fixed]
     return as_two_hop(frame[fixed + rest], name=PUBLISHED_TWO_HOP.name)
 
 

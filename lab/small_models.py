@@ -37,6 +37,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lab import datasets, require
 from lab.models import cache_folder
+from lab.texts import checked_texts
 
 # The world of the k-hop model: people, each with exactly one friend, one boss, and so on.
 NAMES = (
@@ -324,13 +325,9 @@ def text_models(
     n_words, steps = require.whole("n_words", n_words, 2, 10**5), require.whole("steps", steps, 1, 10**6)
     batch, length = require.whole("batch", batch, 1, 10**4), require.whole("length", length, 2, 512)
     learning_rate = require.number("learning_rate", learning_rate, above=0)
-    given = _shipped_documents() if documents is None else require.listed("documents", documents, "texts")
-    texts = [str(text) for text in given]
+    texts = _shipped_documents() if documents is None else checked_texts(documents, what="document")
     if len(texts) < 20:
         raise ValueError(f"{len(texts)} documents: give at least 20, of which a tenth is held out")
-    for i, text in enumerate(texts):
-        if not text.strip():
-            raise ValueError(f"document {i} is empty; each needs at least one word")
     parameters = {
         **{"d_model": d_model, "n_words": n_words, "steps": steps, "batch": batch, "length": length},
         **{"learning_rate": learning_rate, "seed": seed, "documents": len(texts)},

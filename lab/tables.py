@@ -4,7 +4,9 @@
 `as_prompts` and `as_prose` fill in what a table lacks, `check_...` refuse what no experiment can use.
 """
 
+import csv
 import hashlib
+import io
 import json
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -22,6 +24,74 @@ TWO_HOP_ALIASES = ("e1_aliases", "e2_aliases", "e3_aliases")
 PROMPT_NEEDED = ("prompt", "level")
 PROMPT_LISTS = ("aliases", "hop_prompts", "hop_answers", "relations", "entities", "partial_sums")  # JSON in a CSV
 
+_INVISIBLE = {"Zs", "Zl", "Zp", "Cc", "Cf"}  # Unicode's spaces, line ends, control and format characters
+
+
+def why_no_text(value: object) -> str:
+    """What keeps a value from being a text that a model can read; "" if nothing does.
+
+    >>> why_no_text("Paris"), why_no_text("\\u200b "), why_no_text(None), why_no_text(7)
+    ('', 'empty', 'not a text', 'not a text')
+    """
+    if not isinstance(value, str):
+        return "not a text"
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        return "no text: it holds half a surrogate pair, as a file read in the wrong encoding may"
+    return "" if any(unicodedata.category(letter) not in _INVISIBLE for letter in value) else "empty"
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """The cells of a CSV (UTF-8, with a header) as the texts that they are: none is guessed to be a number or missing.
+
+    Raises:
+        ValueError: what is no such file, with the line: other encodings, NUL characters, quotes that aren't closed, line
+            ends outside of quotes that are none of the file's, an empty line between others, rows of more or fewer cells
+            than the header, a column named twice, columns that another sign separates.
+    """
+    content, name = path.read_bytes(), path.name
+    try:
+        text = content.decode("utf-8").removeprefix("\ufeff")  # the mark that spreadsheets put in front
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{name}, line {line}: the byte 0x{content[error.start]:02x} is no UTF-8: save the file as UTF-8"
+        ) from error
+    if (at := text.find("\0")) >= 0:
+        line = text.count("\n", 0, at) + 1
+        raise ValueError(
+            f"{name}, line {line}: a NUL character, as in UTF-16 or a damaged file: save the file as UTF-8"
+        )
+    lines = csv.reader(io.StringIO(text, newline="\n"), strict=True)
+    rows, line = [], 1
+    try:
+        for row in lines:
+            rows.append((line, row))
+            line = lines.line_num + 1
+    except csv.Error as error:
+        reason = "a carriage return outside of quotes" if "new-line" in str(error) else str(error)
+        raise ValueError(
+            f"{name}, line {line}: {reason}. Put a text that holds commas, quotes or line ends in double quotes, and double "
+            "the quotes in it"
+        ) from error
+    while rows and not rows[-1][1]:
+        rows.pop()
+    if not rows:
+        raise ValueError(f"{name} is empty: a header and rows are needed")
+    header = rows[0][1]
+    if twice := [column for column in header if header.count(column) > 1]:
+        raise ValueError(f"{name}, line 1: the column {twice[0]!r} is there twice: give each a name of its own")
+    for line, row in rows:
+        if not row:
+            raise ValueError(f"{name}, line {line} is empty: delete it")
+        if len(row) != len(header):
+            raise ValueError(
+                f"{name}, line {line}: {len(row)} cells, the header has {len(header)} ({', '.join(header)}): put a text that "
+                "holds commas or quotes in double quotes"
+            )
+    if len(header) == 1 and (other := [sign for sign in ";\t|" if sign in header[0]]):
+        raise ValueError(f"{name}, line 1: columns are separated by {other[0]!r} ({header[0]!r}): save it with commas")
+    return pd.DataFrame([row for _, row in rows[1:]], columns=header, dtype="str")
+
 
 def check_concept_data(frame: pd.DataFrame, *, name: str) -> None:
     """Refuse a table that no probe can be trained and tested on.
@@ -32,18 +102,20 @@ def check_concept_data(frame: pd.DataFrame, *, name: str) -> None:
 
     Raises:
         ValueError: a missing column, no rows, an empty text, a label other than 0 or 1, an example named twice, one
-            class only, a row without a group, equal texts with different labels or groups, or groups that can't be split
-            so that both sides have both classes.
+            class only, a row without a group, names that are neither texts nor whole numbers, equal texts with different
+            labels or groups, or groups that can't be split so that both sides have both classes.
     """
     _check_columns(frame, COLUMNS, name=name)
     if frame.empty:
         raise ValueError(f"{name} has no rows: at least two statements of each class are needed")
-    empty = frame["text"].isna() | (frame["text"].astype(str).str.strip() == "")
-    if empty.any():
-        row = int(empty.to_numpy().argmax())
-        raise ValueError(
-            f"{name}: the text in row {row} (example {frame['example'].iloc[row]!r}) is empty: fill it or drop the row"
-        )
+    _check_index(frame, name=name)
+    for row, value in enumerate(frame["text"]):
+        if why := why_no_text(value):
+            shown = "" if why == "empty" else f"{value!r}, "
+            raise ValueError(
+                f"{name}: the text in row {row} (example {frame['example'].iloc[row]!r}) is {shown}{why}: fill it or drop the "
+                "row"
+            )
     strange = ~frame["label"].isin([0, 1])
     if strange.any():
         row = int(strange.to_numpy().argmax())
@@ -51,11 +123,8 @@ def check_concept_data(frame: pd.DataFrame, *, name: str) -> None:
             f"{name}: label {frame['label'].iloc[row]!r} in row {row} (example {frame['example'].iloc[row]!r}): "
             f"labels are 0 or 1 (1 = true, positive, yes)"
         )
-    twice = frame["example"].duplicated()
-    if twice.any():
-        raise ValueError(
-            f"{name}: example {frame['example'][twice].iloc[0]!r} occurs twice: every row needs a name of its own"
-        )
+    _check_names(frame, ("example",), name=name)
+    _check_examples(frame, name=name)
     nameless = frame["group"].isna() | (frame["group"].astype(str).str.strip() == "")
     if nameless.any():
         row = int(nameless.to_numpy().argmax())
@@ -63,6 +132,7 @@ def check_concept_data(frame: pd.DataFrame, *, name: str) -> None:
             f"{name}: row {row} (example {frame['example'].iloc[row]!r}) has no group: give it one, its own name if it "
             "shares its subject with no other"
         )
+    _check_names(frame, ("group",), name=name)
     for column, trouble in (("label", "both labels"), ("group", "several groups, so that a split could separate them")):
         mixed = frame.groupby("text", sort=False)[column].nunique() > 1
         if mixed.any():
@@ -150,17 +220,10 @@ def check_two_hop_data(frame: pd.DataFrame, *, name: str) -> None:
             but forms of up to four capitals (US) are looked for as they are.
     """
     _check_two_hop_columns(frame, name=name)
-    examples = frame["example"] if "example" in frame else pd.Series(range(len(frame)), index=frame.index)
-
-    def place(row: int) -> str:
-        return f"row {row} (example {examples.iloc[row]!r})"
-
-    for column in TWO_HOP_NEEDED:
-        for row, value in enumerate(frame[column]):
-            if not isinstance(value, str) or not value.strip():
-                raise ValueError(f"{name}: {column} in {place(row)} is {value!r}: give it a text or drop the row")
-    if (twice := examples.duplicated()).any():
-        raise ValueError(f"{name}: example {examples[twice].iloc[0]!r} occurs twice: every row needs a name of its own")
+    place = _places(frame)
+    _check_texts(frame, TWO_HOP_NEEDED, name=name)
+    _check_names(frame, ("example", "group"), name=name)
+    _check_examples(frame, name=name)
     for column in TWO_HOP_ALIASES:
         for row, aliases in enumerate(frame[column] if column in frame else []):
             if not isinstance(aliases, list):
@@ -170,7 +233,7 @@ def check_two_hop_data(frame: pd.DataFrame, *, name: str) -> None:
             if not aliases:
                 raise ValueError(f"{name}: {column} in {place(row)} is an empty list: name at least the label itself")
             for alias in aliases:
-                if not isinstance(alias, str) or not alias.strip():
+                if why_no_text(alias):
                     raise ValueError(f"{name}: {column} in {place(row)} contains {alias!r}: every alias is a text")
     for row, (e1, text) in enumerate(zip(frame["e1"], frame["text"], strict=True)):
         if e1 not in text:
@@ -310,6 +373,7 @@ def check_prompts(frame: pd.DataFrame, *, name: str) -> None:
                 f"{name}: level {level!r} in {place(row)}: levels are whole numbers from 1 on (steps, hops, terms), of an "
                 "integer type; frame['level'].astype(int) turns 2.0 into 2, and 1 for all rows will do where there are none"
             )
+    _check_names(frame, ("example",), name=name)
     _check_examples(frame, name=name)
     for column in ("aliases", "hop_prompts", "hop_answers"):
         for row, cell in enumerate(frame[column] if column in frame else []):
@@ -319,7 +383,7 @@ def check_prompts(frame: pd.DataFrame, *, name: str) -> None:
                     f"{name}: {column} in {place(row)} is {cell!r}, not a list{' of lists' * (lists is cell)}, or an "
                     "empty one: as_prompts(table) reads JSON lists; leave the column out if there is nothing to say"
                 )
-            if wrong := [text for one in lists for text in one if not isinstance(text, str) or not text.strip()]:
+            if wrong := [text for one in lists for text in one if why_no_text(text)]:
                 raise ValueError(f"{name}: {column} in {place(row)} contains {wrong[0]!r}: each is a text, not empty")
             if column != "aliases" and len(cell) != frame["level"].iloc[row]:
                 raise ValueError(
@@ -365,6 +429,7 @@ def check_prose(frame: pd.DataFrame, *, name: str) -> None:
     """
     _check_needed(frame, ("text",), what="documents", one="document", name=name)
     _check_texts(frame, ("text", "group", "genre"), name=name)
+    _check_names(frame, ("example",), name=name)
     _check_examples(frame, name=name)
     if "group" in frame:
         mixed = frame.groupby("text", sort=False)["group"].nunique() > 1
@@ -373,6 +438,19 @@ def check_prose(frame: pd.DataFrame, *, name: str) -> None:
                 f"{name}: the text {mixed.index[mixed][0][:80]!r} stands in several groups, so that a split could put it on "
                 "both sides: drop one, or give both the same group"
             )
+
+
+def check_texts(frame: pd.DataFrame, columns: tuple[str, ...], *, name: str) -> None:
+    """Refuse rows whose texts in these columns are none, or whose example or group (if there) has no name of its own.
+
+    Raises:
+        ValueError: an empty text or something else, an example named twice, an example or a group that is missing or no
+            name, an index of texts.
+    """
+    _check_index(frame, name=name)
+    _check_texts(frame, columns, name=name)
+    _check_names(frame, ("example", "group"), name=name)
+    _check_examples(frame, name=name)
 
 
 def _check_needed(frame: pd.DataFrame, needed: tuple[str, ...], *, what: str, one: str, name: str) -> None:
@@ -384,6 +462,7 @@ def _check_needed(frame: pd.DataFrame, needed: tuple[str, ...], *, what: str, on
         )
     if frame.empty:
         raise ValueError(f"{name} has no rows: at least one {one} is needed")
+    _check_index(frame, name=name)
 
 
 def _places(frame: pd.DataFrame) -> Callable[[int], str]:
@@ -397,17 +476,42 @@ def _check_texts(frame: pd.DataFrame, columns: tuple[str, ...], *, name: str) ->
     place = _places(frame)
     for column in columns:
         for row, value in enumerate(frame[column] if column in frame else []):
-            if not isinstance(value, str):
+            why = why_no_text(value)
+            if why == "not a text":
                 raise ValueError(
                     f"{name}: {column} in {place(row)} is {value!r}, not a text: frame[{column!r}].astype(str) makes texts "
-                    "of numbers; drop the row if there is nothing"
+                    f"of numbers, pd.read_csv(path, dtype={{{column!r}: str}}, keep_default_na=False) reads them as they "
+                    "are written; drop the row if there is nothing"
                 )
-            if not value.strip():
-                raise ValueError(f"{name}: {column} in {place(row)} is {value!r}: give it a text or drop the row")
+            if why:
+                shown = "" if why == "empty" else f", {why}"
+                raise ValueError(
+                    f"{name}: {column} in {place(row)} is {value!r}{shown}: give it a text or drop the row"
+                )
+
+
+def _check_names(frame: pd.DataFrame, columns: tuple[str, ...], *, name: str) -> None:
+    """Examples and groups: texts or whole numbers. A 7.0 was made of 007 or of 7, a nan of nothing or of "NA"."""
+    for column in columns:
+        for row, value in enumerate(frame[column] if column in frame else []):
+            if why_no_text(value) and (not isinstance(value, Integral) or isinstance(value, bool)):
+                raise ValueError(
+                    f"{name}: {column} in row {row} is {value!r}, neither a text nor a whole number: "
+                    f"pd.read_csv(path, dtype={{{column!r}: str}}, keep_default_na=False) reads what is written"
+                )
+
+
+def _check_index(frame: pd.DataFrame, *, name: str) -> None:
+    """pandas takes the first cells for an index where rows have a comma more than the header: the text is cut there."""
+    if not pd.api.types.is_integer_dtype(frame.index.dtype):
+        raise ValueError(
+            f"{name}: its index holds {frame.index[0]!r}, as if a comma in a CSV's texts had cut them: quote such texts and "
+            "read the file with pd.read_csv(path, index_col=False), or .reset_index() if the index is yours"
+        )
 
 
 def _check_examples(frame: pd.DataFrame, *, name: str) -> None:
-    if "example" in frame and (twice := frame["example"].duplicated()).any():
+    if "example" in frame and (twice := frame["example"].astype(str).duplicated()).any():
         example = frame["example"][twice].iloc[0]
         raise ValueError(f"{name}: example {example!r} occurs twice: every row needs a name of its own")
 

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Int
 from transformer_lens.model_bridge import TransformerBridge
 
+from lab.tables import why_no_text
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -31,18 +33,17 @@ def tokenize(model: TransformerBridge, texts: Sequence[str], *, padding_side: st
     """Texts as ids, padded to the longest.
 
     Raises:
-        ValueError: no texts, an empty text, or a text longer than the model's context (each named by its index).
+        ValueError: no texts, something else than a text (None, nan, a number), a text without a visible character, one
+            that becomes no token, or one longer than the model's context (each named by its index).
     """
-    if isinstance(texts, str):
-        raise ValueError("tokenize takes a list of texts; got one string. Write [text]")
-    texts = tuple(str(text) for text in texts)
-    if not texts:
-        raise ValueError("no texts: the list is empty")
-    for index, text in enumerate(texts):
-        if not text.strip():
-            raise ValueError(f"text {index} is empty; each text needs at least one word")
+    texts = tuple(checked_texts(texts))
     encoded = model.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
     start = [model.tokenizer.bos_token_id] if model.cfg.default_prepend_bos else []
+    for index, ids in enumerate(encoded["input_ids"]):
+        if not ids:
+            raise ValueError(
+                f"text {index}, {texts[index]!r}, becomes no token: this model's tokenizer drops all of it"
+            )
     rows = [start + ids for ids in encoded["input_ids"]]
     spans = [[(0, 0)] * len(start) + list(map(tuple, offsets)) for offsets in encoded["offset_mapping"]]
     width = max(map(len, rows))
@@ -59,6 +60,20 @@ def tokenize(model: TransformerBridge, texts: Sequence[str], *, padding_side: st
         place = slice(0, len(row)) if padding_side == "right" else slice(width - len(row), width)
         ids[i, place], mask[i, place], offsets[i, place] = torch.tensor(row), True, span
     return Tokens(texts, ids, mask, offsets)
+
+
+def checked_texts(texts: Sequence[str], *, what: str = "text") -> list[str]:
+    """The texts as they are, or a ValueError that names the first that is none by its index; `what` they are called."""
+    if isinstance(texts, str | bytes):
+        raise ValueError(f"{what}s is one string: give a list of texts, [text] for a single one")
+    texts = list(texts)
+    if not texts:
+        raise ValueError(f"no {what}s: the list is empty")
+    for index, text in enumerate(texts):
+        if why := why_no_text(text):
+            shown = "" if why == "empty" and not text.strip() else f"{text!r:.60}, "  # '\u200b' is there, and not seen
+            raise ValueError(f"{what} {index} is {shown}{why}; each {what} needs at least one word")
+    return texts
 
 
 def last_positions(tokens: Tokens) -> Int[np.ndarray, " example"]:

@@ -667,14 +667,14 @@ def test_killed_in_the_middle_goes_on_and_ends_with_the_same_bytes(smollm2, own_
         assert process.poll() is None, "it ended before it could be killed"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    there = {part: (part / "table.csv.gz").stat().st_mtime_ns for part in finished()}
+    there = {part: (part / "result.json").stat().st_mtime_ns for part in finished()}
     assert 0 < len(there) < 4
     subprocess.run([*command, str(tmp_path / "killed"), "resume"], check=True, **quiet)
     assert len(finished()) == 4
-    assert {part: (part / "table.csv.gz").stat().st_mtime_ns for part in there} == there
+    assert {part: (part / "result.json").stat().st_mtime_ns for part in there} == there
     subprocess.run([*command, str(tmp_path / "whole"), "afresh"], check=True, **quiet)
     for name in ("table", "hits", "queries", "summary"):
-        killed, whole = (tmp_path / run / f"{name}.csv.gz" for run in ("killed", "whole"))
+        killed, whole = (next((tmp_path / run).glob(f"{name}-*.parquet.gz")) for run in ("killed", "whole"))
         assert killed.read_bytes() == whole.read_bytes(), name
     assert len(lab.Result.load(tmp_path / "whole").table) > 4
 

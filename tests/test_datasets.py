@@ -21,12 +21,14 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupShuffleSplit
 from sklearn.pipeline import make_pipeline
 
-from lab import datasets, published_data
+from lab import datasets, published_data, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = [name for name in datasets.names() if not name.startswith("published/")]
@@ -331,6 +333,15 @@ def table(**changes: object) -> pd.DataFrame:
             table(text=["one", " ", "three", "four"]),
             r"mine: the text in row 1 \(example 'b'\) is empty: fill it or drop the row",
         ),
+        (
+            table(text=["one", None, "three", "four"]),
+            r"mine: the text in row 1 \(example 'b'\) is (None|nan), not a text: fill",
+        ),
+        (table(text=[1, 2, 3, 4]), r"mine: the text in row 0 \(example 'a'\) is 1, not a text"),
+        (table(text=["one", "\u200b", "three", "four"]), r"mine: the text in row 1 \(example 'b'\) is empty"),
+        (table(group=[1.0, 1.0, 2.0, 2.0]), "mine: group in row 0 is 1.0, neither a text nor a whole number"),
+        (table(group=["g", "g", "h", None]), r"mine: row 3 \(example 'd'\) has no group"),
+        (table(example=[1, "1", "c", "d"]), "mine: example '1' occurs twice"),
         (table(example=["a", "b", "a", "d"]), "mine: example 'a' occurs twice: every row needs a name of its own"),
         (table(group="g"), "mine: the group 'g' spans all 4 rows, so nothing is left to test on"),
         (
@@ -382,6 +393,116 @@ def test_read_your_own(tmp_path: Path):
     path.write_text("text,label\nOne,1\n,0\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"mine\.csv: the text in row 1 \(example 'mine-0002'\) is empty"):
         datasets.read(path)
+
+
+ROWS = b"text,label,group\nOne,1,01\nTwo,0,1\nThree,1,02\nFour,0,2\n"
+
+
+def own(tmp_path: Path, content: bytes) -> pd.DataFrame:
+    path = tmp_path / "mine.csv"
+    path.write_bytes(content)
+    return datasets.read(path, group="group")
+
+
+def test_read_takes_each_cell_as_it_is_written(tmp_path: Path):
+    frame = own(tmp_path, ROWS)
+    assert frame["group"].tolist() == ["01", "1", "02", "2"] and frame["label"].tolist() == [1, 0, 1, 0]
+    cells = [b"NA", b"null", b"nan", b"None", b"007", b"1.0", b"1e5", b"True", b'"a, b"', b'"a\rb"', b'"a\r\n""b"""']
+    rows = [b"%s,%d,g%d,%s" % (cell, i % 2, i, cell) for i, cell in enumerate(cells)]
+    wanted = ["NA", "null", "nan", "None", "007", "1.0", "1e5", "True", "a, b", "a\rb", 'a\r\n"b"']
+    for end in (b"\n", b"\r\n"):
+        for mark in (b"", b"\xef\xbb\xbf"):
+            frame = own(tmp_path, mark + end.join([b"text,label,group,year", *rows, b"", b""]))
+            assert frame["text"].tolist() == frame["year"].tolist() == wanted
+    assert frame.columns.tolist() == [*datasets.COLUMNS, "year"]
+    frame = own(
+        tmp_path, ROWS.replace(b"label", b"label,difficulty").replace(b",1,", b",1,03,").replace(b",0,", b",0,2,")
+    )
+    assert frame["difficulty"].tolist() == [3, 2, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"Two", b"Two\rhalves", r"mine\.csv, line 3: a carriage return outside of quotes\. Put a text"),
+        (b"\n", b"\r", r"mine\.csv, line 1: a carriage return outside of quotes"),
+        (
+            b"Two,",
+            b"Two, halves,",
+            r"line 3: 4 cells, the header has 3 \(text, label, group\): put a text that holds commas",
+        ),
+        (b"e,", b"e, so,", "line 2: 4 cells, the header has 3"),  # more in every row
+        (b"Two,0,1", b"Two,0", "line 3: 2 cells, the header has 3"),
+        (b"Two", b"\nTwo", "line 3 is empty: delete it"),
+        (
+            b"Two",
+            b'"Two',
+            r"line 3: unexpected end of data\. Put a text that holds commas, quotes or line ends in double",
+        ),
+        (b"Two", b'"Two" halves', "line 3: ',' expected after"),
+        (b"Two", b"T\0wo", "line 3: a NUL character, as in UTF-16 or a damaged file"),
+        (b"Two", "Zürich".encode("latin-1"), "line 3: the byte 0xfc is no UTF-8: save the file as UTF-8"),
+        (ROWS, ROWS.decode().encode("utf-16"), "line 1: the byte 0xff is no UTF-8"),
+        (b",", b";", r"line 1: columns are separated by ';' \('text;label;group'\): save it with commas"),
+        (b",", b"\t", r"line 1: columns are separated by '\\t'"),
+        (b"text,label,group", b"text,label,group,text", "line 1: the column 'text' is there twice"),
+        (ROWS, b"", r"mine\.csv is empty: a header and rows are needed"),
+        (b"Two,0", b"Two,0.0", r"label '0\.0' in row 1 \(example 'mine-0002'\): labels are 0 or 1"),
+        (b"Two,0", b"Two,False", "label 'False' in row 1"),
+        (b"Two,0", b"Two, 0", "label ' 0' in row 1"),
+        (b"Two", "\u200b".encode(), r"the text in row 1 \(example 'mine-0002'\) is empty"),
+        (b"0,1\n", b"0,\n", r"row 1 \(example 'mine-0002'\) has no group"),
+        (b"label", b"difficulty,label", "line 2: 3 cells, the header has 4"),
+    ],
+)
+def test_read_refuses_what_it_cannot_read(tmp_path: Path, old: bytes, new: bytes, message: str):
+    with pytest.raises(ValueError, match=message):
+        own(tmp_path, ROWS.replace(old, new))
+
+
+@given(
+    cells=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), min_size=1, max_size=5)
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_texts_in_quotes_are_read_as_they_were_written(tmp_path_factory: pytest.TempPathFactory, cells: list[str]):
+    path = tmp_path_factory.mktemp("csv") / "mine.csv"
+    quoted = "\n".join('"' + cell.replace('"', '""') + '",x' for cell in ["text", *cells])
+    path.write_bytes(quoted.replace(",x", ",other", 1).encode())
+    assert tables.read_csv(path)["text"].tolist() == cells
+
+
+def test_published_texts_that_look_like_missing_values_stay_texts(tmp_path: Path):
+    rows = published_data.PUBLISHED
+    (tmp_path / "cities.csv").write_text("statement,label,city\nNA,1,nan\nnull,0,007\n", encoding="utf-8")
+    frame = rows["published/cities"].rows(tmp_path / "cities.csv")
+    assert frame["text"].tolist() == ["NA", "null"] and frame["group"].tolist() == ["nan", "007"]
+    assert frame["label"].tolist() == [1, 0]
+    (tmp_path / "common_claim.csv").write_text(
+        "examples,label,agreement\nNone,True,0.5\nNA,False,1\n", encoding="utf-8"
+    )
+    frame = rows["published/common_claim"].rows(tmp_path / "common_claim.csv")
+    assert frame["text"].tolist() == ["None", "NA"] and frame["agreement"].tolist() == [0.5, 1.0]
+    (tmp_path / "hateeval.tsv").write_text("id\ttext\tHS\n1\tnull\t1\n2\t1.0\t0\n", encoding="utf-8")
+    frame = rows["published/hateeval"].rows(tmp_path / "hateeval.tsv")
+    assert frame["text"].tolist() == ["null", "1.0"] and frame["label"].tolist() == [1, 0]
+
+
+def test_tables_that_pandas_guessed_are_refused():
+    cut = pd.read_csv(io.StringIO("text,e1,e2,e3\nIn Lyon, France, is,Lyon,F,P\n"))
+    with pytest.raises(ValueError, match=r"your table: its index holds .*'In Lyon', .*index_col=False"):
+        datasets.as_two_hop(cut)
+    with pytest.raises(ValueError, match="your table: its index holds"):
+        datasets.as_prose(pd.DataFrame({"text": ["half"]}, index=["other half"]))
+    with pytest.raises(ValueError, match="mine: its index holds"):
+        datasets.check_concept_data(table().set_index(pd.Index(list("abcd"))), name="mine")
+    guessed = pd.read_csv(io.StringIO("prompt,level,answer\n2 + 5 = ,2,007\n"))
+    with pytest.raises(ValueError, match=r"answer in row 0 .* is 7, not a text: .*dtype=\{'answer': str\}"):
+        datasets.as_prompts(guessed)
+    guessed = pd.read_csv(io.StringIO("text,e1,e2,e3,group\nThe home of Sumo is,Sumo,NA,Tokyo,1\n"))
+    with pytest.raises(ValueError, match=r"e2 in row 0 .* is nan, not a text: .*keep_default_na=False"):
+        datasets.as_two_hop(guessed)
+    with pytest.raises(ValueError, match="group in row 0 is 7.0, neither a text nor a whole number"):
+        datasets.as_two_hop(guessed.assign(e2="Japan", group=7.0))
 
 
 @pytest.fixture

@@ -300,6 +300,74 @@ def test_bad_input(tiny_model, tiny_folder):
         depth_efficiency.run(broken, TEXTS, resume=False, **SMALL)
 
 
+SCORED = pd.DataFrame({"prompt": TEXTS.text, "level": [1, 2, 2], "answer": [" a", " b", " c"]})
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"example": ["p", "p", "q"]}, "your prompts: example 'p' occurs twice: every row needs a name of its own"),
+        (
+            {"example": ["p", None, "q"]},
+            "your prompts: example in row 1 is (None|nan), neither a text nor a whole number",
+        ),
+        (
+            {"group": "same"},
+            r"your prompts: all \d prompts drawn are of the group 'same', and intervals are over groups",
+        ),
+        ({"group": ["a", "b", None]}, "your prompts: group in row 2 is (None|nan), neither a text nor a whole number"),
+        ({"group": [1.0, 2.0, 3.0]}, "group in row 0 is 1.0, neither a text nor a whole number"),
+        ({"text": [TEXTS.text[0], np.nan, "c"]}, "text in row 1 is nan, not a text"),
+        ({"text": [TEXTS.text[0], "\u200b", "c"]}, r"text in row 1 is '\\u200b': give it a text or drop the row"),
+        ({"prompt": ["a", 7, "c"]}, "prompt in row 1 is 7, not a text"),
+        ({"answer": [" a", np.nan, " c"]}, "answer in row 1 is nan, not a text"),
+    ],
+)
+def test_rows_are_checked_before_the_model_runs(tiny_model, monkeypatch, changes, message):
+    monkeypatch.setattr(depth_efficiency, "clean_run", lambda *args, **options: pytest.fail("the model ran"))
+    data = (TEXTS if "text" in changes else SCORED).assign(**changes)
+    with pytest.raises(ValueError, match=message):
+        depth_efficiency.run(tiny_model("llama"), data, resume=False, **SMALL)
+    with pytest.raises(ValueError, match=message):
+        depth_efficiency.depth_scores(tiny_model("llama"), data.assign(level=1, answer=data.get("answer", " a")))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"level": [1.5, 2, 2]}, "level 1.5 in row 0"),
+        ({"prompt": ["Any prompt.", "a", "Some."]}, "prompt 'prompt 1' has 1 tokens; a depth score needs at least 3"),
+        ({"aliases": [["a"], ["b"], "c"]}, "aliases in row 2 .* is 'c', not a list"),
+        (
+            {"hop_prompts": [["a"], ["b", "c"], ["d", "e"]]},
+            "has hop_prompts and no hop_answers: give both, or known=False",
+        ),
+        ({"prompt_2": "x"}, "data has no column padded"),
+    ],
+)
+def test_scored_prompts_are_checked_before_the_model_runs(tiny_model, monkeypatch, changes, message):
+    monkeypatch.setattr(depth_efficiency, "clean_run", lambda *args, **options: pytest.fail("the model ran"))
+    column = "padded" if "prompt_2" in changes else "prompt"
+    with pytest.raises(ValueError, match=message):
+        depth_efficiency.depth_scores(
+            tiny_model("llama"), SCORED.assign(**changes), prompt_column=column, n_per_level=3
+        )
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_one_text_is_checked_before_the_model_runs(tiny_model, monkeypatch):
+    model = tiny_model("llama")
+    monkeypatch.setattr(depth_efficiency, "clean_run", lambda *args, **options: pytest.fail("the model ran"))
+    with pytest.raises(ValueError, match="text 0 is None, not a text"):
+        depth_efficiency.without(model, None, [1])
+    with pytest.raises(ValueError, match="data is a list; give a data set's name or a table"):
+        depth_efficiency.run(model, ["a text"])
+    with pytest.raises(ValueError, match="prompt 0 is None, not a text"):
+        attributions.joint(model, None, " a")
+    with pytest.raises(ValueError, match="the answer is nan, not a text"):
+        attributions.joint(model, "Ana", float("nan"))
+
+
 def test_a_variant_that_is_not_finite_is_named_by_prompt(tiny_model, monkeypatch):
     def plain(*args):
         depths, states = skipped(*args)

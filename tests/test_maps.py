@@ -409,7 +409,7 @@ def test_only_one_depth_above_0_is_refused(unchecked):
     [
         ({"documents": "one text"}, "documents='one text': give a list of texts"),
         ({"documents": ["a b", "c d", "e f"]}, "3 documents in 3 groups: a split needs 1 group to train on"),
-        ({"documents": ["a b", " ", "e f", "g h"]}, "text 1 is empty"),
+        ({"documents": ["a b", " ", "e f", "g h"]}, "document 1 is empty"),
         ({"documents": ["a b", "c", "ee", "ff"] * 5}, None),
         ({"source_depths": [1, 5]}, r"source_depths=\[1, 5\]: give at least one, each from 0 to 4"),
         ({"target_depths": [0, 1]}, "give at least two depths above 0"),

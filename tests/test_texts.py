@@ -1,8 +1,11 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from tokenizers import normalizers
 from transformers import AutoTokenizer
 
+import lab
 from lab.models import facts
 from lab.texts import last_positions, phrase_positions, tokenize
 
@@ -114,7 +117,7 @@ def test_a_phrase_that_ends_inside_a_token(smollm2):
 @pytest.mark.parametrize(
     "texts, message",
     [
-        ("one string", r"tokenize takes a list of texts; got one string. Write \[text\]"),
+        ("one string", r"texts is one string: give a list of texts, \[text\] for a single one"),
         ([], "no texts: the list is empty"),
         (["a", ""], "text 1 is empty; each text needs at least one word"),
         (["a", "b", "\n\t "], "text 2 is empty"),
@@ -124,6 +127,46 @@ def test_a_phrase_that_ends_inside_a_token(smollm2):
 def test_errors(tiny_model, texts, message):
     with pytest.raises(ValueError, match=message):
         tokenize(tiny_model("llama"), texts)
+
+
+HALF = "\ud800"
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (None, "text 1 is None, not a text; each text needs at least one word"),
+        (float("nan"), "text 1 is nan, not a text"),
+        (pd.NA, "text 1 is <NA>, not a text"),
+        (7, "text 1 is 7, not a text"),
+        (b"bytes", "text 1 is b'bytes', not a text"),
+        ("\u200b\ufeff", r"text 1 is '\\u200b\\ufeff', empty"),
+        ("\u00a0\u2060 ", "empty; each text needs"),
+        ("\0\x1b", r"text 1 is '\\x00\\x1b', empty"),
+        (f"Paris{HALF}", "text 1 is .*, no text: it holds half a surrogate pair"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_text_is_refused_by_index(tiny_model, text, message):
+    with pytest.raises(ValueError, match=message):
+        tokenize(tiny_model("llama"), ["Paris", text])
+    with pytest.raises(ValueError, match="texts is one string"):
+        tokenize(tiny_model("llama"), b"Paris")
+
+
+@pytest.mark.parametrize("text", ["।", "🙂", "e\u0301", "\ue000", "a\0b", "x\rl"])
+def test_texts_in_any_script_are_read(tiny_model, text):
+    assert tokenize(tiny_model("llama"), ["a", text]).texts == ("a", text)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_text_that_becomes_no_token(tiny_folder, family):
+    """With a start token it would be read as if the start token were the text."""
+    model = lab.load(tiny_folder(family), device="cpu")
+    model.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("#", "")
+    with pytest.raises(ValueError, match="text 1, '##', becomes no token: this model's tokenizer drops all of it"):
+        tokenize(model, ["a#", "##"])
+    assert tokenize(model, ["a#"]).lengths.tolist() == [1 + (family == "gemma2")]
 
 
 def test_the_start_token_counts_for_the_context(tiny_model):

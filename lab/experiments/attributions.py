@@ -16,7 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from lab import require
 from lab.branches import CleanRun, clean_run, why_plain
 from lab.effects import gradients_at, replaced_outputs
-from lab.texts import tokenize
+from lab.texts import checked_texts, tokenize
 
 SITES = ("resid", "attn_out", "mlp_out")
 
@@ -29,9 +29,10 @@ def joint(
     Raises:
         ValueError: an empty answer, or one whose beginning melts into the prompt's last token.
     """
-    if not answer.strip():
-        raise ValueError("the answer is empty; give the text that follows the prompt, with its leading space")
-    alone = tokenize(model, [prompt]).ids[0]
+    alone = tokenize(model, checked_texts([prompt], what="prompt")).ids[0]
+    if not isinstance(answer, str) or not answer.strip():
+        shown = f"{answer!r}, not a text" if not isinstance(answer, str) else "empty"
+        raise ValueError(f"the answer is {shown}; give the text that follows the prompt, with its leading space")
     ids = tokenize(model, [prompt + answer]).ids[0]
     if len(ids) <= len(alone) or not torch.equal(ids[: len(alone)], alone):
         raise ValueError(

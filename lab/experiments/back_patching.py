@@ -131,10 +131,8 @@ def run(
         _print_estimate(model, everything, chosen, parameters, sum(len(s["examples"]) for s in missing))
     done = run_shards(_part, shards, folder=kept.folder, executor=executor, describe="parts", progress=progress)
     table = pd.concat([part.table for part in done], ignore_index=True)
-    hits = pd.concat([part.tables["hits"] for part in done], ignore_index=True).fillna({"said": ""})
-    plain = pd.concat([part.tables["plain"] for part in done]).fillna(
-        {"plain": ""}
-    )  # an empty text comes back as missing
+    hits = pd.concat([part.tables["hits"] for part in done], ignore_index=True)
+    plain = pd.concat([part.tables["plain"] for part in done])
     tables = {"hits": hits, "queries": chosen.merge(plain, on="example")}
     return Result("back_patching", table, hop_statistics.oracle_success(table, seed=seed), parameters, tables)
 

@@ -92,7 +92,8 @@ def run(
         `.tables["claims"]`: `depth_statistics.claims`, trained and random weights.
 
     Raises:
-        ValueError: an unknown kind or treatment or an empty list of them, a prompt too short for its cuts.
+        ValueError: an unknown kind or treatment or an empty list of them, a prompt too short for its cuts or no text, an
+            example named twice, a missing group, prompts of one group only: all before the model runs.
         FloatingPointError: states that are not finite, named by prompt and layer.
     """
     seed, n, max_tokens = require.seed(seed), require.whole("n", n, 2), require.whole("max_tokens", max_tokens, 1)
@@ -103,6 +104,7 @@ def run(
         models.require_site(model, site)
     frame, name = prompts(data)
     chosen = frame.sample(n=min(n, len(frame)), random_state=seed).reset_index(drop=True)
+    _check_groups(chosen, name)
     ids = _ids(model, chosen.text, max_tokens)
     needed = CUT_STEP + CUT_MARGIN + 1
     short = [i for i, row in enumerate(ids) if len(row) < needed]
@@ -153,22 +155,38 @@ def run(
 
 
 def prompts(data: str | pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """Texts to run, teacher forced: columns example, group, text (and what else the data has), and the data's name."""
+    """Texts to run, teacher forced: columns example, group, text (and what else the data has), and the data's name.
+
+    Raises:
+        ValueError: no such columns or no rows, and what `lab.datasets.check_texts` refuses.
+    """
+    if not isinstance(data, str | pd.DataFrame):
+        raise ValueError(f"data is a {type(data).__name__}; give a data set's name or a table")
     frame = datasets.load(data) if isinstance(data, str) else data.copy()
+    name = data if isinstance(data, str) else frame.attrs.get("name", "your prompts")
     if "text" not in frame and "prompt" in frame:
         rest = next((name for name in ("solution", "answer") if name in frame), None)
+        datasets.check_texts(frame, ("prompt", rest) if rest else ("prompt",), name=name)
         frame = frame.assign(text=frame.prompt + frame[rest] if rest else frame.prompt)
     if "text" not in frame or not len(frame):
         raise ValueError(
             f"data has columns {list(frame)} and {len(frame)} rows: wanted a column text, or prompt and solution"
         )
+    datasets.check_texts(frame, ("text",), name=name)
     frame = frame.reset_index(drop=True)
     if "example" not in frame:
         frame["example"] = [f"prompt {i}" for i in range(len(frame))]
     if "group" not in frame:
         frame["group"] = frame.example
-    name = data if isinstance(data, str) else frame.attrs.get("name", "your prompts")
     return frame, name
+
+
+def _check_groups(chosen: pd.DataFrame, name: str) -> None:
+    if chosen.group.nunique() < 2:
+        raise ValueError(
+            f"{name}: all {len(chosen)} prompts drawn are of the group {chosen.group.iloc[0]!r}, and intervals are over "
+            "groups: give prompts of two at least, or no column group (then each is its own)"
+        )
 
 
 def contributions(run: CleanRun, *, parallel: bool = False) -> pd.DataFrame:
@@ -304,16 +322,20 @@ def depth_scores(
         `.tables["profiles"]`: example, level, skipped_layer, effect, output.
 
     Raises:
-        ValueError: no column level, a level that is not there, prompts of fewer than three tokens.
+        ValueError: no column level or answer, a level that is not there, prompts of fewer than three tokens, what
+            `lab.datasets.check_prompts` refuses, prompts of one group only: all before the model runs.
         FloatingPointError: states that are not finite, named by prompt and layer.
     """
     frame, name = prompts(data)
-    if "level" not in frame or prompt_column not in frame:
+    if absent := [column for column in (prompt_column, "level", "answer") if column not in frame]:
         raise ValueError(
-            f"data has columns {list(frame)}: depth scores need {prompt_column} and level (hops, steps, terms)"
+            f"data has no column {', '.join(absent)}, it has {list(frame)}: depth scores need {prompt_column} and level (hops, "
+            "steps, terms), and answer"
         )
     seed, n_per_level = require.seed(seed), require.whole("n_per_level", n_per_level, 1)
     (known,) = require.flags(known=known)
+    datasets.check_prompts(frame, name=name)
+    datasets.check_texts(frame, (prompt_column,), name=name)
     there = sorted(frame.level.unique().tolist())
     wanted = there if levels is None else require.listed("levels", levels, "levels")
     if not wanted or any(level not in there or isinstance(level, bool) for level in wanted):
@@ -322,12 +344,19 @@ def depth_scores(
     parts = [part.sample(n=min(n_per_level, len(part)), random_state=seed)
              for level, part in frame.groupby("level") if level in wanted]  # fmt: skip
     chosen = pd.concat(parts, ignore_index=True)
-    rows, profiles = [], []
-    for i, (query, ids) in enumerate(
-        zip(chosen.itertuples(), _ids(model, chosen[prompt_column], model.cfg.n_ctx), strict=True)
-    ):
+    _check_groups(chosen, name)
+    known = known and "hop_prompts" in chosen
+    if known:  # before anything runs: what is too long or has no answer
+        if "hop_answers" not in chosen:
+            raise ValueError(f"{name} has hop_prompts and no hop_answers: give both, or known=False")
+        _ids(model, [prompt for hops in chosen.hop_prompts for prompt in hops], model.cfg.n_ctx)
+    prompted = _ids(model, chosen[prompt_column], model.cfg.n_ctx)
+    for example, ids in zip(chosen.example, prompted, strict=True):
         if len(ids) < 3:
-            raise ValueError(f"prompt {query.example!r} has {len(ids)} tokens; a depth score needs at least 3")
+            raise ValueError(f"prompt {example!r} has {len(ids)} tokens; a depth score needs at least 3")
+    answers = [_first_ids(model, query) for query in chosen.itertuples()]
+    rows, profiles = [], []
+    for i, (query, ids, first) in enumerate(zip(chosen.itertuples(), prompted, answers, strict=True)):
         clean = _clean(model, ids, query.example)
         cut = len(ids) - 1
         depths, states = skipped(model, clean, "layer")
@@ -337,7 +366,7 @@ def depth_scores(
         effect = depth_statistics.effect_profile(found.contribution[:, :, 0].astype(float))
         output = found.output[:, 0].astype(float)
         said = int(clean.logits.argmax())
-        right = said in _first_ids(model, query)
+        right = said in first
         where = {"example": query.example, "group": query.group, "level": query.level}
         profiles += [
             {**where, "skipped_layer": s, "effect": effect[s], "output": output[s]} for s in range(len(effect))
@@ -349,7 +378,7 @@ def depth_scores(
         if progress and (i + 1) % max(1, len(chosen) // 4) == 0:
             print(f"{i + 1} of {len(chosen)} prompts scored.")
     table = pd.DataFrame(rows)
-    if known and "hop_prompts" in chosen:
+    if known:
         table = table.merge(_known(model, chosen), on="example")
     summary, slopes = _scores_summary(table, seed)
     parameters = {**models.facts(model), "dataset": name, "n_per_level": n_per_level, "levels": wanted, "seed": seed,

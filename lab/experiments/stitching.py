@@ -31,7 +31,7 @@ from lab.interventions import patch, rewritten
 from lab.maps import RIDGES, Alignment, Moments, Ridge, align, split_documents
 from lab.results import Result, versions
 from lab.states import stream_states
-from lab.texts import Tokens, tokenize
+from lab.texts import Tokens, checked_texts, tokenize
 
 Pair = tuple[int, int]
 METRICS = ("kl", "loss", "accuracy")
@@ -109,7 +109,7 @@ def run(
         ValueError: a depth out of range, no pairs or one twice, too few documents or groups, an empty or too long text,
             ridges not above 0: before a model runs.
     """
-    texts = [str(text) for text in require.listed("documents", documents, "texts")]
+    texts = checked_texts(require.listed("documents", documents, "texts"), what="document")
     chosen = _check_pairs(model_x, model_y, pairs)
     ridges, seed = require.numbers("ridges", ridges, above=0), require.seed(seed)
     draws, batch_tokens = require.whole("draws", draws, 1), require.whole("batch_tokens", batch_tokens, 1)

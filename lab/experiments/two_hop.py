@@ -110,7 +110,7 @@ def run(
         done = run_shards(_answer_part, shards, folder=kept.folder, describe=describe, progress=progress)
         if not done:
             return {}
-        spoken = pd.concat([part.table for part in done]).fillna({"said": ""})  # an empty text comes back as missing
+        spoken = pd.concat([part.table for part in done])
         return dict(zip(spoken.text, spoken.said, strict=True))
 
     hops = ("first_hop", "second_hop", "composition")
@@ -302,7 +302,7 @@ def decomposition(
     everything = result.tables["queries"]
     queries, rows = _chosen(result, examples)
     own = result.table[result.table.prompt == "first_hop"].set_index("example").said
-    own = own.fillna("").loc[everything.example].map(first_phrase)  # a saved empty text comes back as missing
+    own = own.loc[everything.example].map(first_phrase)
     swapped = everything.second_hop.tolist()  # where nobody else shares the relation it isn't asked
     rng, groups, alone = np.random.default_rng(seed), everything.group.to_numpy(str), set()
     for row in rows:
