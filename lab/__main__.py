@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lab.cache import cache_folder
+
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
@@ -31,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     if extra and options.command != "open":
         parser.error(f"unknown arguments: {' '.join(extra)}")
     try:
+        if os.environ.get("LAB_CACHE"):  # kernels and JupyterLab start in other folders: a relative one must not move
+            os.environ["LAB_CACHE"] = str(cache_folder())
         if options.command == "open":
             return open_notebooks(options.notebooks, extra)
         if options.command == "run":

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from lab import depth_plots, merging_plots, plots, transfer_plots
+from lab.cache import locked, writable
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,7 @@ def _finished(work: Callable[..., Result], shard: Mapping[str, Any], folder: Pat
     """One shard's result: read when it is there, else computed and kept, by one process at a time."""
     if folder is None:
         return work(**shard)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{shard['key']}.lock"):
+    with locked(writable(folder) / f"{shard['key']}.lock", "computing the same part"):
         if (folder / shard["key"] / "result.json").exists():
             return Result.load(folder / shard["key"])
         result = work(**shard)

@@ -24,7 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MAY_IMPORT = {
     "metrics": set(),
     "tables": set(),
-    "published_data": {"tables"},
+    "published_data": {"cache", "tables"},
     "datasets": {"tables", "published_data"},
     "answers": set(),
     "plots": set(),
@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "transfer_plots": {"plots"},
     "merging_plots": {"plots"},
     "widgets": {"plots", "depth_plots", "transfer_plots", "merging_plots"},
-    "results": {"plots", "depth_plots", "transfer_plots", "merging_plots"},
+    "results": {"cache", "plots", "depth_plots", "transfer_plots", "merging_plots"},
     "cache": set(),
     "catalogue": {"cache"},
     "models": {"cache", "catalogue"},
@@ -42,8 +42,8 @@ MAY_IMPORT = {
     "branches": {"models", "texts", "states"},
     "effects": {"models", "texts", "states", "branches"},
     "lenses": {"models", "texts", "states"},
-    "maps": {"models", "texts", "states", "metrics", "results"},
-    "small_models": {"models", "datasets"},
+    "maps": {"cache", "models", "texts", "states", "metrics", "results"},
+    "small_models": {"cache", "models", "datasets"},
     "probes": {"models", "texts", "states", "metrics", "datasets"},
     "checks": {"models", "texts", "states", "interventions"},
     "replicas": set(),
@@ -62,7 +62,7 @@ MAY_IMPORT = {
         ),
         *("metrics", "datasets", "results", "answers", "replicas"),
     },
-    "__main__": {"models", "checks"},
+    "__main__": {"cache", "models", "checks"},
 }
 TOP_LEVEL = {
     *("notebooks", "lab", "data", "tests", "environment.yml", "README.md"),
