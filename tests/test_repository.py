@@ -62,7 +62,8 @@ MAY_IMPORT = {
         ),
         *("metrics", "datasets", "results", "answers", "replicas"),
     },
-    "__main__": {"cache", "models", "checks"},
+    "run_folders": set(),
+    "__main__": {"cache", "run_folders", "models", "checks"},
 }
 TOP_LEVEL = {
     *("notebooks", "lab", "data", "tests", "environment.yml", "README.md"),
