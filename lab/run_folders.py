@@ -118,8 +118,9 @@ def _checksum(path: Path) -> str:
 def _record(out: Path) -> dict[str, dict]:
     """What the runs in this folder left; nothing, when the record isn't there or can't be read (then nothing is ours)."""
     try:
-        return json.loads((out / RECORD).read_text(encoding="utf-8"))["notebooks"]
-    except (OSError, ValueError, KeyError, TypeError):
+        notebooks = json.loads((out / RECORD).read_text(encoding="utf-8"))["notebooks"]
+        return {name: {"whole": about["whole"], "files": dict(about["files"])} for name, about in notebooks.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from lab import run_folders
 from lab.__main__ import _typed, build
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -226,7 +227,7 @@ def counting(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
 def count(n: int) -> set[str]:
     """What the notebook above leaves."""
     return {"02_count.ipynb", "02_count.html", f"02_count/deep/table-{n}.csv"} | {
-        f"02_count-02-{i}.png" for i in range(1, n + 1)
+        f"02_count-03-{i}.png" for i in range(1, n + 1)
     }
 
 
@@ -240,7 +241,7 @@ def test_a_run_takes_the_place_of_the_earlier_one_whole(counting: Callable, tmp_
     assert counting("-p", "n=3").returncode == 0
     assert left(out) == {*mine, *count(3)}
     assert counting(name="00").returncode == 0  # another notebook in the same folder
-    good = {"00_good.ipynb", "00_good.html", "00_good-04-1.png", "00_good/table.csv"}
+    good = {"00_good.ipynb", "00_good.html", "00_good-03-1.png", "00_good/table.csv"}
     assert left(out) == {*mine, *count(3), *good}
     assert counting("-p", "n=2").returncode == 0
     assert left(out) == {*mine, *count(2), *good}
@@ -252,28 +253,81 @@ def test_a_run_takes_the_place_of_the_earlier_one_whole(counting: Callable, tmp_
     ]
 
 
-@pytest.mark.parametrize(
-    "place",
-    ["02_count.ipynb", "02_count.html", "02_count-02-1.png", "02_count-99-7.png", "02_count/mine.csv", "02_count"],
-)
-@pytest.mark.parametrize("after_a_run", [False, True])
-def test_what_a_run_did_not_leave_is_not_touched(
-    counting: Callable, tmp_path: Path, place: str, after_a_run: bool
-) -> None:
+PLACES = ["n.ipynb", "n.html", "n-02-1.png", "n-99-7.png", "n/mine.csv", "n/deep/table.csv"]
+
+
+def leave(out: Path) -> Path:
+    """What a run of the notebook n leaves: its files, each holding its name."""
+    with run_folders.claimed(out, ["n"]):
+        made = run_folders.aside(out, "n")
+        (made / "n" / "deep").mkdir(parents=True)
+        for name in ("n.ipynb", "n.html", "n-02-1.png", "n/deep/table.csv"):
+            (made / name).write_text(name)
+        return run_folders.put(made, out, "n", whole=True)
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("place", PLACES)
+def test_what_a_run_did_not_leave_is_not_touched(tmp_path: Path, place: str, earlier: bool) -> None:
     out = tmp_path / "out"
-    if after_a_run:
-        if place == "02_count":
-            return  # a folder, then
-        assert counting().returncode == 0
+    if earlier:
+        leave(out)
     (out / place).parent.mkdir(parents=True, exist_ok=True)
     (out / place).write_text("mine")
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    done = counting()
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert f"out holds 1 file that no run of this notebook left so ({place})" in done.stderr
-    assert "move them, or give another folder with --out" in done.stderr
+    with pytest.raises(
+        ValueError, match=rf"out holds 1 file that no run .* left so \({place}\), .*: move them, or give"
+    ):
+        leave(out)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-    assert counting(name="00").returncode == 0  # whose places are free
+    with run_folders.claimed(out, ["another"]):  # whose places are free
+        pass
+    (out / place).unlink()
+    assert leave(out) == out and (out / "n.html").read_text() == "n.html"
+
+
+@pytest.mark.parametrize("place", ["n", "n.ipynb", "n/deep"])
+def test_links_and_files_in_the_place_of_folders_are_not_touched(tmp_path: Path, place: str) -> None:
+    out, far = tmp_path / "out", tmp_path / "far"
+    far.mkdir()
+    (out / place).parent.mkdir(parents=True, exist_ok=True)
+    (out / place).symlink_to(far)
+    with pytest.raises(ValueError, match=rf"out holds 1 file that no run .* left so \({place}\)"):
+        leave(out)
+    (out / place).unlink()
+    (out / place).write_text("mine")
+    with pytest.raises(ValueError, match=rf"out holds 1 file that no run .* left so \({place}\)"):
+        leave(out)
+    assert (out / place).read_text() == "mine" and list(far.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"notebooks": {}}', '{"notebooks": []}', '{"notebooks": {"n": 1}}'])
+def test_a_record_that_cannot_be_read_proves_nothing(tmp_path: Path, text: str) -> None:
+    out = tmp_path / "out"
+    leave(out)
+    (out / run_folders.RECORD).write_text(text)
+    with pytest.raises(ValueError, match="out holds 4 files that no run"):
+        leave(out)
+
+
+def test_files_that_change_while_a_run_lasts_stay(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    leave(out)
+    with run_folders.claimed(out, ["n"]):
+        made = run_folders.aside(out, "n")
+        (made / "n.html").write_text("new")
+        (out / "n.html").write_text("edited meanwhile")
+        beside = run_folders.put(made, out, "n", whole=True)
+    assert beside.parent == out and re.fullmatch(r"n\.\d{4}-\d\d-\d\d-\d{6}", beside.name)
+    assert (beside / "n.html").read_text() == "new" and (out / "n.html").read_text() == "edited meanwhile"
+
+
+def test_what_a_killed_run_left_goes(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with run_folders.claimed(out, ["n"]):
+        (run_folders.aside(out, "n") / "half").write_text("made")
+    leave(out)
+    assert left(out) == {"n.ipynb", "n.html", "n-02-1.png", "n/deep/table.csv"}
 
 
 def test_a_saved_notebook_in_the_folder_of_the_scripts_stays(folder: Path) -> None:
