@@ -4,6 +4,7 @@ import argparse
 import ast
 import base64
 import datetime
+import math
 import os
 import re
 import shutil
@@ -13,6 +14,9 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lab import run_folders
+from lab.cache import cache_folder
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -31,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     if extra and options.command != "open":
         parser.error(f"unknown arguments: {' '.join(extra)}")
     try:
+        if os.environ.get("LAB_CACHE"):  # kernels and JupyterLab start in other folders: a relative one must not move
+            os.environ["LAB_CACHE"] = str(cache_folder())
         if options.command == "open":
             return open_notebooks(options.notebooks, extra)
         if options.command == "run":
@@ -63,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("-p", "--parameter", action="append", default=[], metavar="KEY=VALUE", help="set a parameter")
     command.add_argument("--out", type=Path, metavar="DIR", help="where it goes (default depth-lab-out/<today>)")
     command.add_argument(
-        "--timeout", type=float, metavar="S", help="seconds that one cell may take (default: no limit)"
+        "--timeout", type=_seconds, metavar="S", help="seconds that one cell may take (default: no limit)"
     )
     command.add_argument("--notebooks", **folder)
 
@@ -74,6 +80,18 @@ def _parser() -> argparse.ArgumentParser:
         "--accept-license", action="store_true", help="accept the terms of a model that has some (Gemma)"
     )
     return parser
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= 1_000_000:  # about what the clocks below take; and not nan
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give seconds, above 0 and up to 1000000; leave it out for no limit"
+        )
+    return seconds
 
 
 # --- open -----------------------------------------------------------------------------------------------------------
@@ -150,21 +168,25 @@ def read(script: Path) -> "NotebookNode":
 def run(options: argparse.Namespace) -> int:
     """Run the chosen notebooks one after the other. Names and parameters are checked before the first one starts."""
     chosen = choose(scripts(options.notebooks), options.names)
-    pairs = [_key_and_value(text) for text in options.parameter] + ([("quick", True)] if options.quick else [])
-    notebooks = {script.stem: inject(read(script), script.stem, dict(pairs)) for script in chosen}
+    values = _values([*options.parameter, *(["quick=True"] if options.quick else [])])
+    notebooks = {script.stem: inject(read(script), script.stem, values) for script in chosen}
     out = options.out or Path("depth-lab-out") / datetime.date.today().isoformat()
-    out.mkdir(parents=True, exist_ok=True)
     failed = []
-    for script in chosen:
-        start = time.monotonic()
-        error = execute(notebooks[script.stem], script, out.resolve(), timeout=options.timeout)
-        if error:
-            failed.append(script.stem)
-            colours = sys.stderr.isatty()
-            print(f"\n{script.stem} failed:\n{error if colours else _plain(error)}", file=sys.stderr)
-        print(
-            f"{script.stem}: {'FAILED' if error else 'ran'}, {time.monotonic() - start:.0f} s, {out / script.stem}.html"
-        )
+    with run_folders.claimed(out, [script.stem for script in chosen]):
+        for script in chosen:
+            start = time.monotonic()
+            made = run_folders.aside(out.resolve(), script.stem)
+            error, interrupted = execute(notebooks[script.stem], script, made, timeout=options.timeout)
+            there = run_folders.put(made, out.resolve(), script.stem, whole=not error and not interrupted)
+            place = out / there.relative_to(out.resolve()) / f"{script.stem}.html"
+            if error:
+                failed.append(script.stem)
+                colours = sys.stderr.isatty()
+                print(f"\n{script.stem} failed:\n{error if colours else _plain(error)}", file=sys.stderr)
+            how = "interrupted" if interrupted else "FAILED" if error else "ran"
+            print(f"{script.stem}: {how}, {time.monotonic() - start:.0f} s, {place}", flush=True)
+            if interrupted:
+                raise KeyboardInterrupt
     if failed:
         print(f"{len(failed)} of {len(chosen)} notebooks failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
@@ -179,14 +201,17 @@ def choose(available: list[Path], names: list[str]) -> list[Path]:
     return [script for script in available if not wanted or script.stem.startswith(tuple(wanted))]
 
 
-def _key_and_value(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.isidentifier():
-        raise ValueError(f"-p {text}: write KEY=VALUE, for example -p seed=1 or -p model_name=gemma3-270m")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
+def _values(pairs: list[str]) -> dict[str, str]:
+    """KEY=VALUE texts by their keys, each given once."""
+    values: dict[str, str] = {}
+    for text in pairs:
+        key, equals, value = text.partition("=")
+        if not equals or not key.isidentifier():
+            raise ValueError(f"-p {text}: write KEY=VALUE, for example -p seed=1 or -p model_name=gemma3-270m")
+        if key in values:
+            raise ValueError(f"{key} is given twice, as {values[key]!r} and as {value!r}: give it once")
+        values[key] = value
+    return values
 
 
 def parameters(notebook: "NotebookNode") -> dict[str, Any]:
@@ -205,38 +230,80 @@ def parameters(notebook: "NotebookNode") -> dict[str, Any]:
     return found
 
 
-def inject(notebook: "NotebookNode", name: str, values: dict[str, Any]) -> "NotebookNode":
-    """Put a cell that sets `values` after the cell tagged `parameters`.
+def inject(notebook: "NotebookNode", name: str, values: dict[str, str]) -> "NotebookNode":
+    """Put a cell that sets `values` after the cell tagged `parameters`; each takes the type of the parameter's default.
 
     Raises:
-        ValueError: a parameter that the notebook does not have, or a text where it has a number or True/False.
+        ValueError: a parameter that the notebook does not have, or a value that cannot be one of this parameter.
     """
     from nbformat.v4 import new_code_cell
 
     known = parameters(notebook)
-    for key, value in values.items():
+    lines = []
+    for key, text in values.items():
         if key not in known:
             has = ", ".join(f"{k}={v!r}" if v is not ... else k for k, v in known.items())
             raise ValueError(f"{name} has no parameter {key!r}; it has {has or 'none'}")
-        kind = bool if isinstance(known[key], bool) else (int, float)
-        if isinstance(known[key], (bool, int, float)) and not isinstance(value, kind):
-            wanted = "True or False" if kind is bool else "a number"
-            raise ValueError(f"{name}: {key}={value!r} is not {wanted} (its default is {known[key]!r})")
-    if values:
+        try:
+            lines.append(f"{key} = {_typed(text, known[key])!r}")
+        except TypeError as error:
+            raise ValueError(f"{name}: {key}={text!r} is not {error} (its default is {known[key]!r})") from error
+    if lines:
         at = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
-        cell = new_code_cell("\n".join(f"{key} = {value!r}" for key, value in values.items()))
+        cell = new_code_cell("\n".join(lines))
         cell.metadata["tags"] = ["injected-parameters"]
         notebook.cells.insert(at + 1, cell)
     return notebook
 
 
-def execute(notebook: "NotebookNode", script: Path, out: Path, *, timeout: float | None) -> str:
+def _typed(text: str, default: Any) -> Any:
+    """A text from the command line as a value like `default`; a TypeError says what it should be.
+
+    A text stays as it is, unless it is quoted as in Python. Beside a default that is no constant, or None, what reads as
+    a Python constant is one, and all else is text.
+    """
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        value = text
+    if isinstance(default, str):
+        return value if isinstance(value, str) else text
+    value = _like(value, default)
+    try:
+        ast.literal_eval(repr(value))
+    except ValueError:  # inf or nan, such as 1e999: repr writes names, which mean nothing in the notebook
+        raise TypeError("made of finite numbers") from None
+    return value
+
+
+def _like(value: Any, default: Any) -> Any:
+    if default is None or default is ...:
+        return value
+    if isinstance(default, float):
+        try:
+            if type(value) in (int, float) and math.isfinite(value):
+                return float(value)
+        except OverflowError:  # a whole number beyond all floats
+            pass
+        raise TypeError("a finite number")
+    if isinstance(default, list | tuple):
+        if not isinstance(value, list | tuple):
+            raise TypeError("a list such as [1, 2] or ['a', 'b']")
+        alike = len({type(item) for item in default}) == 1  # then the items of `value` must be such ones, too
+        return type(default)(_like(item, default[0] if alike else None) for item in value)
+    if type(value) is not type(default):
+        kinds = {bool: "True or False", int: "a whole number", str: "a text in quotes"}
+        raise TypeError(kinds.get(type(default), f"a {type(default).__name__}"))
+    return value
+
+
+def execute(notebook: "NotebookNode", script: Path, out: Path, *, timeout: float | None) -> tuple[str, bool]:
     """Run a notebook in a fresh kernel of this Python, and write what it made into `out`, also when a cell failed.
 
     The kernel finds a folder for its tables, `out/<name>`, in the environment variable LAB_OUT.
 
     Returns:
-        What failed: number, source and traceback of the cell; empty when all cells ran.
+        What failed: number, source and traceback of the cell; empty when all cells ran. And whether it was interrupted.
     """
     from nbclient import NotebookClient
     from nbclient.exceptions import CellControlSignal, DeadKernelError
@@ -274,9 +341,7 @@ def execute(notebook: "NotebookNode", script: Path, out: Path, *, timeout: float
     _write_all(notebook, script.stem, out)
     if not any(tables.iterdir()):
         tables.rmdir()
-    if interrupted:
-        raise KeyboardInterrupt
-    return error
+    return error, interrupted
 
 
 def _use_this_python(manager: Any) -> None:
@@ -301,16 +366,13 @@ _PAGE = "{% extends 'index.html.j2' %}" + "".join(
 
 
 def _write_all(notebook: "NotebookNode", name: str, out: Path) -> None:
-    """NAME.ipynb, NAME.html and NAME-<code cell>-<n>.png; figures of an earlier run are removed."""
+    """NAME.ipynb, NAME.html and NAME-<code cell>-<n>.png."""
     from nbconvert import HTMLExporter
 
     _write(out / f"{name}.ipynb", _to_text(notebook))
     exporter = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True, raw_template=_PAGE)
     html, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": name}})
     _write(out / f"{name}.html", html)
-    for stale in out.glob(f"{name}-*.png"):
-        if re.fullmatch(rf"{re.escape(name)}-\d+-\d+\.png", stale.name):
-            stale.unlink()
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for number, cell in enumerate(code, start=1):
         figures = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]

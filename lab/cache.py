@@ -1,11 +1,86 @@
-"""The folder where the kit keeps what it can make or fetch again."""
+"""The folder where the kit keeps what it can make or fetch again: where it is, and what is said when it cannot be used."""
 
+import errno
+import functools
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota, a file too large
+_MEND = "set the environment variable LAB_CACHE to a folder that can be written"
 
 
 def cache_folder() -> Path:
-    """The folder that holds converted models, fetched data and unfinished runs: `LAB_CACHE`, or the user's cache."""
-    return Path(os.environ["LAB_CACHE"]) if os.environ.get("LAB_CACHE") else user_cache_path("depth-lab")
+    """The folder that holds converted models, fetched data and unfinished runs: `LAB_CACHE`, or the user's cache.
+
+    Raises:
+        OSError: there is no home folder to put it in (or to put in the place of a `~`).
+    """
+    return _absolute(os.environ.get("LAB_CACHE", ""))
+
+
+@functools.cache  # a relative folder is taken from where the program stands at first; a later chdir does not move it
+def _absolute(named: str) -> Path:
+    try:
+        return (Path(named).expanduser() if named else user_cache_path("depth-lab")).absolute()
+    except RuntimeError as error:  # from pathlib and platformdirs alike: no HOME, and no such user
+        what = f"LAB_CACHE={named}" if named else "the folder for models and finished parts"
+        raise OSError(f"{what} needs a home folder, and this user has none: {_MEND}") from error
+
+
+def writable(folder: Path) -> Path:
+    """A folder of the cache, made where it is missing and tried with a file.
+
+    Raises:
+        OSError: it cannot be made or written; the message names it and LAB_CACHE.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise _no_room(folder, "trying it with an empty file", error.errno) from error
+        raise OSError(
+            error.errno, f"the cache folder {folder} cannot be written ({error.strerror}): {_MEND}"
+        ) from error
+    return folder
+
+
+@contextmanager
+def room(folder: Path, work: str) -> Iterator[None]:
+    """Inside, a write that fails because the disk is full becomes an OSError that says so and names LAB_CACHE."""
+    try:
+        yield
+    except Exception as error:
+        # safetensors gives no errno: "Error while serializing: I/O error: No space left on device (os error 28)"
+        for code in NO_ROOM:
+            if getattr(error, "errno", None) == code or f"(os error {code})" in str(error):
+                raise _no_room(folder, work, code) from error
+        raise
+
+
+def _no_room(folder: Path, work: str, code: int) -> OSError:
+    return OSError(
+        code,
+        f"no room left in {folder} while {work}. Nothing was kept. Make room, or set LAB_CACHE to a folder on another disk",
+    )
+
+
+@contextmanager
+def locked(lock: Path, work: str) -> Iterator[None]:
+    """Inside, no other process is: whoever finds the lock taken waits for it and says so. A dead process holds none."""
+    guard = FileLock(lock)
+    try:
+        guard.acquire(timeout=1)
+    except Timeout:
+        print(f"Another process is {work}; waiting for it. It holds {lock}.", flush=True)
+        guard.acquire()
+    try:
+        yield
+    finally:
+        guard.release()

@@ -19,12 +19,10 @@ from pathlib import Path
 
 import torch
 import transformers
-from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lab.cache import cache_folder
+from lab.cache import NO_ROOM, cache_folder, locked, room, writable
 
 
 @dataclass(frozen=True)
@@ -75,8 +73,6 @@ CATALOGUE = {
     )
 }
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota, a file too large
-
 
 def prepare(entry: OfflineModel, *, accept_license: bool = False) -> Path:
     """The folder of a converted catalogue model; downloads and converts it when it is not there yet.
@@ -93,14 +89,7 @@ def prepare(entry: OfflineModel, *, accept_license: bool = False) -> Path:
             f"{entry.name} comes under the {entry.licence}: read them at {entry.terms}, and if you agree call "
             f"lab.load({entry.name!r}, accept_license=True) once, or run `python -m lab check {entry.name} --accept-license`"
         )
-    root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(root / f"{entry.name}.lock")
-    try:
-        lock.acquire(timeout=0.1)
-    except Timeout:
-        print(f"Another process is preparing {entry.name}; waiting for it.", flush=True)
-        lock.acquire()
-    try:
+    with locked(writable(root) / f"{entry.name}.lock", f"preparing {entry.name}"):
         if (folder / "lab.json").exists():  # the other process made it
             return folder
         for stale in (*root.glob(f"{entry.name}.partial-*"), folder):  # left by a process that was killed
@@ -112,27 +101,14 @@ def prepare(entry: OfflineModel, *, accept_license: bool = False) -> Path:
                           "Make room, or set LAB_CACHE to a folder on another disk")  # fmt: skip
         partial = Path(tempfile.mkdtemp(prefix=f"{entry.name}.partial-", dir=root))
         try:
-            print(f"Preparing {entry.name}, once: {entry.about}; {entry.licence}.", flush=True)
-            gguf = _download(entry, partial / "download")
-            print("Converting to float32 safetensors (20 to 60 s) ...", flush=True)
-            _convert(gguf, partial / "model", entry)
-            os.rename(partial / "model", folder)
-        except (OSError, SafetensorError) as error:
-            # safetensors gives no errno: "Error while serializing: I/O error: No space left on device (os error 28)"
-            full = [
-                code for code in _NO_ROOM if getattr(error, "errno", 0) == code or f"(os error {code})" in str(error)
-            ]
-            if full:
-                raise OSError(
-                    full[0],
-                    f"no room left in {root} while preparing {entry.name} (it needs {needed} MB at the most). "
-                    "Nothing was kept. Make room, or set LAB_CACHE to a folder on another disk",
-                ) from error
-            raise
+            with room(root, f"preparing {entry.name} (it needs {needed} MB at the most)"):
+                print(f"Preparing {entry.name}, once: {entry.about}; {entry.licence}.", flush=True)
+                gguf = _download(entry, partial / "download")
+                print("Converting to float32 safetensors (20 to 60 s) ...", flush=True)
+                _convert(gguf, partial / "model", entry)
+                os.rename(partial / "model", folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    finally:
-        lock.release()
     return folder
 
 
@@ -152,19 +128,17 @@ def _download(entry: OfflineModel, folder: Path) -> Path:
         with tqdm(total=entry.download_mb, unit="MB", desc=f"Downloading {entry.name}") as bar:
             while process.poll() is None:
                 time.sleep(0.2)
-                sizes = []
-                for path in folder.rglob("*.whl"):
-                    try:
-                        sizes.append(path.stat().st_size)
-                    except FileNotFoundError:  # pip moved it between the listing and the look
-                        pass
+                try:
+                    sizes = [path.stat().st_size for path in folder.rglob("*.whl")]
+                except FileNotFoundError:  # pip moved a file or took a folder away between the listing and the look
+                    continue
                 bar.update(min(sum(sizes) // 10**6, entry.download_mb) - bar.n)
             bar.update((entry.download_mb if process.returncode == 0 else bar.n) - bar.n)
     finally:
         process.kill()  # no effect on a process that has ended; after an interrupt, pip would go on writing
         said = process.communicate()[1].strip()
     if process.returncode != 0:
-        for code in _NO_ROOM:
+        for code in NO_ROOM:
             if os.strerror(code) in said:
                 raise OSError(code, said.splitlines()[-1])
         if "No module named pip" in said:

@@ -11,7 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from lab.interventions import patch
 from lab.models import SITES, alone, facts, hooks_left, plain_twin
 from lab.states import collect_states
-from lab.texts import tokenize
+from lab.texts import pad_id, tokenize
 
 # Three lengths, so that padding matters; the first two have the same number of tokens in no tokenizer by chance alone.
 _TEXTS = ("The city of Paris is in France.", "A coin is heads up. Maya flips the coin.", "Water boils")
@@ -154,7 +154,7 @@ def _cache_difference(model: TransformerBridge, ids: torch.Tensor) -> float:
     said = [
         model.original_model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, min_new_tokens=5, do_sample=False,
-            use_cache=kept, pad_token_id=model.tokenizer.pad_token_id,
+            use_cache=kept, pad_token_id=pad_id(model),
         )
         for kept in (True, False)
     ]  # fmt: skip

@@ -32,7 +32,8 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from lab import metrics, require
-from lab.models import cache_folder, facts
+from lab.cache import cache_folder, writable
+from lab.models import facts
 from lab.results import Result, versions
 from lab.states import stream_states
 from lab.texts import Tokens, checked_texts, tokenize
@@ -575,8 +576,7 @@ def _collected(
     megabytes = sum(n * len(d) * w * 4 for d, w in zip(depths, widths, strict=True)) / 1e6
     with ExitStack() as files:
         if on_disk := megabytes > memory_mb:
-            cache_folder().mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(cache_folder()).free / 1e6
+            free = shutil.disk_usage(writable(cache_folder())).free / 1e6
             if megabytes > 0.9 * free:
                 raise ValueError(
                     f"the states take {megabytes:.0f} MB and {cache_folder()} has {free:.0f} MB free: give fewer documents "

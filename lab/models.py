@@ -15,18 +15,22 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import transformers
+from safetensors import safe_open
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from lab.cache import cache_folder as cache_folder
 from lab.catalogue import CATALOGUE, prepare
@@ -68,9 +72,10 @@ def load(
         never saw in training). `model.lab_source` says where the weights came from.
 
     Raises:
-        ValueError: an unknown name, a folder without safe weights, terms not accepted.
+        ValueError: an unknown name, a folder without safe weights, weights that are not those of its config.json (names,
+            shapes, quantised), terms not accepted.
         ConnectionError: nothing cached and no network.
-        OSError: a corrupt download, a full disk. Nothing half-written is left.
+        OSError: a damaged file, a corrupt download, a full disk. Nothing half-written is left.
     """
     name = os.fspath(name)
     if name in CATALOGUE:
@@ -271,8 +276,11 @@ def require_site(model: TransformerBridge, site: str) -> None:
 
 def _boot(source: dict[str, Any], *, device: str | torch.device | None, dtype: torch.dtype) -> TransformerBridge:
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = AutoTokenizer.from_pretrained(source["path"], revision=source.get("revision"), trust_remote_code=False)
     hf_model = _hf_model(source, dtype=dtype)
+    with _readable(source, "the tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source["path"], revision=source.get("revision"), trust_remote_code=False
+        )
     adds_start_token = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id] and tokenizer.bos_token is not None
     model = _bridged(hf_model, tokenizer, source["path"], source, device)
     model.cfg.default_prepend_bos = adds_start_token
@@ -297,9 +305,119 @@ def _hf_model(source: dict[str, Any], *, dtype: torch.dtype) -> PreTrainedModel:
         expected, found = json.loads(recorded.read_text())["bytes"], (recorded.parent / "model.safetensors")
         if not found.exists() or found.stat().st_size != expected:
             raise OSError(f"the cached model in {recorded.parent} is damaged; delete that folder and load it again")
-    return AutoModelForCausalLM.from_pretrained(
-        source["path"], attn_implementation="eager", dtype=dtype, use_safetensors=True, **where
-    ).eval()
+    with _readable(source, "config.json"):
+        config = AutoConfig.from_pretrained(source["path"], **where)
+    if getattr(config, "quantization_config", None):
+        raise ValueError(
+            f"{source['path']} holds quantised weights (quantization_config in its config.json), and these are not read: "
+            "load the model that it was made from, or save it with float weights first"
+        )
+    wrong = ""
+    with _readable(source, "config.json or a weight file"):
+        if Path(source["path"]).is_dir():
+            wrong = _wrong_files(Path(source["path"]))
+    if wrong:
+        raise ValueError(wrong)
+    with _readable(source, "config.json or a weight file"):
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source["path"],
+            attn_implementation="eager",
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # only so that they are listed: `_check_fit` refuses them
+            **where,
+        )
+    _check_fit(model, found, source["path"])
+    return model.eval()
+
+
+@contextmanager
+def _readable(source: dict[str, Any], what: str) -> Iterator[None]:
+    """Inside, what a reader throws at a damaged file becomes one sentence (tokenizers raise plain `Exception`)."""
+    try:
+        yield
+    except (OSError, RuntimeError, MemoryError):  # these say what they mean
+        raise
+    except Exception as error:
+        at = Path(source["path"])
+        again = "delete that folder and load it again" if (at / "lab.json").exists() else "get the file again"
+        raise OSError(
+            f"{what} of the model {at} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:300]}). It is "
+            f"damaged, cut short, or not made for this version of transformers ({transformers.__version__}): {again}"
+        ) from error
+
+
+def _wrong_files(folder: Path) -> str:
+    """What would load without a word and should not: an index of what isn't there, integers in place of weights."""
+    index = folder / "model.safetensors.index.json"
+    promised: dict[str, set[str]] = {"model.safetensors": set()}  # the tensors that each file has to hold
+    if not (folder / "model.safetensors").exists():
+        if not index.exists():
+            return (
+                f"{folder} has no model.safetensors, and no {index.name} that names other files: rename or index yours"
+            )
+        promised = {}
+        for tensor, file in json.loads(index.read_text())["weight_map"].items():
+            promised.setdefault(file, set()).add(tensor)
+    if lost := sorted(file for file in promised if not (folder / file).exists()):
+        return f"{folder} lacks {_some(lost, 'file')} that its {index.name} names: get what is missing"
+    for file, tensors in promised.items():
+        with safe_open(folder / file, framework="pt") as opened:
+            kinds = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}
+        if absent := sorted(tensors - set(kinds)):
+            return (
+                f"{folder / file} lacks {_some(absent, 'tensor')} that {index.name} names in it: get both files again"
+            )
+        coded = sorted(name for name, kind in kinds.items() if name.endswith("weight") and kind not in _FLOATS)
+        if coded:
+            return (
+                f"{folder / file} is quantised: {_some(coded, 'tensor')} of type {kinds[coded[0]]}. Only float weights are "
+                f"read ({', '.join(_FLOATS)}): load the model that it was made from"
+            )
+    return ""
+
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+# What architectures make themselves, and old versions wrote into the file: masks, rotations, places.
+_BUFFERS = re.compile(
+    r"(^|\.)(masked_bias|attn\.bias|attention\.bias|inv_freq|(cos|sin)_cached|position_ids|attn\.embed_positions)$"
+)
+
+
+def _check_fit(model: PreTrainedModel, found: dict[str, Any], path: str) -> None:
+    """Refuse a model of which a part is not the file's: it would be random, and nothing else would say so."""
+    missing, extra = (sorted(name for name in found[f"{kind}_keys"] if not _BUFFERS.search(name))
+                      for kind in ("missing", "unexpected"))  # fmt: skip
+    shapes = [f"{name} is {list(there)}, not {list(here)}" for name, there, here in sorted(found["mismatched_keys"])]
+    parts = [
+        *([f"{_some(missing, 'tensor')} missing, which would stay random"] if missing else []),
+        *([f"{_some(extra, 'tensor')} that the model has no place for"] if extra else []),
+        *([f"{_some(shapes, 'tensor')} of another shape"] if shapes else []),
+    ]
+    if not parts:
+        return
+    advice = "load it with its own config.json, or save the model again"
+    wanted = {*missing, *(name.removeprefix(f"{model.base_model_prefix}.") for name in missing)}
+    pieces: Counter[str] = Counter()  # what could be taken out of a name so that it fits, with the names that then do
+    for name in extra:
+        words = name.split(".")
+        for start, end in combinations(range(len(words)), 2):
+            if ".".join(words[:start] + words[end:]) in wanted:
+                pieces[".".join(words[start:end]) + "."] += 1
+    if pieces:
+        piece, n = min(pieces.items(), key=lambda found: (-found[1], len(found[0])))
+        advice = f"take {piece!r} out of the names of its tensors and save it again ({n} of them fit then)"
+    raise ValueError(
+        f"the weights of {path} are not those of its config.json ({type(model).__name__}): {'; '.join(parts)}. "
+        f"Nothing was loaded: {advice}"
+    )
+
+
+def _some(names: list[str], word: str) -> str:
+    """How many, and the first of them."""
+    plural = f"{len(names)} {word}{'s' if len(names) != 1 else ''}"
+    return f"{plural} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 def _folder_checksum(folder: Path) -> str:

@@ -97,6 +97,9 @@ def concept_depth(result: Any, *, metric: str = "accuracy", ax: Axes | None = No
             ("random", "resid", "task"): (GREEN, (0, (3, 1, 1, 1)), "random weights (null)"),
             ("trained", "resid", "shuffled"): (RED, (0, (1, 1)), "shuffled labels (control)"),
         }
+        others = [site for site in dict.fromkeys(rows.site) if site not in (*SITES, "text")]
+        for site, color in zip(others, (SKY, GREY, "#A6761D", "#1B3A57", BLUE), strict=False):
+            styles["trained", site, "task"] = (color, (0, (4, 1, 1, 1)), site)
         for (weights, site, labels), (color, dash, name) in styles.items():
             line = rows[(rows.weights == weights) & (rows.site == site) & (rows.labels == labels)].sort_values("depth")
             if len(line):

@@ -7,10 +7,8 @@ is verified either way.
 """
 
 import ast
-import errno
 import hashlib
 import json
-import os
 import re
 import tarfile
 from collections.abc import Callable
@@ -18,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import platformdirs
 import pooch
 import requests
 
+from lab import cache
 from lab.tables import (
     COLUMNS,
     TWO_HOP_ALIASES,
@@ -36,9 +34,8 @@ from lab.tables import (
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: LAB_CACHE, or the user's cache folder for the kit; "datasets" in it."""
-    root = os.environ.get("LAB_CACHE")
-    return (Path(root).expanduser() if root else platformdirs.user_cache_path("depth-lab")) / "datasets"
+    """Where downloads are kept: "datasets" in the kit's cache folder (`lab.models.cache_folder`)."""
+    return cache.cache_folder() / "datasets"
 
 
 def _verified_file(url: str, checksum: str, source: str | Path | None, *, subfolder: str = "") -> Path:
@@ -60,6 +57,8 @@ def _fetch(url: str, file_name: str, checksum: str, folder: Path) -> Path:
     corrupt = (
         f"{url} arrived corrupt or was changed: it doesn't have {checksum}. Nothing was kept; try again, or {by_hand}"
     )
+    if not (folder / file_name).exists():  # what is there can be read where nothing can be written
+        cache.writable(folder)
     # pooch writes aside and renames. It knows no git ids: those are verified below.
     known = checksum if checksum.startswith("sha256:") else None
     try:
@@ -73,7 +72,7 @@ def _fetch(url: str, file_name: str, checksum: str, folder: Path) -> Path:
     except ValueError as error:  # pooch: the checksum is wrong, its partial file is removed
         raise ValueError(corrupt) from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in cache.NO_ROOM:
             raise
         raise OSError(
             error.errno,

@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from filelock import FileLock
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from lab.cache import cache_folder, locked, writable
 from lab.identity import Identity
-from lab.models import cache_folder, in_use, to_send
+from lab.models import in_use, to_send
 
 
 @dataclass(frozen=True)
@@ -346,12 +346,10 @@ def keep(work: Callable[..., Result], models: Mapping[str, Identity] | None = No
                 f"Nothing is read from the cache or kept there, as no hash tells what this model computes: {doubts[0]}."
             )
         return Kept(None, known)
-    folder = cache_folder() / "runs"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        folder = writable(cache_folder() / "runs")
     except OSError as error:
-        print(f"Nothing is kept: {folder} cannot be written ({error.strerror}). LAB_CACHE names another folder.")
+        print(f"Nothing is kept: {error.strerror or error}.")
         return Kept(None, known)
     return Kept(folder, known)
 
@@ -480,10 +478,17 @@ def _finished(work: Callable[..., Result], shard: Mapping[str, Any], folder: Pat
     """One shard's result: read when it is there, else computed and kept, by one process at a time."""
     if folder is None:
         return work(**shard)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{shard['key']}.lock"):
-        if (folder / shard["key"] / "result.json").exists():
-            return Result.load(folder / shard["key"])
+    place = folder / shard["key"]
+    with locked(writable(folder) / f"{shard['key']}.lock", "computing the same part"):
+        if (place / "result.json").exists():
+            try:
+                return Result.load(place)
+            except (OSError, ValueError) as error:
+                print(f"A finished part cannot be read and is computed again: {error}")
         result = work(**shard)
-        result.save(folder / shard["key"])
+        try:
+            with room(folder, "a finished part"):
+                result.save(place)
+        except OSError as error:  # what was computed is not lost for that
+            print(f"A finished part is not kept: {error.strerror or error}")
         return result

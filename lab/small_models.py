@@ -27,7 +27,6 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from filelock import FileLock
 from jaxtyping import Int
 from tokenizers import Tokenizer, pre_tokenizers, processors
 from tokenizers.models import WordLevel
@@ -36,7 +35,7 @@ from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lab import datasets, require
-from lab.models import cache_folder
+from lab.cache import cache_folder, locked, room, writable
 from lab.texts import checked_texts
 
 # The world of the k-hop model: people, each with exactly one friend, one boss, and so on.
@@ -500,19 +499,19 @@ def _made_once(
     root = cache_folder() / "small_models"
     folder = root / f"{kind}-{key}"
     if not (folder / "lab.json").exists():
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{folder.name}.lock"):
+        with locked(writable(root) / f"{folder.name}.lock", f"training {folder.name}"):
             if not (folder / "lab.json").exists():  # another process may have made it
                 for stale in root.glob(f"{folder.name}.partial-*"):  # left by a process that was killed
                     shutil.rmtree(stale, ignore_errors=True)
                 partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=root))
                 try:
-                    start = time.perf_counter()
-                    found = make(partial)
-                    about = {"name": folder.name, "parameters": parameters, "seconds": time.perf_counter() - start}
-                    about["bytes"] = (partial / "model.safetensors").stat().st_size
-                    (partial / "lab.json").write_text(json.dumps({**about, **found}, indent=1))
-                    os.rename(partial, folder)
+                    with room(root, f"training {folder.name}"):
+                        start = time.perf_counter()
+                        found = make(partial)
+                        about = {"name": folder.name, "parameters": parameters, "seconds": time.perf_counter() - start}
+                        about["bytes"] = (partial / "model.safetensors").stat().st_size
+                        (partial / "lab.json").write_text(json.dumps({**about, **found}, indent=1))
+                        os.rename(partial, folder)
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
     return folder, json.loads((folder / "lab.json").read_text())

@@ -53,7 +53,7 @@ def tokenize(model: TransformerBridge, texts: Sequence[str], *, padding_side: st
             f"text {index} has {len(rows[index])} tokens, and this model's context holds {model.cfg.n_ctx}; shorten it "
             f"(it begins {texts[index][:40]!r})"
         )
-    ids = torch.full((len(rows), width), model.tokenizer.pad_token_id, dtype=torch.long)
+    ids = torch.full((len(rows), width), pad_id(model), dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.bool)
     offsets = np.zeros((len(rows), width, 2), dtype=np.int64)
     for i, (row, span) in enumerate(zip(rows, spans, strict=True)):
@@ -74,6 +74,16 @@ def checked_texts(texts: Sequence[str], *, what: str = "text") -> list[str]:
             shown = "" if why == "empty" and not text.strip() else f"{text!r:.60}, "  # '\u200b' is there, and not seen
             raise ValueError(f"{what} {index} is {shown}{why}; each {what} needs at least one word")
     return texts
+
+
+def pad_id(model: TransformerBridge) -> int:
+    """The id that stands on padding: the tokenizer's own, or 0 where it has none or the model has no embedding for it.
+
+    Which one makes no difference: the mask hides it, whatever it is.
+    """
+    own = model.tokenizer.pad_token_id
+    n_embeddings = model.original_model.get_input_embeddings().weight.shape[0]
+    return own if own is not None and 0 <= own < n_embeddings else 0
 
 
 def last_positions(tokens: Tokens) -> Int[np.ndarray, " example"]:

@@ -93,7 +93,7 @@ def concept_explorer(
             )
             return
         message.value = ""
-        there_are = sorted(int(d) for d in result.tables["examples"].query("site == 'resid'").depth.unique())
+        there_are = sorted(int(d) for d in _examples(result).depth.unique())
         if tuple(depth.options) != tuple(there_are):
             depth.options = there_are  # resets the value, which calls `draw`
         draw()
@@ -559,10 +559,17 @@ def _text(said: str) -> str:
     return html.escape(said).replace("\n", " ↵ ")
 
 
+def _examples(result: Any) -> Any:
+    """What the probes say of each statement, at the residual stream, or at the first site that was looked at instead."""
+    rows = result.tables["examples"]
+    site = "resid" if (rows.site == "resid").any() else rows.site.iloc[0]
+    return rows[rows.site == site]
+
+
 def _statements(result: Any, depth: int) -> str:
     """The statements that the probe at this depth is most and least certain of, as an HTML table."""
-    rows = result.tables["examples"]
-    rows = rows[(rows.site == "resid") & (rows.depth == depth)]
+    rows = _examples(result)
+    rows = rows[rows.depth == depth]
     rows = rows.merge(result.tables["statements"][["example", "text"]], on="example")
     right = (rows.decision > 0) == (rows.label == 1)
     by_certainty = rows.assign(size=rows.decision.abs()).sort_values("size", ascending=False)
@@ -571,9 +578,10 @@ def _statements(result: Any, depth: int) -> str:
         ("Most certain, and wrong", by_certainty[~right.reindex(by_certainty.index)].head(4)),
         ("Least certain", by_certainty.tail(4)),
     ]
-    share = right.mean()
+    share, site = right.mean(), rows.site.iloc[0]
+    place = f"Depth {depth}" + ("" if site == "resid" else f", {site}")
     lines = [
-        f"<p>Depth {depth}: {share:.0%} of {len(rows)} statements are on the right side of 0 when the probes that were not "
+        f"<p>{place}: {share:.0%} of {len(rows)} statements are on the right side of 0 when the probes that were not "
         "trained on them are averaged (the curve shows single probes).</p>"
     ]
     lines.append(f"<table style='{_TABLE}'>")

@@ -17,7 +17,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from lab.__main__ import build
+from lab import run_folders
+from lab.__main__ import _typed, build
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,6 +61,12 @@ def lab(*arguments: object, cwd: Path, **environment: str) -> subprocess.Complet
     return subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True)
 
 
+def left(out: Path) -> set[str]:
+    """The files in a folder, without the two that runs keep there for themselves."""
+    found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    return {name for name in found if not name.startswith(".depth-lab-run.")}
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder of two notebooks, one of which fails."""
@@ -86,9 +93,12 @@ def test_help_names_the_commands_and_needs_no_torch(tmp_path: Path) -> None:
         (["00", "-p", "seed=1"], "00_good has no parameter 'seed'; it has n=3, quick=False, name='a'"),
         (["--quick"], "01_bad has no parameter 'quick'; it has none"),
         (["00", "-p", "quick=yes"], "quick='yes' is not True or False"),
-        (["00", "-p", "n=many"], "n='many' is not a number"),
+        (["00", "-p", "n=many"], "n='many' is not a whole number (its default is 3)"),
+        (["00", "-p", "n=4", "-p", "n=5"], "n is given twice, as '4' and as '5': give it once"),
+        (["00", "--quick", "-p", "quick=False"], "quick is given twice"),
         (["00", "-p", "n"], "write KEY=VALUE"),
         (["00", "--fast"], "unknown arguments: --fast"),
+        *[(["00", "--timeout", s], f"'{s}': give seconds, above 0") for s in ("nan", "-1", "0", "inf", "1e9", "long")],
     ],
 )
 def test_a_mistake_is_told_before_anything_runs(folder: Path, arguments: list[str], said: str) -> None:
@@ -100,8 +110,6 @@ def test_a_mistake_is_told_before_anything_runs(folder: Path, arguments: list[st
 
 def test_run_leaves_notebook_page_figures_and_tables(folder: Path) -> None:
     out = folder.parent / "out"
-    out.mkdir()
-    (out / "00_good-09-1.png").write_bytes(b"of an earlier run")
     # A kernel of the same name that another program registered, and a backend that draws nothing in a notebook.
     other = folder.parent / "jupyter" / "kernels" / "python3"
     other.mkdir(parents=True)
@@ -114,7 +122,7 @@ def test_run_leaves_notebook_page_figures_and_tables(folder: Path) -> None:
         MPLBACKEND="agg",
     )
     assert done.returncode == 0, done.stderr
-    found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    found = left(out)
     assert found == {"00_good.ipynb", "00_good.html", "00_good-04-1.png", "00_good/table.csv"}
     assert (out / "00_good-04-1.png").read_bytes().startswith(b"\x89PNG")
     notebook = nbformat.read(out / "00_good.ipynb", as_version=4)
@@ -125,6 +133,249 @@ def test_run_leaves_notebook_page_figures_and_tables(folder: Path) -> None:
     fetched = re.findall(r"""<script[^>]*src=["']([^"']+)""", page)
     assert ["mathjax" in address.lower() for address in fetched] == [True], "formulas are all that a page may fetch"
     assert [path.name for path in folder.iterdir() if path.suffix != ".py"] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "default", "value"),
+    [
+        ("2024", "smollm2-135m", "2024"),
+        ("1e999", "a", "1e999"),
+        ("None", "a", "None"),
+        ("[1]", "a", "[1]"),
+        ("", "a", ""),
+        ("'two words'", "a", "two words"),
+        ("-3", 0, -3),
+        ("1_000", 0, 1000),
+        ("2", 0.5, 2.0),
+        ("-1e-3", 0.5, -0.001),
+        ("False", True, False),
+        ("[1, 2]", (0,), (1, 2)),
+        ("('a', 'b')", ["c"], ["a", "b"]),
+        ("[1, 2]", [0.5], [1.0, 2.0]),
+        ("[]", [0], []),
+        ("[1, 'a']", [], [1, "a"]),
+        ("gemma3-270m", None, "gemma3-270m"),
+        ("3", None, 3),
+        ("3", ..., 3),
+        ("nan", None, "nan"),
+        ("{'a': 1}", {}, {"a": 1}),
+    ],
+)
+def test_a_value_takes_the_type_of_the_default(text: str, default: object, value: object) -> None:
+    found = _typed(text, default)
+    assert found == value and type(found) is type(value)
+    if isinstance(value, list | tuple):
+        assert [type(item) for item in found] == [type(item) for item in value]
+
+
+@pytest.mark.parametrize(
+    ("text", "default", "wanted"),
+    [
+        *[
+            (text, 0, "a whole number")
+            for text in ("True", "1.5", "1e3", "1e999", "nan", "None", "", "'1'", "[1]", "007")
+        ],
+        *[
+            (text, 0.5, "a finite number")
+            for text in ("1e999", "-1e999", "nan", "inf", "True", "1" + 400 * "0", "a", "1j")
+        ],
+        *[(text, False, "True or False") for text in ("1", "0", "true", "yes", "")],
+        *[(text, [0], "a whole number") for text in ("[1.5]", "[1, True]", "['a']")],
+        *[(text, (0,), "a list such as") for text in ("1", "a", "{1}")],
+        *[(text, None, "made of finite numbers") for text in ("1e999", "[1e999]", "{'a': (-1e999,)}")],
+        ("[1]", {}, "a dict"),
+        ("[a]", ["b"], "a list such as"),
+        ("[1]", ["b"], "a text in quotes"),
+    ],
+)
+def test_a_value_that_the_parameter_cannot_take(text: str, default: object, wanted: str) -> None:
+    with pytest.raises(TypeError, match=wanted):
+        _typed(text, default)
+
+
+COUNTING = """\
+# %% tags=["parameters"]
+n = 1
+fail = False
+# %%
+import os, pathlib
+import matplotlib.pyplot as plt
+out = pathlib.Path(os.environ["LAB_OUT"])
+(out / "deep").mkdir()
+(out / "deep" / f"table-{n}.csv").write_text(f"{n}")
+for i in range(n):
+    plt.plot([1, i])
+    plt.show()
+# %%
+assert not fail
+"""
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs a notebook that leaves n figures and a table named after n, in the folder `out`."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "02_count.py").write_text(COUNTING)
+    (tmp_path / "scripts" / "00_good.py").write_text(GOOD)
+
+    def run(*arguments: str, name: str = "02") -> subprocess.CompletedProcess:
+        return lab("run", name, "--notebooks", "scripts", "--out", "out", *arguments, cwd=tmp_path)
+
+    return run
+
+
+def count(n: int) -> set[str]:
+    """What the notebook above leaves."""
+    return {"02_count.ipynb", "02_count.html", f"02_count/deep/table-{n}.csv"} | {
+        f"02_count-03-{i}.png" for i in range(1, n + 1)
+    }
+
+
+def test_a_run_takes_the_place_of_the_earlier_one_whole(counting: Callable, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    mine = {"02_count-notes.png": "a", "02_count.txt": "b", "other/02_count.ipynb": "c"}
+    (out / "other").mkdir()
+    for name, text in mine.items():
+        (out / name).write_text(text)
+    assert counting("-p", "n=3").returncode == 0
+    assert left(out) == {*mine, *count(3)}
+    assert counting(name="00").returncode == 0  # another notebook in the same folder
+    good = {"00_good.ipynb", "00_good.html", "00_good-03-1.png", "00_good/table.csv"}
+    assert left(out) == {*mine, *count(3), *good}
+    assert counting("-p", "n=2").returncode == 0
+    assert left(out) == {*mine, *count(2), *good}
+    assert "n = 2" in (out / "02_count.ipynb").read_text()
+    assert {name: (out / name).read_text() for name in mine} == mine
+    assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == [
+        ".depth-lab-run.json",
+        ".depth-lab-run.lock",
+    ]
+
+
+PLACES = ["n.ipynb", "n.html", "n-02-1.png", "n-99-7.png", "n/mine.csv", "n/deep/table.csv"]
+
+
+def leave(out: Path) -> Path:
+    """What a run of the notebook n leaves: its files, each holding its name."""
+    with run_folders.claimed(out, ["n"]):
+        made = run_folders.aside(out, "n")
+        (made / "n" / "deep").mkdir(parents=True)
+        for name in ("n.ipynb", "n.html", "n-02-1.png", "n/deep/table.csv"):
+            (made / name).write_text(name)
+        return run_folders.put(made, out, "n", whole=True)
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("place", PLACES)
+def test_what_a_run_did_not_leave_is_not_touched(tmp_path: Path, place: str, earlier: bool) -> None:
+    out = tmp_path / "out"
+    if earlier:
+        leave(out)
+    (out / place).parent.mkdir(parents=True, exist_ok=True)
+    (out / place).write_text("mine")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(
+        ValueError, match=rf"out holds 1 file that no run .* left so \({place}\), .*: move them, or give"
+    ):
+        leave(out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    with run_folders.claimed(out, ["another"]):  # whose places are free
+        pass
+    (out / place).unlink()
+    assert leave(out) == out and (out / "n.html").read_text() == "n.html"
+
+
+@pytest.mark.parametrize("place", ["n", "n.ipynb", "n/deep"])
+def test_links_and_files_in_the_place_of_folders_are_not_touched(tmp_path: Path, place: str) -> None:
+    out, far = tmp_path / "out", tmp_path / "far"
+    far.mkdir()
+    (out / place).parent.mkdir(parents=True, exist_ok=True)
+    (out / place).symlink_to(far)
+    with pytest.raises(ValueError, match=rf"out holds 1 file that no run .* left so \({place}\)"):
+        leave(out)
+    (out / place).unlink()
+    (out / place).write_text("mine")
+    with pytest.raises(ValueError, match=rf"out holds 1 file that no run .* left so \({place}\)"):
+        leave(out)
+    assert (out / place).read_text() == "mine" and list(far.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"notebooks": {}}', '{"notebooks": []}', '{"notebooks": {"n": 1}}'])
+def test_a_record_that_cannot_be_read_proves_nothing(tmp_path: Path, text: str) -> None:
+    out = tmp_path / "out"
+    leave(out)
+    (out / run_folders.RECORD).write_text(text)
+    with pytest.raises(ValueError, match="out holds 4 files that no run"):
+        leave(out)
+
+
+def test_files_that_change_while_a_run_lasts_stay(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    leave(out)
+    with run_folders.claimed(out, ["n"]):
+        made = run_folders.aside(out, "n")
+        (made / "n.html").write_text("new")
+        (out / "n.html").write_text("edited meanwhile")
+        beside = run_folders.put(made, out, "n", whole=True)
+    assert beside.parent == out and re.fullmatch(r"n\.\d{4}-\d\d-\d\d-\d{6}", beside.name)
+    assert (beside / "n.html").read_text() == "new" and (out / "n.html").read_text() == "edited meanwhile"
+
+
+def test_what_a_killed_run_left_goes(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with run_folders.claimed(out, ["n"]):
+        (run_folders.aside(out, "n") / "half").write_text("made")
+    leave(out)
+    assert left(out) == {"n.ipynb", "n.html", "n-02-1.png", "n/deep/table.csv"}
+
+
+def test_a_saved_notebook_in_the_folder_of_the_scripts_stays(folder: Path) -> None:
+    notebook = build(folder / "00_good.py")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    done = lab("run", "00", "--notebooks", folder, "--out", folder, cwd=folder.parent)
+    assert done.returncode == 1 and f"({notebook.name})" in done.stderr
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_failed_run_does_not_take_the_place_of_a_whole_one(counting: Callable, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert counting("-p", "n=3", "-p", "fail=True").returncode == 1
+    assert left(out) == count(3)  # the first one: what it made is there
+    assert counting("-p", "n=1", "-p", "fail=True").returncode == 1
+    assert left(out) == count(1)
+    assert counting("-p", "n=2").returncode == 0
+    assert left(out) == count(2)
+    done = counting("-p", "n=1", "-p", "fail=True")
+    assert done.returncode == 1
+    beside = Path(re.search(r"02_count: FAILED, \d+ s, (.*)", done.stdout)[1])
+    assert re.fullmatch(r"out/02_count\.\d{4}-\d\d-\d\d-\d{6}/02_count\.html", beside.as_posix())
+    assert left(tmp_path / beside.parent) == count(1)
+    assert left(out) == count(2) | {f"{beside.parent.name}/{name}" for name in count(1)}
+
+
+def test_two_runs_at_once(folder: Path) -> None:
+    (folder / "02_long.py").write_text(LONG)
+    out = folder.parent / "out"
+    command = [sys.executable, "-m", "lab", "run", "02", "--notebooks", str(folder), "--out", "out"]
+    process = subprocess.Popen(command, cwd=folder.parent, stderr=subprocess.PIPE, start_new_session=True)
+    try:
+        wait_for((folder / "started").exists)
+        done = lab("run", "00", "--notebooks", folder, "--out", "out", cwd=folder.parent)
+        assert done.returncode == 1 and "another run is writing into out: wait for it, or give another" in done.stderr
+        assert left(out) == set()
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    done = lab("run", "00", "--notebooks", folder, "--out", "out", cwd=folder.parent)  # a killed one holds no lock
+    assert done.returncode == 0 and "00_good.html" in left(out)
+
+
+def test_a_file_in_the_place_of_the_folder(folder: Path) -> None:
+    (folder.parent / "out").write_text("mine")
+    done = lab("run", "00", "--notebooks", folder, "--out", "out", cwd=folder.parent)
+    assert done.returncode == 1 and "error: out is a file: give a folder with --out" in done.stderr
+    assert (folder.parent / "out").read_text() == "mine"
 
 
 def test_a_failing_cell_is_shown_and_what_ran_is_kept(folder: Path) -> None:
@@ -156,6 +407,7 @@ def test_an_interrupted_run_keeps_what_ran(folder: Path) -> None:
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130 and stderr.endswith(b"interrupted\n")
     assert nbformat.read(folder.parent / "out" / "02_long.ipynb", as_version=4).cells[0].execution_count == 1
+    assert left(folder.parent / "out") == {"02_long.ipynb", "02_long.html"}
 
 
 def test_building_keeps_what_a_user_saved(folder: Path, capsys: pytest.CaptureFixture) -> None:

@@ -110,3 +110,20 @@ def test_explorer_tells_two_tables_of_one_name_apart(result, tiny_model):
     at["letters glued in front (noise)"].value = False
     at["data set"].value = "your data, 3"
     assert explorer.children[1].value == "" and at["depth"].options == tuple(range(5))
+
+
+@pytest.mark.parametrize("sites", [("mlp_in",), ("attn_out", "mlp_out")])
+def test_explorer_and_figure_of_a_result_without_the_residual_stream(tiny_model, sites):
+    found = run(tiny_model("llama"), letters(), null=False, sites=sites)
+    lines = {line.get_label(): line for line in found.plot().axes[0].get_lines()}
+    for site in sites:
+        rows = found.summary.query("site == @site and labels == 'task' and metric == 'accuracy'").sort_values("depth")
+        assert np.allclose(lines[lab.plots.SITES.get(site, site)].get_ydata(), rows["mean"])
+    explorer = concept_explorer([found])
+    picture, table = explorer.children[-2:]
+    depth = controls(explorer)["depth"]
+    assert list(depth.options) == [1, 2, 3, 4] and bytes(picture.value).startswith(b"\x89PNG")
+    depth.value = 4
+    assert f"Depth 4, {sites[0]}: " in table.value
+    rows = found.tables["examples"].query("site == @sites[0] and depth == 4")
+    assert f"{((rows.decision > 0) == (rows.label == 1)).mean():.0%} of {len(rows)} statements" in table.value

@@ -1,6 +1,8 @@
 import dataclasses
 import hashlib
+import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -8,12 +10,14 @@ import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
-from conftest import byte_tokenizer
+from conftest import FAMILIES, byte_tokenizer
+from safetensors.torch import load_file, save_file
 
 import lab
 from lab import models
@@ -384,3 +388,210 @@ def test_a_damaged_cached_folder(tiny):
         lab.load("tiny", device="cpu")
     shutil.rmtree(weights.parent)
     assert lab.check(lab.load("tiny", device="cpu")).ok.all()
+
+
+# --- weights that are not those of the model that config.json describes ---
+
+
+def copied(tiny_folder, tmp_path, family="llama"):
+    return Path(shutil.copytree(tiny_folder(family), tmp_path / family))
+
+
+def renamed(folder, new_name):
+    """Write the weights again under other names; a name that becomes None is left out."""
+    weights = load_file(folder / "model.safetensors")
+    kept = {new: value for name, value in weights.items() if (new := new_name(name)) is not None}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def changed(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_the_weights_of_its_file(tiny_folder, tiny_model, family):
+    state = tiny_model(family).original_model.state_dict()
+    embedding = next(value for name, value in state.items() if re.search(r"(embed_tokens|wte|embed_in).*weight$", name))
+    held = load_file(tiny_folder(family) / "model.safetensors").values()
+    assert any(value.shape == embedding.shape and torch.equal(value, embedding) for value in held)
+
+
+@pytest.mark.parametrize("piece", ["_orig_mod.", "module.", "base.net."])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
+def test_names_with_a_prefix_are_refused_and_the_prefix_is_named(tiny_folder, tmp_path, family, piece):
+    folder = copied(tiny_folder, tmp_path, family)
+    n = len(load_file(folder / "model.safetensors"))
+    renamed(folder, lambda name: piece + name)
+    said = rf"not those of its config.json .*tensors \({re.escape(piece)}.*take '{piece}' out of the names .*\((\d+) of"
+    with pytest.raises(ValueError, match=said) as refused:
+        lab.load(folder, device="cpu")
+    # Hugging Face lists all but four of GPT-2's, and the head of NeoX has one name in the file and another in the model.
+    fit = int(re.search(said, str(refused.value))[1])
+    assert fit == n - {"llama": 0, "gpt2": 4, "neox": 1}[family]
+    renamed(folder, lambda name: name.removeprefix(piece))
+    assert lab.load(folder, device="cpu").cfg.n_layers == 4
+
+
+def test_a_piece_inside_the_names_is_named_too(tiny_folder, tmp_path):
+    folder = copied(tiny_folder, tmp_path)
+    renamed(folder, lambda name: name.replace("layers.2.", "layers.2._checkpoint_wrapped_module."))
+    with pytest.raises(ValueError, match="9 tensors .*missing.*take '_checkpoint_wrapped_module.' out .*9 of them fit"):
+        lab.load(folder, device="cpu")
+
+
+def test_the_bare_names_of_the_inner_model_fit(tiny_folder, tmp_path, tiny_model):
+    """Hugging Face reads these, as files of a model without its head have them."""
+    folder = copied(tiny_folder, tmp_path)
+    renamed(folder, lambda name: name.removeprefix("model."))
+    assert torch.equal(logits(lab.load(folder, device="cpu")), logits(tiny_model("llama")))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda name: None if ".2." in name else name,
+            r"9 tensors \(model.layers.2.* missing, which would stay random",
+        ),
+        (lambda name: None if "lm_head" in name else name, r"1 tensor \(lm_head.weight\) missing"),
+        (
+            lambda name: name.replace("norm", "scale"),
+            r"9 tensors .* missing.*9 tensors .*that the model has no place for",
+        ),
+    ],
+)
+def test_missing_and_left_over_tensors_are_refused(tiny_folder, tmp_path, change, said):
+    folder = copied(tiny_folder, tmp_path)
+    renamed(folder, change)
+    with pytest.raises(ValueError, match=said):
+        lab.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"num_hidden_layers": 3}, r"9 tensors \(model.layers.3.* that the model has no place for"),
+        ({"num_hidden_layers": 6}, r"18 tensors \(model.layers.4.* missing"),
+        ({"vocab_size": 300}, r"2 tensors \(lm_head.weight is \[259, 32\], not \[300, 32\]"),
+        ({"num_key_value_heads": 4}, r"8 tensors \(.*k_proj.weight is \[16, 32\], not \[32, 32\].* of another shape"),
+        ({"intermediate_size": 48}, r"12 tensors \(.*is \[64, 32\], not \[48, 32\]"),
+    ],
+)
+def test_a_config_of_other_sizes_is_refused(tiny_folder, tmp_path, values, said):
+    folder = copied(tiny_folder, tmp_path)
+    changed(folder / "config.json", **values)
+    with pytest.raises(ValueError, match=said):
+        lab.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("llama", ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.1.self_attn.rotary_emb.cos_cached"]),
+        ("gpt2", ["transformer.h.0.attn.bias", "transformer.h.0.attn.masked_bias"]),
+        ("neox", ["gpt_neox.layers.0.attention.bias", "gpt_neox.layers.0.attention.masked_bias"]),
+    ],
+)
+def test_what_an_architecture_makes_itself_may_stand_in_an_old_file(tiny_folder, tmp_path, tiny_model, family, names):
+    folder = copied(tiny_folder, tmp_path, family)
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, **{name: torch.ones(4) for name in names}}, folder / "model.safetensors", {"format": "pt"})
+    assert torch.equal(logits(lab.load(folder, device="cpu")), logits(tiny_model(family)))
+
+
+def test_sharded_files(tiny_folder, tmp_path, tiny_model):
+    folder, weights = copied(tiny_folder, tmp_path), load_file(tiny_folder("llama") / "model.safetensors")
+    halves = [dict(list(weights.items())[i::2]) for i in (0, 1)]
+    files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="holds no .*safetensors"):
+        lab.load(folder, device="cpu")
+    for file, half in zip(files, halves, strict=True):
+        save_file(half, folder / file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="has no model.safetensors, and no model.safetensors.index.json"):
+        lab.load(folder, device="cpu")
+    where = {name: file for file, half in zip(files, halves, strict=True) for name in half}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    assert torch.equal(logits(lab.load(folder, device="cpu")), logits(tiny_model("llama")))
+
+    index.write_text(json.dumps({"weight_map": {**where, "model.layers.4.norm.weight": files[0]}}))
+    with pytest.raises(
+        ValueError, match=r"00001-of-00002.safetensors lacks 1 tensor \(model.layers.4.norm.weight\) that"
+    ):
+        lab.load(folder, device="cpu")
+    index.write_text("{")
+    with pytest.raises(
+        OSError, match="config.json or a weight file of the model .* cannot be read .*get the file again"
+    ):
+        lab.load(folder, device="cpu")
+    index.write_text(json.dumps({"weight_map": where}))
+    (folder / files[1]).unlink()
+    with pytest.raises(ValueError, match=rf"lacks 1 file \({files[1]}\) that its model.safetensors.index.json names"):
+        lab.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_integers_in_place_of_weights_are_refused(tiny_folder, tmp_path, kind):
+    folder = copied(tiny_folder, tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    coded = {name: value.to(kind) if "proj" in name else value for name, value in weights.items()}
+    save_file(coded, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"is quantised: 28 tensors .* Only float weights are read"):
+        lab.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "awq", "fp8"])
+def test_a_quantised_model_is_refused(tiny_folder, tmp_path, method):
+    folder = copied(tiny_folder, tmp_path)
+    changed(folder / "config.json", quantization_config={"quant_method": method, "bits": 4})
+    with pytest.raises(ValueError, match=r"holds quantised weights \(quantization_config in its config.json\)"):
+        lab.load(folder, device="cpu")
+
+
+# --- damaged files ---
+
+
+def cut(path, length):
+    with open(path, "r+b") as file:
+        file.truncate(length)
+
+
+@pytest.mark.parametrize("length", [0, 5, 1000, -1])
+def test_damaged_weights(tiny_folder, tmp_path, length):
+    path = copied(tiny_folder, tmp_path) / "model.safetensors"
+    cut(path, length % path.stat().st_size)
+    with pytest.raises(
+        OSError, match="a weight file of the model .* cannot be read .SafetensorError.* get the file again"
+    ):
+        lab.load(path.parent, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"model_type": "no such"}', '{"model_type": "llama", "hidden_size": "x"}']
+)
+def test_a_damaged_config(tiny_folder, tmp_path, text):
+    folder = copied(tiny_folder, tmp_path)
+    (folder / "config.json").write_text(text)
+    with pytest.raises(OSError, match="config.json"):
+        lab.load(folder, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("text", ["", '{"model": ', "[]", "\x00\x01"])
+def test_a_damaged_tokenizer(tiny_folder, tmp_path, name, text):
+    folder = copied(tiny_folder, tmp_path)
+    (folder / name).write_text(text)
+    with pytest.raises(OSError, match="the tokenizer of the model .* cannot be read"):
+        lab.load(folder, device="cpu")
+
+
+def test_a_damaged_cached_model_of_the_right_size(tiny):
+    lab.load("tiny", device="cpu")
+    weights = models.cache_folder() / "models" / f"tiny-{tiny.sha256[:12]}" / "model.safetensors"
+    with open(weights, "r+b") as file:
+        file.write(b"\xff" * 8)
+    with pytest.raises(
+        OSError, match="a weight file of the model .* cannot be read .* delete that folder and load it ag"
+    ):
+        lab.load("tiny", device="cpu")

@@ -1,6 +1,7 @@
 """Tables go to the disk and come back as they were, or are refused before anything is written."""
 
 import datetime
+import errno
 import gzip
 import json
 import os
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lab
+from lab.results import Result, run_shards
 
 ALIASES = [["New Delhi", "Delhi"], ["São Tomé"], [], ['5" disk, "quoted"', "a\nb"]]
 STABLE = settings(max_examples=60, deadline=None, derandomize=True)
@@ -265,3 +267,38 @@ def test_a_result_of_an_earlier_version_is_named_and_may_be_replaced(tmp_path):
 def test_a_kind_without_a_figure_says_so():
     with pytest.raises(ValueError, match="there is no figure for results of kind 'mine': draw its .table or .summary"):
         lab.Result("mine", pd.DataFrame(), pd.DataFrame(), {}).plot()
+
+
+# --- parts that are kept --------------------------------------------------------------------------------------------
+
+
+def test_a_part_that_was_damaged_is_computed_again(tmp_path, capsys):
+    made = []
+
+    def work(key):
+        made.append(key)
+        return Result("x", pd.DataFrame({"a": [len(made)]}), pd.DataFrame(), {})
+
+    def run():
+        return run_shards(work, [{"key": "one"}], folder=tmp_path, progress=False)[0].table.a[0]
+
+    assert run() == run() == 1
+    (table,) = (tmp_path / "one").glob("table-*")
+    table.write_bytes(table.read_bytes()[:20])
+    assert run() == 2 and "cannot be read and is computed again" in capsys.readouterr().out
+    assert run() == 2
+
+
+def test_work_is_not_lost_where_the_disk_is_full(tmp_path, capsys, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def work(key):
+        return Result("x", pd.DataFrame({"a": [7]}), pd.DataFrame(), {})
+
+    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(Path, "rename", full)
+    found = run_shards(work, [{"key": "one"}], folder=tmp_path, progress=False)
+    assert found[0].table.a[0] == 7
+    assert "not kept" in (said := capsys.readouterr().out) and "LAB_CACHE" in said
+    assert not (tmp_path / "one" / "result.json").exists()

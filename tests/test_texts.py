@@ -7,6 +7,7 @@ from transformers import AutoTokenizer
 
 import lab
 from lab.models import facts
+from lab.states import collect_states
 from lab.texts import last_positions, phrase_positions, tokenize
 
 TEXTS = ["The city of Paris is in France.", "Paris", "Kuala Lumpur is in Malaysia"]
@@ -62,6 +63,23 @@ def test_padding_does_not_hide_a_text_that_ends_in_the_padding_token(tiny_model)
     tokens = tokenize(model, [text, "abcdefgh"])
     assert tokens.ids[0, 2] == model.tokenizer.pad_token_id
     assert tokens.lengths.tolist() == [3, 8] and last_positions(tokens).tolist() == [2, 7]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("added", [False, True])
+def test_a_padding_token_that_the_model_does_not_have(tiny_folder, family, added):
+    """None at all, and no end token to take its place; or one that was added to the tokenizer alone."""
+    model = lab.load(tiny_folder(family), device="cpu")
+    usual = collect_states(model, TEXTS, progress=False)["resid"].values
+    model.tokenizer.pad_token = model.tokenizer.eos_token = None
+    if added:
+        model.tokenizer.add_special_tokens({"pad_token": "<added>"})
+    assert model.tokenizer.pad_token_id == (model.cfg.d_vocab if added else None)
+    for side in ("left", "right"):
+        tokens = tokenize(model, TEXTS, padding_side=side)
+        assert (tokens.ids[~tokens.mask] == 0).all() and tokens.ids.max() < model.cfg.d_vocab
+    assert np.array_equal(collect_states(model, TEXTS, progress=False)["resid"].values, usual)
+    assert lab.check(model).ok.all()
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

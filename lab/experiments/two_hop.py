@@ -21,7 +21,7 @@ from lab.experiments import hop_statistics
 from lab.identity import identity
 from lab.results import Result, keep, run_shards, versions
 from lab.states import collect_states
-from lab.texts import tokenize
+from lab.texts import pad_id, tokenize
 
 PROMPTS = {  # each kind of prompt, and the column that holds its right answer
     "first_hop": "e2",
@@ -223,7 +223,7 @@ def greedy(
                     attention_mask=tokens.mask.long().to(model.cfg.device),
                     max_new_tokens=max_new_tokens,
                     do_sample=False,
-                    pad_token_id=model.tokenizer.pad_token_id,
+                    pad_token_id=pad_id(model),
                 )
             new = model.tokenizer.batch_decode(
                 out[:, tokens.ids.shape[1] :], skip_special_tokens=True, clean_up_tokenization_spaces=False
