@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from lab.branches import greedy_ids
 from lab.interventions import patch
 from lab.models import SITES, facts, hooks_left, plain_twin
 from lab.states import collect_states
@@ -140,13 +141,10 @@ def _padding_difference(model: TransformerBridge, side: str) -> float:
 def _cache_difference(model: TransformerBridge, ids: torch.Tensor) -> float:
     """How many of five greedy tokens change when keys and values are kept. A Bridge that does not see the cache under the
     name that Hugging Face gives it forgets the prompt without a word (TransformerLens 4.3 with transformers 5.24)."""
+    everywhere = torch.ones(ids.shape, dtype=torch.bool)
     said = [
-        model.original_model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, min_new_tokens=5, do_sample=False,
-            use_cache=kept, pad_token_id=model.tokenizer.pad_token_id,
-        )
-        for kept in (True, False)
-    ]  # fmt: skip
+        greedy_ids(model, ids.cpu(), everywhere, max_new_tokens=5, ends=set(), use_cache=kept) for kept in (True, False)
+    ]
     return float((said[0] != said[1]).sum())
 
 

@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.tools.analysis.logit_lens import logit_readout
 from transformers.cache_utils import DynamicCache
 
+from lab import lenses
 from lab.branches import CleanRun, depth_hook
 from lab.models import SITES
+from lab.states import require_finite
 
 KINDS = ("layer", "attn", "mlp")
 _LEAST = 1e-6  # a contribution's norm is taken as at least this, as published
@@ -175,8 +176,8 @@ def local_effects(
 def probabilities(
     model: TransformerBridge, states: Float[torch.Tensor, "... d_model"]
 ) -> Float[torch.Tensor, "... d_vocab"]:
-    """Next-token distributions of states before the final norm (TransformerLens's lens: final norm and unembedding)."""
-    return logit_readout(model, states, return_type="probs").values
+    """Next-token distributions of states before the final norm (`lenses.readout`)."""
+    return lenses.readout(model, states, kind="probs")
 
 
 def replaced_outputs(
@@ -223,6 +224,9 @@ def gradients_at(
         site: "resid" (after the layer), "attn_out", "mlp_out".
         values: what stands there, for each row.
         tokens, positions: probability of tokens[j] is read at positions[j].
+
+    Raises:
+        FloatingPointError: a state, a probability or a gradient that is not finite.
     """
     point = values.clone().to(run.states).requires_grad_(True)
     final: dict[str, torch.Tensor] = {}
@@ -245,10 +249,16 @@ def gradients_at(
     hooks.append((SITES["resid_post"].format(layer=n - 1), keep))
     with torch.enable_grad(), model.hooks(fwd_hooks=hooks):
         model.original_model.base_model(input_ids=run.ids[None], use_cache=False)
-        logits = model.unembed(model.ln_final(final["state"][:, list(positions)]))
-        chosen = logits.float().log_softmax(-1).exp()[:, range(len(tokens)), list(tokens)]
-        total = chosen.sum(-1)
+        chosen = lenses.readout(
+            model,
+            final["state"][:, list(positions)],
+            kind="probs",
+            tokens=torch.as_tensor(list(tokens)),
+            gradients=True,
+        )
+        total = chosen[..., 0].sum(-1)
         (slope,) = torch.autograd.grad(total.sum(), point)
+    require_finite(slope, lambda row, position, _: f"the gradient at {site} of layer {layer}, position {position},")
     return total.detach(), slope
 
 
@@ -308,8 +318,7 @@ def _pass(
         def hook_out(state: torch.Tensor, hook: Any) -> torch.Tensor:
             added = (state - before["state"])[:, measured - start :]
             ratios.append(((added - clean).norm(dim=-1) / size).float().cpu())
-            if not torch.isfinite(ratios[-1]).all():
-                raise FloatingPointError(f"what layer {layer} adds is not finite; try dtype=torch.float32")
+            require_finite(ratios[-1], lambda *_: f"what layer {layer} adds")
             if layer == n_layers - 1:
                 before["state"] = feed(n_layers, state)  # rows of the last depth join here
                 return state
