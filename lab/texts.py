@@ -61,6 +61,27 @@ def tokenize(model: TransformerBridge, texts: Sequence[str], *, padding_side: st
     return Tokens(texts, ids, mask, offsets)
 
 
+def first_tokens(model: TransformerBridge, prompt: str, answers: Sequence[str]) -> list[int]:
+    """Ids of the first token of each of an answer's names, said behind a prompt: what a lens or a rank looks for.
+
+    Prompt and name are tokenized together, with one space between them unless the prompt ends in white space; the first
+    token after what that has in common with the prompt's own tokens counts. A name is left out where this token has
+    nothing of it (a lone space or marker, as many tokenizers put it before digits, or the token for unknown words):
+    where no name is left, the list is empty, and no lens can read the answer.
+
+    It need not tell two answers apart: "+49" and "+33" may begin alike.
+    """
+    start = prompt if prompt[-1:].isspace() else prompt + " "
+    names = [name.strip() for name in answers if name.strip()]
+    own, *rows = model.tokenizer([prompt, *(start + name for name in names)], add_special_tokens=False).input_ids
+    new = (next((t for i, t in enumerate(row) if i >= len(own) or t != own[i]), None) for row in rows)
+    return sorted({token for token in new if token is not None and _says_something(model, token)})
+
+
+def _says_something(model: TransformerBridge, token: int) -> bool:
+    return bool(model.tokenizer.decode([token], skip_special_tokens=True).strip().strip("\u2581\u0120").strip())
+
+
 def last_positions(tokens: Tokens) -> Int[np.ndarray, " example"]:
     """Position of the last token of each text, whichever side is padded."""
     width = tokens.mask.shape[1]

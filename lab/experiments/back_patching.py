@@ -23,13 +23,13 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab import models
+from lab import lenses, models
 from lab.answers import ARTICLES, Answer
 from lab.branches import CleanRun, Generations, clean_run, generate, why_plain
 from lab.experiments import hop_statistics, two_hop
 from lab.models import cache_folder
 from lab.results import Result, fingerprint, run_shards, versions
-from lab.texts import phrase_positions, tokenize
+from lab.texts import first_tokens, phrase_positions, tokenize
 
 POSITIONS = ("t1", "t2")  # last token of e1, last token of the prompt
 CONDITIONS = {
@@ -211,7 +211,8 @@ def sweep(
 
     Returns:
         source_layer, target_layer, said (decoded on while it could still succeed), right, rank (of the answer's first token
-        as next token; 0 = it is said). `.attrs["plain"]` is what the model says without a patch.
+        as next token; 0 = it is said; missing where that token says nothing, see `texts.first_tokens`).
+        `.attrs["plain"]` is what the model says without a patch.
     """
     if rule not in two_hop.RULES:
         raise ValueError(f"rule={rule!r}: choose one of {', '.join(two_hop.RULES)}")
@@ -227,14 +228,14 @@ def sweep(
         pairs,
         values,
         judge,
-        two_hop.first_tokens(model, answer),
+        first_tokens(model, prompt, answer),
         rule,
         max_new_tokens,
         not why_plain(model),
     )
     right = [two_hop.judge(judge, said, rule) for said in found.texts]
     table = pd.DataFrame(pairs, columns=["source_layer", "target_layer"])
-    table = table.assign(said=found.texts, right=right, rank=found.ranks)
+    table = table.assign(said=found.texts, right=right, rank=lenses.as_ranks(found.ranks))
     table.attrs["plain"] = two_hop.greedy(model, [prompt], max_new_tokens=max_new_tokens, progress=False)[0]
     return table
 
