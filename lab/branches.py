@@ -17,13 +17,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch.nn.functional import linear
+from jaxtyping import Bool, Float, Int
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import GenerationConfig, LogitsProcessorList
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from lab import require
-from lab.models import SITES
+from lab.lenses import unembed
+from lab.models import SITES, alone, hooked
+from lab.states import require_finite
+from lab.texts import pad_id
 
 _UNEMBED_WORDS = 4096  # words of the vocabulary whose logits are held at once
 
@@ -55,7 +58,11 @@ class Generations:
 
 
 def clean_run(model: TransformerBridge, ids: Int[torch.Tensor, " position"], *, sublayers: bool = False) -> CleanRun:
-    """Run a prompt once and keep its states at every depth, its keys and values, and what the sublayers add if asked."""
+    """Run a prompt once and keep its states at every depth, its keys and values, and what the sublayers add if asked.
+
+    Raises:
+        FloatingPointError: a state or a logit that is not finite, named by depth and prompt.
+    """
     n_layers, cache = model.cfg.n_layers, DynamicCache()
     kept: dict[Any, torch.Tensor] = {}
 
@@ -69,14 +76,16 @@ def clean_run(model: TransformerBridge, ids: Int[torch.Tensor, " position"], *, 
     both = ("attn_out", "mlp_out") if sublayers else ()
     hooks += [(SITES[site].format(layer=i), keep((site, i))) for site in both for i in range(n_layers)]
     ids = ids.to(model.cfg.device)
-    with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
+    with torch.inference_mode(), hooked(model, hooks):
         out = model.original_model.base_model(input_ids=ids[None], past_key_values=cache, use_cache=True)
-        logits = _unembed(model, out.last_hidden_state[:, -1])[0]
+        logits = unembed(model, out.last_hidden_state[:, -1])[0]
     whole = [layer for layer in cache.layers if type(layer) is DynamicLayer and layer.keys.shape[2] == len(ids)]
     keys, values = ([layer.keys for layer in whole], [layer.values for layer in whole])
     if len(whole) != n_layers:  # a recurrent or otherwise unusual memory: see `why_plain`
         keys, values = [], []
     states = torch.stack([kept[depth] for depth in range(n_layers + 1)])
+    require_finite(states, lambda depth, position, _: f"the state at depth {depth} of {_text(model, ids)}")
+    require_finite(logits, lambda _: f"what is said at depth {n_layers} of {_text(model, ids)}")
     added = {site: torch.stack([kept[site, i] for i in range(n_layers)]) for site in both}
     return CleanRun(ids, states, keys, values, logits, **added)
 
@@ -114,6 +123,7 @@ def generate(
 
     Raises:
         ValueError: a position, depth or shape that does not fit; each names what is allowed.
+        FloatingPointError: a value, or what a row says, that is not finite.
     """
     max_new_tokens, batch_rows = (
         require.whole("max_new_tokens", max_new_tokens, 1),
@@ -127,6 +137,19 @@ def generate(
     engine = (_Reusing if reuse else _Plain)(model, run, positions)
     waiting: list[list[tuple[np.ndarray, Any]]] = [[] for _ in range(max_new_tokens + 1)]  # by tokens decoded so far
     ends = _end_tokens(model)
+
+    def choose(rows: np.ndarray, hidden: torch.Tensor, wanted: Sequence[int]) -> tuple[torch.Tensor, np.ndarray]:
+        """As `_choose`, but only of what is finite."""
+
+        def name(row: int, *_: int) -> str:
+            return f"depth {run.n_layers}, with a state put at depth {depths[rows[row]]} of {_text(model, run.ids)},"
+
+        require_finite(hidden, name)
+        token, best, rank = _choose(model, hidden, wanted)
+        require_finite(best, name)
+        return token, rank
+
+    require_finite(values, lambda row, *_: f"the state that is put at depth {depths[row]} of {_text(model, run.ids)}")
 
     def say(rows: np.ndarray, token: torch.Tensor) -> np.ndarray:
         """Note each row's next token; which of the rows go on."""
@@ -146,7 +169,7 @@ def generate(
         memory = engine.join([memory for _, memory in waiting[step]])
         waiting[step] = []
         hidden = engine.step(memory, rows, [all_ids[row] for row in rows])
-        going = say(rows, _choose(model, hidden, ())[0])
+        going = say(rows, choose(rows, hidden, ())[0])
         if len(going):
             waiting[step + 1].append((rows[going], engine.select(memory, going)))
 
@@ -161,7 +184,7 @@ def generate(
             rows = order[start : start + batch_rows]
             part = None if blocked is None else [blocked[row] for row in rows]
             hidden = engine.prefill(rows, depths[rows], values[torch.as_tensor(rows)], part)
-            token, ranks[rows] = _choose(model, hidden, wanted)
+            token, ranks[rows] = choose(rows, hidden, wanted)
             going = say(rows, token)
             if len(going):  # rows wait until there are enough of them to fill a batch
                 waiting[1].append((rows[going], engine.keep(going)))
@@ -171,23 +194,77 @@ def generate(
     return Generations(texts, all_ids, ranks)
 
 
+def greedy_ids(
+    model: TransformerBridge,
+    ids: Int[torch.Tensor, "example position"],
+    mask: Bool[torch.Tensor, "example position"],
+    *,
+    max_new_tokens: int,
+    ends: set[int] | None = None,
+    use_cache: bool = True,
+) -> Int[torch.Tensor, "example new"]:
+    """The argmax of the logits again and again, as `generate` takes it, without a patch: by Hugging Face's own `generate`.
+
+    What a model's generation_config asks for besides its end tokens (penalties, beams, forbidden or forced words, ...) is set
+    aside: passing `do_sample=False` alone leaves it in force.
+
+    Args:
+        ids, mask: padded on the left.
+        ends: tokens that end a text; None are the model's own.
+
+    Raises:
+        FloatingPointError: logits that are not finite, named by text and by the first depth that is not.
+    """
+    net, width = model.original_model, ids.shape[1]
+    ends, said = _end_tokens(model) if ends is None else ends, ids
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, use_cache=use_cache,
+        eos_token_id=sorted(ends) or None, pad_token_id=pad_id(model),
+    )  # fmt: skip
+
+    def name(row: int) -> str:
+        text = torch.cat([ids[row][mask[row]], said[row, width:].cpu()])
+        clean_run(model, text)  # raises, and knows the depth
+        return f"depth {model.cfg.n_layers} of {_text(model, text)}, in a batch,"
+
+    def look(so_far: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        nonlocal said
+        said = so_far
+        require_finite(logits.amax(-1), name)
+        return logits
+
+    with torch.inference_mode(), alone(model):
+        own, net.generation_config = net.generation_config, config
+        try:
+            said = net.generate(
+                input_ids=ids.to(model.cfg.device), attention_mask=mask.long().to(model.cfg.device),
+                generation_config=config, logits_processor=LogitsProcessorList([look]),
+            )  # fmt: skip
+        finally:
+            net.generation_config = own
+    return said[:, width:].cpu()
+
+
 def why_plain(model: TransformerBridge) -> str:
     """Why keys and values of a prefix cannot be reused in this model; empty when they can. Tried on four tokens.
 
     A patched state at the second of four positions must give the logits of a plain hooked forward pass.
     """
     ids = torch.arange(4) + 5
-    run = clean_run(model, ids)
+    try:
+        run = clean_run(model, ids)
+    except FloatingPointError:
+        return "its states are not finite"  # the first prompt will say so, by its name
     if not run.keys:
         return "its memory is not keys and values of every position"
     depth = model.cfg.n_layers // 2
-    value = 2 * run.states[depth, 1][None, None]
+    value = run.states[depth, 1][None, None] / 2
     logits = []
     try:
         with torch.inference_mode():
             for kind in (_Reusing, _Plain):
                 hidden = kind(model, run, [1]).prefill(np.array([0]), np.array([depth]), value, None)
-                logits.append(_unembed(model, hidden)[0])
+                logits.append(unembed(model, hidden)[0])
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         return f"a batch that starts behind a prefix fails ({type(error).__name__}: {str(error)[:80]})"
     apart, scale = (logits[0] - logits[1]).abs().max().item(), logits[1].std().item()
@@ -242,7 +319,7 @@ class _Reusing:
         if blocked is not None:
             hooks += _blocking_hooks(blocked, offset=1)  # row 0 of the batch is the clean one, which carries the rest
         self.depths, self.cache = depths, _Branching(run, self.start)
-        with self.model.hooks(fwd_hooks=hooks):
+        with hooked(self.model, hooks):
             out = self.model.original_model.base_model(
                 input_ids=run.ids[None, self.start :], past_key_values=self.cache, use_cache=True
             )
@@ -281,7 +358,8 @@ class _Reusing:
     def step(self, memory: DynamicCache, rows: np.ndarray, ids: list[list[int]]) -> torch.Tensor:
         """Hidden states after each row's newest token."""
         newest = torch.tensor([[row[-1]] for row in ids], device=self.run.ids.device)
-        out = self.model.original_model.base_model(input_ids=newest, past_key_values=memory, use_cache=True)
+        with alone(self.model):
+            out = self.model.original_model.base_model(input_ids=newest, past_key_values=memory, use_cache=True)
         return out.last_hidden_state[:, -1]
 
 
@@ -326,7 +404,7 @@ class _Plain:
         if self.of_row[rows[0]][2] is not None:
             hooks += _blocking_hooks([self.of_row[row][2] for row in rows], offset=0, query=len(self.run.ids) - 1)
         new = torch.tensor(ids, device=self.run.ids.device, dtype=torch.long).reshape(len(rows), -1)
-        with self.model.hooks(fwd_hooks=hooks):
+        with hooked(self.model, hooks):
             out = self.model.original_model.base_model(
                 input_ids=torch.cat([self.run.ids[None].repeat(len(rows), 1), new], 1), use_cache=False
             )
@@ -360,27 +438,23 @@ def depth_hook(depth: int, n_layers: int) -> str:
     return SITES["resid_pre" if depth < n_layers else "resid_post"].format(layer=min(depth, n_layers - 1))
 
 
-def _unembed(model: TransformerBridge, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits of normed states, without the cap or scale that some models add: it changes no order."""
-    return model.original_model.get_output_embeddings()(hidden)
-
-
-def _choose(model: TransformerBridge, hidden: torch.Tensor, wanted: Sequence[int]) -> tuple[torch.Tensor, np.ndarray]:
-    """The likeliest token of each row, and the rank of the best wanted one (-1 when none is wanted).
+def _choose(
+    model: TransformerBridge, hidden: torch.Tensor, wanted: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """The likeliest token of each row, its logit, and the rank of the best wanted one (-1 when none is wanted).
 
     Word by word of the vocabulary in blocks, so that logits are compared while they are still in the processor's cache.
+    Logits are compared as the model gives them: a negative scale turns their order round, and a cap makes large ones equal.
     """
-    head = model.original_model.get_output_embeddings()
-    weight, bias = head.weight, getattr(head, "bias", None)
+    n_words = len(model.original_model.get_output_embeddings().weight)
     best = torch.full((len(hidden),), -torch.inf, device=hidden.device, dtype=hidden.dtype)
     token = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
     ids = torch.as_tensor(list(wanted), dtype=torch.long, device=hidden.device)
     if len(ids):
-        score = linear(hidden, weight[ids], None if bias is None else bias[ids]).amax(-1, keepdim=True)
+        score = unembed(model, hidden, ids).amax(-1, keepdim=True)
     rank = torch.full((len(hidden),), 0 if len(ids) else -1, device=hidden.device)
-    for start in range(0, len(weight), _UNEMBED_WORDS):
-        block = slice(start, start + _UNEMBED_WORDS)
-        logits = linear(hidden, weight[block], None if bias is None else bias[block])
+    for start in range(0, n_words, _UNEMBED_WORDS):
+        logits = unembed(model, hidden, slice(start, start + _UNEMBED_WORDS))
         top, at = logits.max(-1)
         token = torch.where(top > best, at + start, token)
         best = torch.maximum(best, top)
@@ -388,12 +462,22 @@ def _choose(model: TransformerBridge, hidden: torch.Tensor, wanted: Sequence[int
             inside = (ids >= start) & (ids < start + len(logits[0]))
             logits[:, ids[inside] - start] = -torch.inf  # a wanted token does not beat the best wanted one
             rank += (logits > score).sum(-1)
-    return token, rank.cpu().numpy()
+    return token, best, rank.cpu().numpy()
 
 
 def _end_tokens(model: TransformerBridge) -> set[int]:
-    end = model.original_model.generation_config.eos_token_id
-    return set(end if isinstance(end, list) else [] if end is None else [end])
+    """Tokens that end a text: of the generation config; where it names none, of the model's config, then the tokenizer."""
+    net = model.original_model
+    for source in (net.generation_config, net.config.get_text_config(), model.tokenizer):
+        end = getattr(source, "eos_token_id", None)
+        if end is not None and end != []:
+            return {int(token) for token in (end if isinstance(end, list | tuple) else [end])}
+    return set()
+
+
+def _text(model: TransformerBridge, ids: torch.Tensor) -> str:
+    text = model.tokenizer.decode(ids.tolist())
+    return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
 def _check(model, run, positions, depths, values, blocked):  # type: ignore[no-untyped-def]

@@ -8,10 +8,11 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from lab.branches import greedy_ids
 from lab.interventions import patch
 from lab.models import SITES, alone, facts, hooks_left, plain_twin
 from lab.states import collect_states
-from lab.texts import pad_id, tokenize
+from lab.texts import tokenize
 
 # Three lengths, so that padding matters; the first two have the same number of tokens in no tokenizer by chance alone.
 _TEXTS = ("The city of Paris is in France.", "A coin is heads up. Maya flips the coin.", "Water boils")
@@ -151,13 +152,10 @@ def _padding_difference(model: TransformerBridge, side: str) -> float:
 def _cache_difference(model: TransformerBridge, ids: torch.Tensor) -> float:
     """How many of five greedy tokens change when keys and values are kept. A Bridge that does not see the cache under the
     name that Hugging Face gives it forgets the prompt without a word (TransformerLens 4.3 with transformers 5.24)."""
+    everywhere = torch.ones(ids.shape, dtype=torch.bool)
     said = [
-        model.original_model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, min_new_tokens=5, do_sample=False,
-            use_cache=kept, pad_token_id=pad_id(model),
-        )
-        for kept in (True, False)
-    ]  # fmt: skip
+        greedy_ids(model, ids.cpu(), everywhere, max_new_tokens=5, ends=set(), use_cache=kept) for kept in (True, False)
+    ]
     return float((said[0] != said[1]).sum())
 
 

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.tools.analysis.logit_lens import logit_readout
 from transformers.cache_utils import DynamicCache
 
-from lab import require
+from lab import lenses, require
 from lab.branches import CleanRun, depth_hook
-from lab.models import SITES
+from lab.models import SITES, hooked
+from lab.states import require_finite
 
 KINDS = ("layer", "attn", "mlp")
 _LEAST = 1e-6  # a contribution's norm is taken as at least this, as published
@@ -173,8 +173,8 @@ def local_effects(
 def probabilities(
     model: TransformerBridge, states: Float[torch.Tensor, "... d_model"]
 ) -> Float[torch.Tensor, "... d_vocab"]:
-    """Next-token distributions of states before the final norm (TransformerLens's lens: final norm and unembedding)."""
-    return logit_readout(model, states, return_type="probs").values
+    """Next-token distributions of states before the final norm (`lenses.readout`)."""
+    return lenses.readout(model, states, kind="probs")
 
 
 def replaced_outputs(
@@ -223,6 +223,9 @@ def gradients_at(
         site: "resid" (after the layer), "attn_out", "mlp_out".
         values: what stands there, for each row.
         tokens, positions: probability of tokens[j] is read at positions[j].
+
+    Raises:
+        FloatingPointError: a state, a probability or a gradient that is not finite.
     """
     layer = require.whole("layer", layer, 0, run.n_layers - 1)
     positions = require.wholes("positions", positions, 0, len(run.ids) - 1, twice=True)
@@ -246,12 +249,18 @@ def gradients_at(
     else:  # the residual stream that it is added to must have as many rows
         hooks += [(depth_hook(layer, n), spread), (SITES[site].format(layer=layer), put)]
     hooks.append((SITES["resid_post"].format(layer=n - 1), keep))
-    with torch.enable_grad(), model.hooks(fwd_hooks=hooks):
+    with torch.enable_grad(), hooked(model, hooks):
         model.original_model.base_model(input_ids=run.ids[None], use_cache=False)
-        logits = model.unembed(model.ln_final(final["state"][:, list(positions)]))
-        chosen = logits.float().log_softmax(-1).exp()[:, range(len(tokens)), list(tokens)]
-        total = chosen.sum(-1)
+        chosen = lenses.readout(
+            model,
+            final["state"][:, list(positions)],
+            kind="probs",
+            tokens=torch.as_tensor(list(tokens)),
+            gradients=True,
+        )
+        total = chosen[..., 0].sum(-1)
         (slope,) = torch.autograd.grad(total.sum(), point)
+    require_finite(slope, lambda row, position, _: f"the gradient at {site} of layer {layer}, position {position},")
     return total.detach(), slope
 
 
@@ -311,8 +320,7 @@ def _pass(
         def hook_out(state: torch.Tensor, hook: Any) -> torch.Tensor:
             added = (state - before["state"])[:, measured - start :]
             ratios.append(((added - clean).norm(dim=-1) / size).float().cpu())
-            if not torch.isfinite(ratios[-1]).all():
-                raise FloatingPointError(f"what layer {layer} adds is not finite; try dtype=torch.float32")
+            require_finite(ratios[-1], lambda *_: f"what layer {layer} adds")
             if layer == n_layers - 1:
                 before["state"] = feed(n_layers, state)  # rows of the last depth join here
                 return state
@@ -323,7 +331,7 @@ def _pass(
     hooks = [(SITES["resid_pre"].format(layer=layer), enter(layer)) for layer in range(n_layers)]
     hooks += [(SITES["resid_post"].format(layer=layer), leave(layer)) for layer in range(n_layers)]
     cache = _Rows(run, start, past)
-    with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
+    with torch.inference_mode(), hooked(model, hooks):
         model.original_model.base_model(input_ids=run.ids[None, start:], past_key_values=cache, use_cache=True)
     final = before["state"]
     rows = len(final) - 1 if n_rows is None else n_rows
@@ -391,7 +399,7 @@ def _without_attention(model: TransformerBridge, run: CleanRun) -> torch.Tensor:
     for layer in range(run.n_layers):
         hooks += [(depth_hook(layer, run.n_layers), again(layer)), (SITES["attn_out"].format(layer=layer), silence)]
         hooks += [(SITES["resid_post"].format(layer=layer), keep)]
-    with torch.inference_mode(), model.hooks(fwd_hooks=hooks):
+    with torch.inference_mode(), hooked(model, hooks):
         model.original_model.base_model(input_ids=run.ids[None], use_cache=False)
     return torch.stack(found)
 

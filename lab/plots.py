@@ -343,8 +343,10 @@ def lens_strip(table: Any, *, n_layers: int) -> Figure:
     """Rank of bridge and answer as the next word by depth, at each position: the top of the axis is what is said.
 
     Args:
-        table: position, depth, what (e2, e3), rank (0 = top). With several queries: their median, the band quartiles.
+        table: position, depth, what (e2, e3), rank (0 = top). With several queries: their median, the band quartiles, of
+            those whose rank is not missing.
     """
+    table = table.assign(rank=table["rank"].astype(float))
     with classroom():
         places = list(dict.fromkeys(table.position))
         figure, axes = plt.subplots(
@@ -356,7 +358,8 @@ def lens_strip(table: Any, *, n_layers: int) -> Figure:
                 ranks = table[(table.position == at) & (table.what == what)].groupby("depth")["rank"]
                 low, middle, high = (1 + ranks.quantile(q) for q in (0.25, 0.5, 0.75))
                 if len(middle):
-                    ax.plot(middle.index, middle, color=color, ls=dash, marker=marker, ms=5, label=name)
+                    seen = name if middle.notna().any() else f"{name}: its first token says nothing"
+                    ax.plot(middle.index, middle, color=color, ls=dash, marker=marker, ms=5, label=seen)
                     ax.fill_between(middle.index, low, high, color=color, alpha=0.15, lw=0)
             ax.set(xlabel=f"depth (blocks passed, 0 to {n_layers})", yscale="log", xlim=(-0.5, n_layers + 0.5))
             ax.set_title(PLACES[at][0] if at in PLACES else at)
@@ -409,15 +412,18 @@ def success_map(table: Any, *, n_layers: int, value: str = "rank", chosen: tuple
 
     Args:
         table: of `back_patching.sweep`: source_layer, target_layer, right, rank (0 = said).
-        value: "rank" (dark: near the top) or "right" (bright: the answer is given).
+        value: "rank" (dark: near the top) or "right" (bright: the answer is given); where no rank is known, "right".
         chosen: (source_layer, target_layer) of the pair that gets a frame.
     """
     if value not in ("rank", "right"):
         raise ValueError(f"value={value!r}: choose rank or right")
+    ranks = table["rank"].astype(float)
+    if ranks.isna().all():  # the answer's first token says nothing of it
+        value = "right"
     with classroom():
         figure, ax = _axes(None, (8.2, 6.6))
         if value == "rank":
-            grid = _pairs(table, n_layers, np.log10(table["rank"] + 1))
+            grid = _pairs(table, n_layers, np.log10(ranks + 1))
             powers = np.arange(max(2, 1 + int(np.ceil(np.nanmax(grid)))))
             image = _heat(ax, grid, "viridis", powers[-1])
             bar = figure.colorbar(image, ax=ax, label="rank of the answer's first token (1 = said next)")

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab.cache import cache_folder, locked, writable
+from lab.cache import cache_folder, locked, room, writable
 from lab.identity import Identity
 from lab.models import in_use, to_send
 
@@ -416,6 +416,7 @@ def for_executor(model: TransformerBridge, executor: Executor | None) -> Any:
 
 
 def check_executor(executor: Any) -> None:
+    """A ValueError for what `run_shards` does not take."""
     if executor is not None and not isinstance(executor, Executor):
         raise ValueError(
             f"executor is a {type(executor).__name__}: give a concurrent.futures.Executor (ProcessPoolExecutor(2), or "

@@ -6,7 +6,7 @@ Axis words: `example`, `depth` (number of blocks passed, 0..L; depth L is before
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,13 +215,22 @@ def _check_index(model: TransformerBridge, site: str, index: Sequence[int] | Non
     return tuple(require.wholes("index", range(last + 1) if index is None else index, 0, last, twice=True, hint=hint))
 
 
-def _check_finite(values: torch.Tensor, site: str, index: tuple[int, ...], batch: np.ndarray) -> None:
+def require_finite(values: torch.Tensor, name: Callable[..., str]) -> None:
+    """Raise a FloatingPointError where a number is infinite or none at all: everything that is read from states asks here.
+
+    Args:
+        name: what the first such number belongs to, from its indices: text or prompt, and depth or layer.
+    """
     if not torch.isfinite(values).all():
-        i, j, _ = (~torch.isfinite(values)).nonzero()[0].tolist()
-        what = "depth" if site == "resid" else "layer"
+        first = (~torch.isfinite(values)).nonzero()[0].tolist()
         raise FloatingPointError(
-            f"{site} at {what} {index[j]} of text {int(batch[i])} is not finite; try dtype=torch.float32"
+            f"{name(*first)} is not finite; try dtype=torch.float32 or torch.bfloat16 in lab.load (this is {values.dtype})"
         )
+
+
+def _check_finite(values: torch.Tensor, site: str, index: tuple[int, ...], batch: np.ndarray) -> None:
+    what = "depth" if site == "resid" else "layer"
+    require_finite(values, lambda i, j, _: f"{site} at {what} {index[j]} of text {int(batch[i])}")
 
 
 def _asked(tokens: Tokens, at: np.ndarray, chosen: dict[str, tuple[int, ...]]) -> str:

@@ -86,6 +86,29 @@ def pad_id(model: TransformerBridge) -> int:
     return own if own is not None and 0 <= own < n_embeddings else 0
 
 
+def first_tokens(model: TransformerBridge, prompt: str, answers: Sequence[str]) -> list[int]:
+    """Ids of the first token of each of an answer's names, said behind a prompt: what a lens or a rank looks for.
+
+    Prompt and name are tokenized together, with one space between them unless the prompt ends in white space; the token
+    right after the prompt's own counts. A name is left out where this token has nothing of it (a lone space or marker, as
+    many tokenizers put it before digits; a sign, such as the + of every calling code; the token for unknown words), or
+    where the name melts into the prompt's last token: where no name is left, the list is empty, and no lens can read the
+    answer.
+    """
+    start = prompt if prompt[-1:].isspace() else prompt + " "
+    names = [name.strip() for name in answers if name.strip()]
+    own, *rows = model.tokenizer([prompt, *(start + name for name in names)], add_special_tokens=False).input_ids
+    found = {row[len(own)] for name, row in zip(names, rows, strict=True)
+             if row[: len(own)] == own and len(row) > len(own) and _says_something(model, row[len(own)], name)}  # fmt: skip
+    return sorted(found)
+
+
+def _says_something(model: TransformerBridge, token: int, name: str) -> bool:
+    """Whether a token has a letter or digit, or a piece of one; any sign, for a name that is all signs."""
+    text = model.tokenizer.decode([token], skip_special_tokens=True).strip().strip("\u2581\u0120").strip()
+    return any(c.isalnum() or c == "\ufffd" for c in text) or bool(text) and not any(map(str.isalnum, name))
+
+
 def last_positions(tokens: Tokens) -> Int[np.ndarray, " example"]:
     """Position of the last token of each text, whichever side is padded."""
     width = tokens.mask.shape[1]

@@ -11,6 +11,7 @@ from typing import Any
 
 import ipywidgets as ipw
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.figure import Figure
 
 from lab import depth_plots, merging_plots, plots, transfer_plots
@@ -249,7 +250,11 @@ def back_patching_explorer(
         lines = {
             "without a patch": plain if isinstance(plain, str) else "(not known)",
             f"state after layer {pair[0]} put after layer {pair[1]} at {at}": texts.get(full, f"{row.said} [...]"),
-            "rank of the answer's first token there": f"{row['rank'] + 1:,} (1 = it is said next)",
+            "rank of the answer's first token there": (
+                "not readable: this token says nothing of the answer"
+                if pd.isna(row["rank"])
+                else f"{row['rank'] + 1:,} (1 = it is said next)"
+            ),
             "counts as right": "yes" if row.right else "no",
         }
         cells = (f"<tr><td style='{_CELL};opacity:.7'>{name}</td><td style='{_CELL}'>{_text(line)}</td></tr>"

@@ -445,7 +445,8 @@ check_layer(your_layer)
 assert check_layer(int((cut.e1 - cut.other).idxmax()))
 
 # %% [markdown]
-# The taxonomy once more, now as if the model stopped at each depth (a prompt counts when the lens's top word begins its answer):
+# The taxonomy once more, now as if the model stopped at each depth (a prompt counts when the lens's top word begins its answer;
+# a query is left out where an answer begins with a token that says nothing of it, as a lone space before a number does):
 
 # %%
 by_depth = two_hop.taxonomy_by_depth(model, asked, examples=some, seed=seed)

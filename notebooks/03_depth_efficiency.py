@@ -372,8 +372,9 @@ if slopes:
 #
 # - *slope* is layers a level. Beside the plain one stands one with the number of tokens held constant, where the two can be told apart. For
 #   sums they cannot (every term is as long as the last), so there is none.
-# - *right* are questions whose answer the model does say; *known* (chains) those with every hop known when asked alone. A model of this
-#   size knows few chains of three hops: a slope over questions that it cannot answer says little about how it would answer them.
+# - *right* are questions whose answer's first token is what the model says next (for a calling code that is "+", so a weak "right");
+#   *known* (chains) those with every hop known when asked alone. A model of this size knows few chains of three hops: a slope
+#   over questions that it cannot answer says little about how it would answer them.
 # - A slope for random weights is the length speaking. What training adds is the difference, if its interval says so.
 # - A slope in a measure that is *insensitive* in the control is no evidence, whichever way it goes.
 

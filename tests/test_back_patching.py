@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_two_hop import PLAN, changed, ids_of, planned_queries, talking_model
+from test_two_hop import PLAN, changed, first_of, ids_of, planned_queries, talking_model
 from transformer_lens.model_bridge import TransformerBridge
 
 import lab
@@ -433,7 +433,7 @@ def test_sweep_ranks_and_judges_each_pair(model, answers, reference):
     query = answers.tables["queries"].set_index("example").loc["q02"]
     at, states, ids = places(model, query.text, query.e1), states_of(model, query.text), ids_of(model, query.text)
     names = [query.e3, *query.e3_aliases]
-    first = [ids_of(model, f" {name}")[0] for name in names]
+    first = first_of(model, names)
     answer = two_hop.answer_of(query, "e3")
     for position in ("t1", "t2"):
         for rule, judge in (("leading", answer.leads), ("word", answer.word)):
@@ -445,6 +445,14 @@ def test_sweep_ranks_and_judges_each_pair(model, answers, reference):
                 logits = plain_logits(model, ids, target, {at[position][0]: states[source, at[position][0]]})
                 assert row.rank == int((logits > logits[first].max()).sum())
     assert table["rank"].nunique() > 1
+
+
+def test_sweep_of_an_answer_that_no_lens_can_read_has_no_ranks(model, answers):
+    """Its first token is a lone space: said or not, it is no hit."""
+    query = answers.tables["queries"].set_index("example").loc["q02"]
+    at = places(model, query.text, query.e1)["t1"]
+    table = back_patching.sweep(model, query.text, ["Answer02"], positions=at)
+    assert table["rank"].isna().all() and not table.right.any()
 
 
 def test_sweep_judges_as_run_does(model, answers):

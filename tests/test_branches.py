@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES
+from test_two_hop import talking_model
+from transformers import GenerationConfig
 
-from lab import branches
-from lab.branches import clean_run, generate, why_plain
+import lab
+from lab import branches, lenses
+from lab.branches import clean_run, generate, greedy_ids, why_plain
+from lab.experiments import two_hop
 from lab.interventions import block_attention, patch
 
 TEXT = "The capital of the land of Mumbai is"
@@ -149,6 +153,137 @@ def test_why_plain_says_nothing_where_reuse_works_and_why_where_it_does_not(tiny
     model = tiny_model("llama")
     monkeypatch.setattr(branches, "DynamicLayer", torch.nn.Module)  # as if no layer held plain keys and values
     assert "not keys and values" in why_plain(model)
+
+
+# --- one decoding -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def repeating(tiny_folder):
+    """A model that says one word again and again, so that penalties and forbidden repetitions bite."""
+    return lab.load(tiny_folder("llama"), device="cpu")
+
+
+@pytest.fixture
+def own_model(tmp_path):
+    """A model that says different words."""
+    return lab.load(talking_model(tmp_path / "own"), device="cpu")
+
+
+def unpatched(model, text, n):
+    run = clean_run(model, ids_of(model, text))
+    return generate(model, run, [0], [0], run.states[0, 0][None, None], max_new_tokens=n)
+
+
+SETTINGS = {
+    "repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "encoder_repetition_penalty": 3.0,
+    "encoder_no_repeat_ngram_size": 1, "num_beams": 4, "num_beam_groups": 2, "penalty_alpha": 0.6, "top_k": 2,
+    "min_length": 60, "min_new_tokens": 10, "forced_bos_token_id": 90, "forced_eos_token_id": 91, "do_sample": True,
+    "temperature": 5.0, "use_cache": False, "guidance_scale": 3.0, "max_length": 3, "exponential_decay_length_penalty": (1, 9.0),
+    "sequence_bias": [[[90], 50.0]], "prompt_lookup_num_tokens": 3, "cache_implementation": "static",
+}  # fmt: skip
+ABOUT_WORDS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
+
+
+@pytest.mark.parametrize("setting", [*SETTINGS, *ABOUT_WORDS])
+def test_the_two_decodings_take_the_argmax_whatever_the_generation_config_asks_for(repeating, setting):
+    """Passing do_sample=False leaves the rest of a model's generation_config in force: each of these is one such line."""
+    model, text = repeating, "The city of Paris is in"
+    plain = plain_greedy(model, ids_of(model, text), steps=8, depth=0, position=0,
+                         value=clean_run(model, ids_of(model, text)).states[0, 0])  # fmt: skip
+    said = [plain[0]] if setting != "bad_words_ids" else [[plain[0]]]
+    before = GenerationConfig.from_dict({**model.original_model.generation_config.to_dict(),
+                                         setting: SETTINGS.get(setting, said)})  # fmt: skip
+    model.original_model.generation_config = before
+    found = unpatched(model, text, 8)
+    assert found.ids[0] == plain
+    assert two_hop.greedy(model, [text], max_new_tokens=8, progress=False) == found.texts
+    both = ["A coin", text]  # in a padded batch, too
+    assert two_hop.greedy(model, both, max_new_tokens=8, progress=False) == [
+        unpatched(model, t, 8).texts[0] for t in both
+    ]
+    assert model.original_model.generation_config is before, "the model's own config is not where it was"
+
+
+@pytest.mark.parametrize(
+    "setting", ["repetition_penalty", "no_repeat_ngram_size", "suppress_tokens", "forced_eos_token_id"]
+)
+def test_these_settings_would_have_changed_the_answer(repeating, setting):
+    """The partner of the test above: as Hugging Face merges them, `do_sample=False` is not the argmax."""
+    model, ids = repeating, ids_of(repeating, "The city of Paris is in")
+    options = {
+        "input_ids": ids[None],
+        "attention_mask": torch.ones_like(ids)[None],
+        "max_new_tokens": 8,
+        "do_sample": False,
+    }
+    plain = model.original_model.generate(**options)
+    setattr(model.original_model.generation_config, setting, SETTINGS.get(setting, [int(plain[0, len(ids)])]))
+    assert not torch.equal(model.original_model.generate(**options), plain)
+
+
+@pytest.mark.parametrize("where", ["one", "several", "config", "tokenizer", "nowhere"])
+def test_both_decodings_stop_at_the_same_end_tokens(own_model, where):
+    model, text = own_model, "The city of Paris is in"
+    net = model.original_model
+    net.generation_config.eos_token_id = net.config.eos_token_id = model.tokenizer.eos_token = None
+    whole = unpatched(model, text, 8).ids[0]
+    assert len(whole) == 8 and branches._end_tokens(model) == set()
+    end = next(token for token in whole if token != whole[0])  # not the first one
+    if where == "one":
+        net.generation_config.eos_token_id = end
+    elif where == "several":
+        net.generation_config.eos_token_id = [5, end]
+    elif where == "config":
+        net.config.eos_token_id = end
+    elif where == "tokenizer":
+        model.tokenizer.eos_token = model.tokenizer.convert_ids_to_tokens(end)
+    wanted = whole if where == "nowhere" else whole[: whole.index(end) + 1]
+    found = unpatched(model, text, 8)
+    assert found.ids[0] == wanted
+    ids, everywhere = ids_of(model, text)[None], torch.ones(1, len(ids_of(model, text)), dtype=torch.bool)
+    assert greedy_ids(model, ids, everywhere, max_new_tokens=8)[0].tolist() == wanted
+    assert two_hop.greedy(model, [text], max_new_tokens=8, progress=False) == found.texts
+
+
+# --- not finite -------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_finite_is_refused_with_prompt_and_depth(tiny_folder):
+    """A row of nan is below no word: without a check its rank is 0, as if it said what is wanted."""
+    model = lab.load(tiny_folder("llama"), device="cpu")
+    run = clean_run(model, ids_of(model))
+    with pytest.raises(FloatingPointError, match="the state that is put at depth 3 of 'The capital.*' is not finite; try "
+                                                 "dtype=torch.float32 or torch.bfloat16"):  # fmt: skip
+        generate(model, run, [2], [1, 3], torch.stack([run.states[1, 2], run.states[1, 2] / 0])[:, None])
+    with torch.no_grad():
+        model.original_model.model.layers[2].mlp.down_proj.weight[0, 0] = torch.nan
+    with pytest.raises(
+        FloatingPointError, match="the state at depth 3 of 'The capital of the land of Mumbai is' is not fin"
+    ):
+        clean_run(model, ids_of(model))
+    with pytest.raises(FloatingPointError, match="the state at depth 3 of '(The capital|A coin)[^<]*' is not finite"):
+        two_hop.greedy(model, [TEXT, "A coin"], progress=False)
+    assert why_plain(model) == "its states are not finite"
+    for reuse in (True, False):
+        with pytest.raises(
+            FloatingPointError, match="depth 4, with a state put at depth 1 of 'The capital.*', is not finite"
+        ):
+            generate(model, run, [2], [3, 1], run.states[[1, 1], 2][:, None], wanted=[70], reuse=reuse)
+
+
+def test_logits_that_are_not_finite_are_refused_where_the_states_are(tiny_folder):
+    model = lab.load(tiny_folder("llama"), device="cpu")
+    with torch.no_grad():
+        model.original_model.lm_head.weight[40] = torch.inf
+    with pytest.raises(FloatingPointError, match="what is said at depth 4 of 'The capital.*' is not finite"):
+        clean_run(model, ids_of(model))
+    with pytest.raises(FloatingPointError, match="what is said at depth 4 of 'The capital.*' is not finite"):
+        two_hop.greedy(model, [TEXT], progress=False)
+    states = torch.randn(3, 32).numpy()
+    for read in (lambda: lenses.top_tokens(model, states), lambda: lenses.ranks(model, states, [[4]] * 3)):
+        with pytest.raises(FloatingPointError, match="what the lens reads in state 0 is not finite"):
+            read()
 
 
 def test_no_hook_is_left(tiny_model):

@@ -283,6 +283,42 @@ def test_depth_scores(tiny_model):
         depth_efficiency.depth_scores(tiny_model("llama"), TEXTS)
 
 
+def test_right_and_known_are_missing_where_an_answers_first_token_says_nothing(tiny_folder, capsys):
+    """One token a byte: behind "is" each answer begins with a space. A space that is said is no hit, and no miss."""
+    model = lab.load(tiny_folder("llama"), device="cpu")
+    head, tokenizer = model.original_model.get_output_embeddings(), model.tokenizer
+    ends = {"open": " ", "closed": ""}
+    data = pd.DataFrame([
+        {"example": f"{kind}-{answer}-{level}", "group": answer, "level": level, "answer": answer,
+         "prompt": "The word" * level + " is" + ends[kind], "hop_prompts": ["It is "], "hop_answers": [[answer]]}
+        for kind in ends for answer in "xyzw" for level in (1, 2)
+    ])  # fmt: skip
+    data.loc[data.answer == "z", "hop_prompts"] = pd.Series([["It is ", "It is"]] * 16)  # the second cannot be read
+    data.loc[data.answer == "z", "hop_answers"] = pd.Series([[["x"], ["x"]]] * 16)
+    data.loc[data.answer == "w", "hop_prompts"] = pd.Series(
+        [["It is", "It is "]] * 16
+    )  # nor the first; a miss is enough
+    data.loc[data.answer == "w", "hop_answers"] = pd.Series([[["x"], ["y"]]] * 16)
+    for text, wanted in ((" ", {"x": False}), ("x", {"x": True})):
+        (token,) = tokenizer(text, add_special_tokens=False).input_ids
+        with torch.no_grad():  # this token is said now, whatever the prompt
+            head.weight.mul_(0.5)  # but other words keep a chance, which skipping a layer changes
+            head.bias.copy_(8.0 * (torch.arange(len(head.bias)) == token))
+        result = depth_efficiency.depth_scores(model, data, progress=True)
+        assert "8 of 16 answers begin with a token that says nothing of them" in capsys.readouterr().out
+        table = result.table[result.table.measure == "effect"].set_index("example")
+        assert table.right[table.index.str.startswith("closed")].isna().all()
+        for row in table[table.index.str.startswith("open")].itertuples():
+            assert row.right == wanted.get(row.group, False), row
+        known = table.groupby("group").known.first()
+        assert known["x"] == wanted["x"] and not known["y"] and not known["w"]
+        assert pd.isna(known["z"]) if wanted["x"] else not known["z"]
+        summary = result.summary[result.summary.measure == "effect"]
+        assert summary.n.tolist() == [8, 8] and summary.n_readable.tolist() == [4, 4]
+        assert summary.right.tolist() == [wanted["x"] / 4] * 2
+    assert lab.Result.load(result.save(tiny_folder("llama").parent / "saved")).table.right.equals(result.table.right)
+
+
 def test_bad_input(tiny_model, tiny_folder):
     model = tiny_model("llama")
     with pytest.raises(ValueError, match="prompt 'prompt 1' has 8 tokens; cuts at 8, 16, ... need 13 at least"):
@@ -296,7 +332,7 @@ def test_bad_input(tiny_model, tiny_folder):
     broken = lab.load(tiny_folder("llama"), device="cpu")
     with torch.no_grad():
         broken.original_model.model.layers[2].mlp.down_proj.weight[0, 0] = torch.inf
-    with pytest.raises(FloatingPointError, match="what layer 2 writes is not finite in prompt 'prompt [012]'"):
+    with pytest.raises(FloatingPointError, match="^prompt 'prompt [012]': the state at depth 3 of '.*' is not finite"):
         depth_efficiency.run(broken, TEXTS, resume=False, **SMALL)
 
 

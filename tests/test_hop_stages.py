@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from test_back_patching import places, plain_text, states_of
-from test_two_hop import changed, ids_of, next_token, planned_queries, talking_model
+from test_two_hop import changed, first_of, ids_of, next_token, planned_queries, talking_model
 from transformer_lens.model_bridge import TransformerBridge
 
 import lab
@@ -85,7 +85,7 @@ def run(model: TransformerBridge, data: lab.Result | pd.DataFrame, **options) ->
 # --- tables -------------------------------------------------------------------------------------------------------------
 
 
-def test_tables_have_every_row(result):
+def test_tables_have_every_row(model, result):
     tables, examples = result.tables, {"q00", "q01", "q02", "q03"}
     wanted = {
         "descriptions": (["position", "names"], 2 * 4),
@@ -96,7 +96,15 @@ def test_tables_have_every_row(result):
     for name, (keys, rows) in wanted.items():
         table = tables[name]
         assert len(table) == 4 * rows and not table.duplicated(["example", *keys]).any(), name
-        assert set(table.example) == examples and not table.isna().any(axis=None), name
+        assert set(table.example) == examples and not table.drop(columns="rank", errors="ignore").isna().any(
+            axis=None
+        ), name
+    missing = tables["lens"][tables["lens"]["rank"].isna()]  # names that begin with a lone space
+    assert set(zip(missing.example, missing.what, strict=True)) == {
+        (query.example, name) for query in tables["queries"].itertuples() for name in ("e2", "e3")
+        if not first_of(model, getattr(query, f"{name}_aliases"))
+    }  # fmt: skip
+    assert 0 < len(missing) < len(tables["lens"])
     assert set(tables["descriptions"].names) == {"e2", "e3", "decoy", "answer_decoy"}
     assert set(tables["knockout"]["keys"]) == {"e1", "t1", "other"}
     assert set(result.table.stage) <= set(STAGES) and set(result.summary.stage) == set(STAGES)
@@ -165,7 +173,7 @@ def test_projections_and_lens_are_ranks_of_the_models_own_unembedding(model, ans
             row = plain.lm_head(plain.model.norm(state))
         return int((row > row[wanted].max()).sum())
 
-    first = {name: [ids_of(model, f" {n}")[0] for n in [getattr(query, name), *getattr(query, f"{name}_aliases")]]
+    first = {name: first_of(model, [getattr(query, name), *getattr(query, f"{name}_aliases")])
              for name in ("e2", "e3")}  # fmt: skip
     first["prediction"] = [int(logits[0, -1].argmax())]
     for row in result.tables["projections"].query("example == @NAMED").itertuples():
@@ -232,7 +240,7 @@ def test_names_stand_beside_their_decoys_paired():
     assert (found.low <= found.share).all() and (found.share <= found.high).all()
 
 
-def test_answer_first_by_hand():
+def test_answer_first_by_hand(capsys):
     """a: answer at depth 1, bridge at 2; b: bridge only; c: answer only; d: both at depth 0; e: neither."""
     first = {"a": (2, 1), "b": (1, None), "c": (None, 2), "d": (0, 0), "e": (None, None)}
     rows = [
@@ -241,8 +249,12 @@ def test_answer_first_by_hand():
         for example, pair in first.items() for what, at in zip(("e2", "e3"), pair, strict=True)
         for position in ("t1", "t2") for depth in range(3)
     ]  # fmt: skip
+    unread = pd.DataFrame(rows)
+    unread["rank"] = unread["rank"].astype("Int64").mask((unread.example == "a") & (unread.what == "e3"))
+    assert hop_stages.answer_first(unread).index.tolist() == list("bcde"), "what cannot be read does not come first"
+    assert "1 of 5 queries are left out" in capsys.readouterr().out
     found = hop_stages.answer_first(pd.DataFrame(rows))
-    assert found.index.tolist() == list("abcde")
+    assert found.index.tolist() == list("abcde") and not capsys.readouterr().out
     assert found.answer_first.tolist() == [True, False, True, False, False]
     assert found.bridge_first.tolist() == [False, True, False, False, False]
     assert found.bridge.tolist() == [2, 1, np.inf, 0, np.inf]

@@ -41,13 +41,13 @@ MAY_IMPORT = {
     "texts": {"models", "tables"},
     "states": {"identity", "models", "texts"},
     "interventions": {"models", "texts", "states"},
-    "branches": {"models", "texts", "states"},
-    "effects": {"models", "texts", "states", "branches"},
+    "branches": {"lenses", "models", "texts", "states"},
+    "effects": {"lenses", "models", "texts", "states", "branches"},
     "lenses": {"models", "texts", "states"},
     "maps": {"cache", "models", "texts", "states", "metrics", "results"},
     "small_models": {"cache", "models", "datasets", "texts"},
     "probes": {"models", "texts", "states", "metrics", "datasets"},
-    "checks": {"models", "texts", "states", "interventions"},
+    "checks": {"models", "texts", "states", "interventions", "branches"},
     "replicas": set(),
     "experiments": {
         *(

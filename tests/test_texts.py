@@ -1,14 +1,17 @@
+import string
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tokenizers import normalizers
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import lab
+from lab.experiments import two_hop
 from lab.models import facts
 from lab.states import collect_states
-from lab.texts import last_positions, phrase_positions, tokenize
+from lab.texts import first_tokens, last_positions, phrase_positions, tokenize
 
 TEXTS = ["The city of Paris is in France.", "Paris", "Kuala Lumpur is in Malaysia"]
 
@@ -34,6 +37,76 @@ def test_a_model_with_a_start_token_gets_exactly_one(tiny_model):
         row = ids[mask].tolist()
         assert row == model.tokenizer(text).input_ids and row[0] == start and row.count(start) == 1
     assert tokens.lengths.tolist() == [1 + len(text) for text in TEXTS] and facts(model)["start_token"] == "<s>"
+
+
+# --- the first token of an answer ---
+
+
+def word_model(tiny_folder, folder, *, normalizer=None, pre_tokenizer=None):
+    """A model whose tokenizer marks the beginning of a word with "▁", and knows some words whole and any digit."""
+    model = lab.load(tiny_folder("llama"), device="cpu")
+    words = ["Paris", "Berlin", "It", "is", "The", "capital", "of", "France", "sum", "É"]
+    pieces = ["<unk>", "<s>", "</s>", "▁", *string.ascii_letters, *string.digits, "+", "=", ":", "\n", "É"]
+    merges = []
+    for word in words:
+        now = "▁"
+        for letter in word:
+            merges += [(now, letter)] if (now, letter) not in merges else []
+            now += letter
+            pieces.append(now)
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>"))
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    if pre_tokenizer is not None:
+        tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Strip(" ", 1, 0)])
+    model.tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
+    return model
+
+
+MARKING = {
+    "prepended (Llama 2)": {
+        "normalizer": normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    },
+    "replaced (Gemma)": {"normalizer": normalizers.Replace(" ", "▁")},
+    "metaspace, words apart": {"pre_tokenizer": pre_tokenizers.Metaspace(prepend_scheme="always", split=True)},
+}
+
+
+@pytest.mark.parametrize("marking", MARKING)
+def test_the_first_token_is_that_of_the_answer_in_its_sentence(tiny_folder, tmp_path, marking):
+    """A name alone, with a space before it, would begin with the lone marker in the first tokenizer: for every answer."""
+    model = word_model(tiny_folder, tmp_path, **MARKING[marking])
+    (paris,), (berlin,) = (first_tokens(model, "The capital of France is", [name]) for name in ("Paris", "Berlin"))
+    assert model.tokenizer.convert_ids_to_tokens([paris, berlin]) == ["▁Paris", "▁Berlin"]
+    assert paris == model.tokenizer("The capital of France is Paris", add_special_tokens=False).input_ids[-1]
+    assert two_hop.first_tokens(model, ["Paris", "Berlin"]) == sorted([paris, berlin])
+    assert first_tokens(model, "The capital of France is", ["Paris", " Paris ", "12", "Ω", ""]) == [paris]
+    assert first_tokens(model, "The sum is", ["12", "7"]) == []  # "▁", then the digits
+    assert first_tokens(model, "The sum is", ["12", "Paris"]) == [paris]
+    assert first_tokens(model, "The capital is", ["Ωμ"]) == []  # the token for unknown words is everybody's
+
+
+@pytest.mark.parametrize("ending", ["\n", ":\n"])
+def test_behind_white_space_no_space_is_added(tiny_folder, tmp_path, ending):
+    model = word_model(tiny_folder, tmp_path, **MARKING["replaced (Gemma)"])
+    tokens = model.tokenizer.convert_ids_to_tokens
+    assert tokens(first_tokens(model, f"The capital{ending}", ["Paris"])) == ["P"]
+    assert tokens(first_tokens(model, f"The sum is{ending}", ["12", "7"])) in (["1", "7"], ["7", "1"])
+    assert tokens(first_tokens(model, "The capital is ", ["Paris"])) == ["▁Paris"], (
+        "it takes the prompt's last space in"
+    )
+
+
+def test_the_first_token_of_smollm2(smollm2):
+    """It writes a space before a number as a token of its own, and each digit as one."""
+    token = {text: smollm2.tokenizer(text, add_special_tokens=False).input_ids for text in (" Tokyo", "13", " +", " ")}
+    assert first_tokens(smollm2, "The capital of Japan is", ["Tokyo"]) == [token[" Tokyo"][0]]
+    assert first_tokens(smollm2, "7 + 6 =", ["13"]) == []
+    assert first_tokens(smollm2, "7 + 6 = ", ["13"]) == [token["13"][0]]
+    code = first_tokens(smollm2, "The calling code of Japan is", ["+81", "81", "0081"])
+    assert code == token[" +"] and not set(code) & set(token[" "])
 
 
 # --- padding and positions ---

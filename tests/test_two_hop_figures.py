@@ -212,6 +212,11 @@ def test_lens_strip_draws_ranks_or_their_median(queries):
         low, high = ax.get_ylim()
         assert low > 1 + table["rank"].max() and high < 1 and ax.get_yscale() == "log"  # the top is what is said
     assert "bridge (e2)" in words(figure)
+    table["rank"] = table["rank"].astype("Int64").mask(table.what == "e3")  # its first token says nothing of it
+    figure = plots.lens_strip(table, n_layers=N_LAYERS)
+    bridge, answer = figure.axes[0].get_lines()
+    assert np.isnan(np.asarray(answer.get_ydata(), float)).all() and np.isfinite(bridge.get_ydata()).all()
+    assert "answer (e3): its first token says nothing" in words(figure) and figure.axes[0].get_ylim()[0] > 1
 
 
 def test_taxonomy_by_depth_and_methods():
@@ -240,6 +245,8 @@ def test_success_map_of_one_query():
     assert np.isnan(grid(plots.success_map(part, n_layers=N_LAYERS).axes[0])[5]).all()
     ax = plots.success_map(swept(), n_layers=N_LAYERS, value="right").axes[0]
     assert np.argwhere(grid(ax) == 1).tolist() == [[5, 2]]
+    unread = swept().assign(rank=pd.Series(pd.NA, index=swept().index, dtype="Int64"))
+    assert np.array_equal(grid(plots.success_map(unread, n_layers=N_LAYERS).axes[0]), grid(ax), equal_nan=True)
     with pytest.raises(ValueError, match="value='ranks': choose rank or right"):
         plots.success_map(swept(), n_layers=N_LAYERS, value="ranks")
 

@@ -23,13 +23,13 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab import models, require
+from lab import lenses, models, require
 from lab.answers import ARTICLES, Answer
 from lab.branches import CleanRun, Generations, clean_run, generate, why_plain
 from lab.experiments import hop_statistics, two_hop
 from lab.identity import identity
 from lab.results import Result, for_executor, keep, run_shards, versions
-from lab.texts import phrase_positions, tokenize
+from lab.texts import first_tokens, phrase_positions, tokenize
 
 POSITIONS = ("t1", "t2")  # last token of e1, last token of the prompt
 CONDITIONS = {
@@ -204,7 +204,8 @@ def sweep(
 
     Returns:
         source_layer, target_layer, said (decoded on while it could still succeed), right, rank (of the answer's first token
-        as next token; 0 = it is said). `.attrs["plain"]` is what the model says without a patch.
+        as next token; 0 = it is said; missing where that token says nothing, see `texts.first_tokens`).
+        `.attrs["plain"]` is what the model says without a patch.
     """
     rule, answer = _rule(rule), require.listed("answer", answer, "names")
     ids = tokenize(model, [prompt]).ids[0]
@@ -220,14 +221,14 @@ def sweep(
         pairs,
         values,
         judge,
-        two_hop.first_tokens(model, answer),
+        first_tokens(model, prompt, answer),
         rule,
         max_new_tokens,
         not why_plain(model),
     )
     right = [two_hop.judge(judge, said, rule) for said in found.texts]
     table = pd.DataFrame(pairs, columns=["source_layer", "target_layer"])
-    table = table.assign(said=found.texts, right=right, rank=found.ranks)
+    table = table.assign(said=found.texts, right=right, rank=lenses.as_ranks(found.ranks))
     table.attrs["plain"] = two_hop.greedy(model, [prompt], max_new_tokens=max_new_tokens, progress=False)[0]
     return table
 

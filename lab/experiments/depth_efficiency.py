@@ -28,7 +28,7 @@ from lab.experiments import depth_statistics
 from lab.identity import identity
 from lab.interventions import skip
 from lab.results import Result, for_executor, keep, run_shards, versions
-from lab.texts import tokenize
+from lab.texts import first_tokens, tokenize
 
 TREATMENTS = {
     "skip": "the layer adds nothing (published)",
@@ -315,10 +315,11 @@ def depth_scores(
     Returns:
         Result with
         `.table`: example, group, level, tokens, right (the answer's first token is said), measure (effect, output), score
-            (depth score, in layers), ed_50; and known (every hop is, asked by itself), where that was asked.
-        `.summary`: measure, level, n, score, low, high; and for each measure the slope of the score on the level
-            (`.tables["slopes"]`: measure, questions (all, right, known), covariate (none, tokens), slope, low, high, n,
-            n_groups).
+            (depth score, in layers), ed_50; and known (every hop is, asked by itself), where that was asked. right and
+            known are missing where an answer's first token says nothing of it (`texts.first_tokens`).
+        `.summary`: measure, level, n, n_readable (those whose right is not missing), right (their share), score, low, high;
+            and for each measure the slope of the score on the level (`.tables["slopes"]`: measure, questions (all, right,
+            known), covariate (none, tokens), slope, low, high, n, n_groups).
         `.tables["profiles"]`: example, level, skipped_layer, effect, output.
 
     Raises:
@@ -354,7 +355,8 @@ def depth_scores(
     for example, ids in zip(chosen.example, prompted, strict=True):
         if len(ids) < 3:
             raise ValueError(f"prompt {example!r} has {len(ids)} tokens; a depth score needs at least 3")
-    answers = [_first_ids(model, query) for query in chosen.itertuples()]
+    answers = [first_tokens(model, prompt, [query.answer, *(getattr(query, "aliases", None) or [])])
+               for query, prompt in zip(chosen.itertuples(), chosen[prompt_column], strict=True)]  # fmt: skip
     rows, profiles = [], []
     for i, (query, ids, first) in enumerate(zip(chosen.itertuples(), prompted, answers, strict=True)):
         clean = _clean(model, ids, query.example)
@@ -366,7 +368,7 @@ def depth_scores(
         effect = depth_statistics.effect_profile(found.contribution[:, :, 0].astype(float))
         output = found.output[:, 0].astype(float)
         said = int(clean.logits.argmax())
-        right = said in first
+        right = (said in first) if first else pd.NA
         where = {"example": query.example, "group": query.group, "level": query.level}
         profiles += [
             {**where, "skipped_layer": s, "effect": effect[s], "output": output[s]} for s in range(len(effect))
@@ -377,7 +379,10 @@ def depth_scores(
                          "ed_50": float(depth_statistics.effective_depth(profile, 0.5))})  # fmt: skip
         if progress and (i + 1) % max(1, len(chosen) // 4) == 0:
             print(f"{i + 1} of {len(chosen)} prompts scored.")
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).astype({"right": "boolean"})
+    if progress and table.right.isna().any():
+        print(f"{table.example[table.right.isna()].nunique()} of {len(chosen)} answers begin with a token that says nothing of "
+              "them: right is missing there.")  # fmt: skip
     if known:
         table = table.merge(_known(model, chosen), on="example")
     summary, slopes = _scores_summary(table, seed)
@@ -539,13 +544,8 @@ def _reduce(
 
 
 def _clean(model: TransformerBridge, ids: torch.Tensor, example: str) -> CleanRun:
-    clean = clean_run(model, ids, sublayers=True)
-    bad = ~torch.isfinite(clean.states).flatten(1).all(1)
-    if bad.any():
-        depth = int(bad.nonzero()[0])
-        where = f"what layer {depth - 1} writes" if depth else "the embedding"
-        raise FloatingPointError(f"{where} is not finite in prompt {example!r}; try dtype=torch.float32")
-    return clean
+    with _named(example):
+        return clean_run(model, ids, sublayers=True)
 
 
 @contextmanager
@@ -566,24 +566,19 @@ def _number(text: str) -> int:
     return int(hashlib.sha256(str(text).encode()).hexdigest()[:8], 16)
 
 
-def _first_ids(model: TransformerBridge, query: Any) -> set[int]:
-    names = [query.answer, *(getattr(query, "aliases", None) or [])]
-    words = {form for name in names for form in (f" {name.strip()}", name.strip())}
-    return {model.tokenizer(word, add_special_tokens=False).input_ids[0] for word in words if word}
-
-
 def _known(model: TransformerBridge, chosen: pd.DataFrame) -> pd.DataFrame:
-    """Whether each hop, asked by itself, begins as one of its answers does."""
+    """Whether each hop, asked by itself, begins as one of its answers does; missing where that says nothing."""
     rows = []
     for query in chosen.itertuples():
-        fine = True
+        fine: Any = True
         for prompt, names in zip(query.hop_prompts, query.hop_answers, strict=True):
             names = [names] if isinstance(names, str) else names
-            wanted = {model.tokenizer(f" {name}", add_special_tokens=False).input_ids[0] for name in names}
+            wanted = first_tokens(model, prompt, names)
             said = int(clean_run(model, _ids(model, [prompt], model.cfg.n_ctx)[0]).logits.argmax())
-            fine = fine and said in wanted
+            hit = said in wanted if wanted else pd.NA
+            fine = fine & hit  # one miss is enough, whatever cannot be read
         rows.append({"example": query.example, "known": fine})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype({"known": "boolean"})
 
 
 def _scores_summary(table: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -594,10 +589,11 @@ def _scores_summary(table: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, pd.Da
                 interval, _ = depth_statistics.of_mean(
                     some.score.to_numpy(float), some.group.astype(str).to_numpy(), lambda mean: mean, seed=seed
                 )
-                rows.append({"measure": measure, "level": level, "n": len(some), "right": some.right.mean(),
+                rows.append({"measure": measure, "level": level, "n": len(some), "n_readable": some.right.count(),
+                             "right": some.right.astype(float).mean(),
                              "score": interval.estimate, "low": interval.low, "high": interval.high})  # fmt: skip
         for questions in ("all", "right", *(["known"] if "known" in part else [])):
-            some = part if questions == "all" else part[part[questions]]
+            some = part if questions == "all" else part[part[questions].fillna(False)]
             if some.level.nunique() < 2 or some.group.nunique() < 4:
                 continue
             for covariate in (None, "tokens"):

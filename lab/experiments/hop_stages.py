@@ -26,7 +26,7 @@ from lab.experiments import back_patching, two_hop
 from lab.identity import identity
 from lab.results import Result, keep, run_shards, versions
 from lab.states import collect_states
-from lab.texts import tokenize
+from lab.texts import first_tokens, tokenize
 
 # The published description prompt; the state goes to its last token.
 DESCRIPTION = (
@@ -162,17 +162,18 @@ def lens(
         names: for example {"e2": ["India"], "e3": ["New Delhi", "Delhi"]}.
 
     Returns:
-        position, depth, what, rank (0 = top).
+        position, depth, what, rank (0 = top; missing where no first token of these names says anything of them).
     """
     clean, rows = clean_run(model, tokenize(model, [prompt]).ids[0]), []
     for position, at in positions.items():
         states = clean.states[:, at].float().cpu().numpy()
         for what, spelled in names.items():
-            found = lenses.ranks(model, states, [two_hop.first_tokens(model, spelled)] * len(states))
+            found = lenses.ranks(model, states, [first_tokens(model, prompt, spelled)] * len(states))
             rows += [
                 {"position": position, "depth": d, "what": what, "rank": int(rank)} for d, rank in enumerate(found)
             ]
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table.assign(rank=lenses.as_ranks(table["rank"]))
 
 
 def knockout(
@@ -187,7 +188,8 @@ def knockout(
     """What is said next when the last token cannot look at some positions in layers l - window .. l + window.
 
     Returns:
-        layer (the window's centre; -1 is no cut), token (id of the next word), rank (of the best wanted token).
+        layer (the window's centre; -1 is no cut), token (id of the next word), rank (of the best wanted token; missing
+        where none is wanted).
     """
     window = require.whole("window", window, 0)
     ids = tokenize(model, [prompt]).ids[0]
@@ -201,7 +203,7 @@ def knockout(
         blocked=[([], []), *cuts], reuse=reuse,
     )  # fmt: skip
     tokens = [ids[0] for ids in found.ids]
-    return pd.DataFrame({"layer": range(-1, n_layers), "token": tokens, "rank": found.ranks})
+    return pd.DataFrame({"layer": range(-1, n_layers), "token": tokens, "rank": lenses.as_ranks(found.ranks)})
 
 
 DECOYS = {"e2": "decoy", "e3": "answer_decoy"}
@@ -242,7 +244,13 @@ def answer_first(lens: pd.DataFrame, *, top: int = 10) -> pd.DataFrame:
     Returns:
         Index example; group; bridge, answer: the first depth at which it is there (inf: never); answer_first (the answer
         has the smaller depth, also where the bridge never comes) and bridge_first: neither where they come together.
+        Queries of which one of the two cannot be read (its rank is missing) are left out.
     """
+    readable = lens["rank"].notna().groupby(lens.example, sort=False).transform("all")
+    if not readable.all():
+        print(f"{lens.example[~readable].nunique()} of {lens.example.nunique()} queries are left out: a first token says "
+              "nothing of its name.")  # fmt: skip
+    lens = lens[readable]
     there = lens.assign(depth=lens.depth.where(lens["rank"] < top, np.inf))
     first = there.groupby(["example", "group", "what"], sort=False).depth.min().unstack("what").reset_index("group")
     first = first.rename(columns={"e2": "bridge", "e3": "answer"}).rename_axis(columns=None)
@@ -283,11 +291,11 @@ def _part(
                 stage = {("t1", "e2"): "bridge at t1", ("t2", "e2"): "bridge at t2", ("t2", "e3"): "answer at t2"}
                 if found and (position, name) in stage:
                     stages.append({**where, "stage": stage[position, name], "layer": first})
-            wanted = {name: two_hop.first_tokens(model, [getattr(query, name), *getattr(query, f"{name}_aliases")])
+            wanted = {name: first_tokens(model, query.prompt, [getattr(query, name), *getattr(query, f"{name}_aliases")])
                       for name in ("e2", "e3")}  # fmt: skip
             for name, ids in wanted.items():
                 by_depth = lenses.ranks(model, clean.states[:, at].float().cpu().numpy(), [ids] * len(clean.states))
-                rows["lens"] += [{**where, "position": position, "depth": d, "what": name, "rank": int(rank)}
+                rows["lens"] += [{**where, "position": position, "depth": d, "what": name, "rank": rank}
                                  for d, rank in enumerate(by_depth)]  # fmt: skip
         first = int(places["first"].iloc[i])
         before = list(range(max(1, 2 * first - t1 - 1), first))  # as many as e1 has
@@ -296,20 +304,23 @@ def _part(
             plain = cut.token.iloc[0]
             for layer, token, rank in cut.iloc[1:].itertuples(index=False):
                 changed = bool(token != plain)
-                rows["knockout"].append({**where, "layer": layer, "keys": name, "changed": changed, "rank": int(rank)})
+                rows["knockout"].append({**where, "layer": layer, "keys": name, "changed": changed, "rank": rank})
                 if changed and name == "e1":
                     stages.append({**where, "stage": "moved", "layer": layer})
         for site in ("attn_out", "mlp_out"):
             for name, ids in (("prediction", [said[query.example]]), *wanted.items()):
                 found_ranks = lenses.ranks(model, sites[site].values[i], [ids] * model.cfg.n_layers)
-                rows["projections"] += [{**where, "site": site, "layer": layer, "what": name, "rank": int(rank)}
+                rows["projections"] += [{**where, "site": site, "layer": layer, "what": name, "rank": rank}
                                         for layer, rank in enumerate(found_ranks)]  # fmt: skip
         top = [row["layer"] for row in rows["projections"]
                if row["example"] == query.example and row["what"] == "prediction" and row["rank"] == 0]  # fmt: skip
         if top:
             stages.append({**where, "stage": "prediction", "layer": min(top)})
     table = pd.DataFrame(stages, columns=["example", "group", "set", "stage", "layer"])
-    return Result("hop_stages", table, pd.DataFrame(), {}, {name: pd.DataFrame(part) for name, part in rows.items()})
+    tables = {name: pd.DataFrame(part) for name, part in rows.items()}
+    for name in ("projections", "knockout", "lens"):
+        tables[name]["rank"] = lenses.as_ranks(tables[name]["rank"])
+    return Result("hop_stages", table, pd.DataFrame(), {}, tables)
 
 
 def _decoys(everything: pd.DataFrame, part: pd.DataFrame, name: str, seed: int) -> list[list[str]]:

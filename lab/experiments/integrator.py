@@ -23,6 +23,7 @@ from lab import metrics, models, require
 from lab.experiments.depth_efficiency import prompts
 from lab.interventions import Program, rewritten
 from lab.results import Result, versions
+from lab.states import require_finite
 from lab.texts import tokenize
 
 PROGRAMS = {
@@ -294,7 +295,9 @@ def _nll(model: TransformerBridge, ids: torch.Tensor, plan: dict[int, Program]) 
     with torch.inference_mode(), rewritten(model, plan):
         logits = model.original_model(input_ids=ids, use_cache=False).logits[:, :-1].float()
     chosen = torch.gather(logits, 2, ids[:, 1:, None])[..., 0]
-    return (logits.logsumexp(-1) - chosen).double().mean(1).cpu().numpy()
+    loss = (logits.logsumexp(-1) - chosen).double().mean(1)
+    require_finite(loss, lambda text: f"the loss of text {text} of the batch")
+    return loss.cpu().numpy()
 
 
 def _summary(table: pd.DataFrame, seed: int) -> pd.DataFrame:

@@ -24,9 +24,8 @@ from jaxtyping import Float, Shaped
 from scipy import stats
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.tools.analysis.logit_lens import logit_readout
 
-from lab import metrics, models, require
+from lab import lenses, metrics, models, require
 from lab.interventions import patch, rewritten
 from lab.maps import RIDGES, Alignment, Moments, Ridge, align, split_documents
 from lab.results import Result, versions
@@ -362,7 +361,7 @@ def _final(model: TransformerBridge, data: _Data, batch: np.ndarray) -> torch.Te
 
 def _log_probabilities(model: TransformerBridge, final: torch.Tensor) -> Iterator[torch.Tensor]:
     for part in final.to(model.cfg.device, model.cfg.dtype).split(_ROWS):
-        yield logit_readout(model, part, return_type="log_probs").values.float().cpu()
+        yield lenses.readout(model, part, kind="log_probs").float().cpu()
 
 
 def _scores(clean: torch.Tensor, parts: Iterator[torch.Tensor], following: torch.Tensor) -> np.ndarray:

@@ -11,17 +11,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from lab import datasets, lenses, metrics, models, require
 from lab.answers import ARTICLES, Answer
+from lab.branches import greedy_ids
 from lab.experiments import hop_statistics
 from lab.identity import identity
 from lab.results import Result, keep, run_shards, versions
 from lab.states import collect_states
-from lab.texts import pad_id, tokenize
+from lab.texts import first_tokens as first_tokens_behind
+from lab.texts import tokenize
 
 PROMPTS = {  # each kind of prompt, and the column that holds its right answer
     "first_hop": "e2",
@@ -30,6 +31,7 @@ PROMPTS = {  # each kind of prompt, and the column that holds its right answer
     "entity_shortcut": "e3",
     "relation_shortcut": "e3",
 }
+HOPS = ("first_hop", "second_hop", "composition")
 RULES = ("word", "published", "leading")
 STYLES = ("base", "chat")
 
@@ -113,19 +115,18 @@ def run(
         spoken = pd.concat([part.table for part in done])
         return dict(zip(spoken.text, spoken.said, strict=True))
 
-    hops = ("first_hop", "second_hop", "composition")
-    asked = {text for kind in hops for text in written[kind]}
+    asked = {text for kind in HOPS for text in written[kind]}
     if progress:
         print(f"{len(frame)} queries: {len(asked)} different prompts for hops and compositions.")
     said = ask(asked, "hops and compositions")
-    table = _judged(frame, {kind: written[kind] for kind in hops}, said)
+    table = _judged(frame, {kind: written[kind] for kind in HOPS}, said)
     # A shortcut decides something only where both hops or the composition are right: elsewhere it isn't asked.
     right = table.pivot(index="example", columns="prompt", values=rule).loc[frame.example]
     asks = ((right.first_hop & right.second_hop) | (right.first_hop & right.composition)).to_numpy(bool)
     shortcuts = {
         kind: [text for text, ask_it in zip(written[kind], asks, strict=True) if ask_it]
         for kind in PROMPTS
-        if kind not in hops
+        if kind not in HOPS
     }
     said = ask({text for texts in shortcuts.values() for text in texts}, "shortcuts")
     table = pd.concat([table, _judged(frame[asks], shortcuts, said)], ignore_index=True)
@@ -134,7 +135,7 @@ def run(
     )
     right = right.eq(True)  # not asked: not right
     groups = frame.group.to_numpy(str)
-    first, second, composition = (right[kind].to_numpy(bool) for kind in hops)
+    first, second, composition = (right[kind].to_numpy(bool) for kind in HOPS)
     taxonomy = hop_statistics.taxonomy(first, second, composition, groups, seed=seed)
     frame = frame.assign(set=_sets(right).to_numpy(), cell=_cells(right).to_numpy())
     tables = {
@@ -208,7 +209,7 @@ def greedy(
     batch_size: int = 128,
     progress: bool = True,
 ) -> list[str]:
-    """Greedy continuations of texts, by Hugging Face's own `generate`, in batches of like length, padded on the left."""
+    """Greedy continuations of texts (`branches.greedy_ids`), in batches of like length, padded on the left."""
     texts, batch_size = require.listed("texts", texts, "texts"), require.whole("batch_size", batch_size, 1)
     max_new_tokens = require.whole("max_new_tokens", max_new_tokens, 1)
     order = np.argsort([-len(text) for text in texts], kind="stable")
@@ -217,17 +218,8 @@ def greedy(
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             tokens = tokenize(model, [texts[row] for row in rows], padding_side="left")
-            with torch.inference_mode():
-                out = model.original_model.generate(
-                    input_ids=tokens.ids.to(model.cfg.device),
-                    attention_mask=tokens.mask.long().to(model.cfg.device),
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                    pad_token_id=pad_id(model),
-                )
-            new = model.tokenizer.batch_decode(
-                out[:, tokens.ids.shape[1] :], skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
+            ids = greedy_ids(model, tokens.ids, tokens.mask, max_new_tokens=max_new_tokens)
+            new = model.tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             for row, text in zip(rows, new, strict=True):
                 said[row] = text
             bar.update(len(rows))
@@ -253,26 +245,43 @@ def taxonomy_by_depth(
 
     The lens is TransformerLens's: final norm and unembedding on the last token's state, of the prompts as `run` asked
     them. A first token is less than an answer, so cells are larger here than with generated answers at the same (last)
-    depth.
+    depth. Queries with an answer whose first token says nothing (`texts.first_tokens`) are left out.
 
     Args:
         result: of `run` on this model. examples: which of its queries; None is all.
 
     Returns:
-        depth, relative_depth, cell, n, share, low, high.
+        depth, relative_depth, cell, n, share, low, high, and not_readable (queries that are left out).
+
+    Raises:
+        ValueError: no query is left.
     """
     seed = require.seed(seed)
     queries, rows = _chosen(result, examples)
+    asked, ids = {}, {}
+    for kind in HOPS:
+        written, names = prompts_of(model, result, kind), answers_of(queries, PROMPTS[kind])
+        asked[kind] = [written[row] for row in rows]
+        ids[kind] = [first_tokens_behind(model, *one) for one in zip(asked[kind], names, strict=True)]
+    kept = [i for i in range(len(queries)) if all(ids[kind][i] for kind in HOPS)]
+    if not kept:
+        raise ValueError(
+            f"none of these {len(queries)} queries can be read by a lens: an answer of each begins with a token that says "
+            "nothing of it (a lone space before a number, say); take other queries"
+        )
+    if progress and len(kept) < len(queries):
+        left_out = len(queries) - len(kept)
+        print(f"{left_out} of {len(queries)} queries are left out: an answer's first token says nothing of it.")
     right = []
-    for kind in ("first_hop", "second_hop", "composition"):
-        written = prompts_of(model, result, kind)
-        states = collect_states(model, [written[row] for row in rows], progress=progress)["resid"].values
-        wanted = [first_tokens(model, row) for row in answers_of(queries, PROMPTS[kind])]
+    for kind in HOPS:
+        states = collect_states(model, [asked[kind][i] for i in kept], progress=progress)["resid"].values
+        wanted = [ids[kind][i] for i in kept]
         top = np.stack([lenses.top_tokens(model, states[:, depth]) for depth in range(states.shape[1])], 1)
         right.append(np.array([[token in ids for token in row] for row, ids in zip(top.tolist(), wanted, strict=True)]))
     first, second, composition = right
-    table = hop_statistics.taxonomy_by_depth(first, second, composition, queries.group.to_numpy(str), seed=seed)
-    return table.assign(relative_depth=table.depth / model.cfg.n_layers)
+    groups = queries.group.iloc[kept].to_numpy(str)
+    table = hop_statistics.taxonomy_by_depth(first, second, composition, groups, seed=seed)
+    return table.assign(relative_depth=table.depth / model.cfg.n_layers, not_readable=len(queries) - len(kept))
 
 
 def decomposition(
@@ -383,8 +392,8 @@ def answer_of(query: Any, column: str) -> Answer:
 
 
 def first_tokens(model: TransformerBridge, answers: Sequence[str]) -> list[int]:
-    """Ids of the first tokens of an answer's names after a space: what a lens or a rank looks for."""
-    return sorted({model.tokenizer(" " + name, add_special_tokens=False).input_ids[0] for name in answers})
+    """Ids of the first tokens of an answer's names in the middle of a sentence (`texts.first_tokens`)."""
+    return first_tokens_behind(model, "It is", answers)
 
 
 def first_phrase(said: str) -> str:
