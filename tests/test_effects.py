@@ -9,9 +9,9 @@ from lab.branches import clean_run
 from lab.effects import (
     KINDS,
     global_effects,
-    on_itself,
     gradients_at,
     local_effects,
+    on_itself,
     probabilities,
     replaced_outputs,
     skipped,
