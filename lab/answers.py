@@ -129,6 +129,18 @@ class Answer:
         text = generation.strip().replace("\n", " ").lower()
         return any(name in text for name in self._lowered)
 
+    def described(self, generation: str) -> bool:
+        """Whether a description names it by the published rule: ": name" and then a blank, comma, stop or colon, or "name: ".
+
+        Anywhere in the text and in any case (arXiv 2406.12775, as in its code). The name of "name: " may be the end of a
+        longer word, and ": the name" is no hit. The rule is for the text of all ten tokens.
+
+        >>> [Answer("Greece").described(text) for text in (": Greece is a", ": the Greece", "x, Greece: a", ": Greece")]
+        [True, False, True, False]
+        """
+        text = generation.strip().replace("\n", " ").lower()
+        return any(f"{name}: " in text or any(f": {name}{mark}" in text for mark in " ,.:") for name in self._lowered)
+
     def word(self, generation: str) -> bool:
         """Whether a name stands in the generation as whole words.
 

@@ -71,6 +71,19 @@ def skipped(model: TransformerBridge, run: CleanRun, kind: str) -> tuple[list[in
     return list(range(1, run.n_layers + 1)), states
 
 
+def on_itself(
+    run: CleanRun, states: Float[torch.Tensor, "row position d_model"]
+) -> Float[torch.Tensor, "row position"]:
+    """The diagonal of the published E without a cut: |c_l - c'_l| / |c_l| in the layer that is skipped, or half of it.
+
+    Args:
+        states: of `skipped`, one row a layer. For whole layers it is 1; position 0, which is never skipped, has 0. With a
+            cut it is 0: from there on the layer works as usual.
+    """
+    added = run.states[1:] - run.states[:-1]
+    return (run.states[1:] - states).norm(dim=-1) / added.norm(dim=-1).clamp_min(_LEAST)
+
+
 def global_effects(
     model: TransformerBridge,
     run: CleanRun,
@@ -94,7 +107,8 @@ def global_effects(
 
     Returns:
         One `Effects` a cut. With L rows that skip one layer each: `contribution` is E, `output` O of Csordas et al. (arXiv
-        2505.13898), section 2 of their method, before any maximum.
+        2505.13898), section 2 of their method, before any maximum; but for the diagonal of E, which is 0 here. Without a cut
+        the published code has there what the skipped layer itself still adds: `on_itself`.
 
     Raises:
         ValueError: no rows, a depth, a cut or a read position out of range, states of another shape.

@@ -58,7 +58,8 @@ SETS = {"correct": (BLUE, "o"), "incorrect": (ORANGE, "s")}
 STAGES = {
     "bridge at t1": "first hop resolved:\nt1 describes bridge",
     "bridge at t2": "t2 describes bridge",
-    "moved": "t2 needs to see e1",
+    "moved": "t2 needs to see e1:\nnext word (ours)",
+    "moved_published": "t2 needs to see t1:\nten tokens (published)",
     "answer at t2": "second hop resolved:\nt2 describes answer",
     "prediction": "next word is written",
 }
@@ -308,7 +309,7 @@ def hop_stages(result: Any) -> Figure:
     rows, summary, n_layers = result.table, result.summary, result.parameters["n_layers"]
     sets = list(dict.fromkeys([*summary.get("set", []), *rows.set]))
     stages = list(dict.fromkeys([*summary.get("stage", []), *rows.stage]))
-    rows = rows.groupby(["set", "stage", "example"]).layer.min().reset_index()  # `moved` has a row for each window
+    rows = rows.groupby(["set", "stage", "example"]).layer.min().reset_index()  # `moved...` have a row for each window
     with classroom():
         figure, ax = _axes(None, (12.0, 1.6 + 1.05 * len(stages)))
         for i, kind in enumerate(sets):

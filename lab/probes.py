@@ -119,9 +119,10 @@ def fit_reference(
 ) -> Float[np.ndarray, " example"]:
     """Log-odds of label 1 for every example, from scikit-learn's logistic regression fitted on the training rows.
 
-    The defaults are the published ones: L2, C = 1, lbfgs, 100 iterations, features not scaled (arXiv 2404.07066). On
-    raw states lbfgs often stops at 100 iterations before it has converged; scikit-learn then warns, and the result is
-    not the minimum that C defines (`python tests/benchmark_probes.py` prints how far off its accuracy is).
+    The defaults are the published ones: L2, C = 1, lbfgs, 100 iterations, features not scaled (arXiv 2404.07066). On the
+    raw stream lbfgs often stops at 100 iterations before it has converged (on `mlp_in`, which the paper reads, seldom);
+    scikit-learn then warns, and the result is not the minimum that C defines (`python tests/benchmark_probes.py` prints how
+    far off its accuracy is).
 
     >>> x, y = np.array([[-1.0], [1.0], [2.0]]), np.array([0, 1, 1])
     >>> fit_reference(x, y, np.array([True, True, False])).round(2).tolist()

@@ -385,9 +385,52 @@ described.round(2)
 
 # %% [markdown]
 # *decoy* is the control: the bridge (for e3: the answer) of another query, of the same type, which a description may name by chance.
-# Only a *difference* clearly above zero says that a state describes its own. A description counts here when it says the name first;
-# in the paper the name may stand anywhere in it, so published shares come out higher. The cut of attention has a control, too: as many
-# tokens as e1 has, right before it.
+# Only a *difference* clearly above zero says that a state describes its own.
+#
+# A description counts here when it says the name first. The published rule wants `": name"` and then a blank, comma, stop or colon, or
+# `"name: "`, anywhere in ten tokens, tried for e1, then e2, then e3. Either rule can count what the other doesn't, and all ten tokens
+# take about five times as long, so here on a few queries and target layers: queries and pairs of layers that name each, by both rules.
+
+# %%
+both_rules = hop_stages.run(
+    model,
+    asked,
+    n=max(2, n_stages // 4),
+    target_layers=range(0, model.cfg.n_layers, 15),
+    seed=seed,
+    published_rule=True,
+)
+keys, counted = ["example", "position", "names"], ["resolved", "cells"]
+counts = both_rules.tables["published_descriptions"].merge(
+    both_rules.tables["descriptions"][keys + counted], on=keys, suffixes=("_published", "_ours")
+)
+counts = counts.groupby(["position", "names"])[
+    ["resolved_published", "resolved_ours", "cells_published", "cells_ours", "both"]
+].sum()
+counts["cells_differ"] = counts.cells_published + counts.cells_ours - 2 * counts.both
+print(f"{len(both_rules.tables['queries'])} queries, {model.cfg.n_layers * 2} pairs of layers each")
+counts
+
+# %% [markdown]
+# Two rows of the figure ask whether t2 must see the entity. *Ours* cuts attention to all of e1 and looks at the next word. The *published*
+# one cuts attention to t1 alone, in the prompt only; it counts when the ten tokens differ and the two texts don't both hold the answer. The
+# paper's stage "Info Propagation" is the mean of the first layers of up to three things: that cut; attention's output at t2 with the bridge on
+# top; the bridge described at t2. A name's first token counts there in lower case and without a space, too (`published_projections`).
+
+# %%
+moved = hop_stages.info_propagation(stages)
+moved.groupby("set")[["cut", "projected", "described", "layer"]].agg(["count", "median"])
+
+# %%
+tops = pd.concat(
+    {"ours": stages.tables["projections"], "published": stages.tables["published_projections"]}, names=["first tokens"]
+)
+tops = tops.query("what != 'prediction'").assign(top=lambda rows: rows["rank"] == 0)
+tops.groupby(["site", "what", "first tokens"]).top.agg(["sum", "size"])  # layers with the name on top, of all queries
+
+# %% [markdown]
+# The cut of attention has a control, too: as many tokens as e1 has, right before it. The lines show the next word, so for t1, too, they are
+# our judgement.
 
 # %%
 cut = stages.tables["knockout"].groupby(["keys", "layer"]).changed.mean().unstack("keys")
@@ -527,9 +570,47 @@ pd.DataFrame(rows, columns=["claim", "published", "ours", "verdict", "bear in mi
 # **8.1 Substrings.** Section 2 showed the rule. A relation template that does not end in " of {}" is cut by four characters to make the
 # relation shortcut, inside a word if it so happens.
 #
-# **8.2 A knockout that knocks nothing out.** The published code adds to an attention mask. Under current versions of the library that
-# mask may be one of booleans, or not be there, and the result is silently the unchanged model. Ours writes into the attention
-# scores, and a test requires an effect. Here, too:
+# **8.2 A knockout that may knock nothing out.** The published code writes the lowest number of the model's precision into a copy of the
+# attention mask. That needs a mask of numbers. Which mask does the current library hand to a layer? A tiny random model, and the same
+# change of the mask:
+
+# %%
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 50}
+ids, whole = torch.arange(12).reshape(2, 6), torch.ones(2, 6, dtype=torch.long)
+padded = whole.index_fill(1, torch.tensor([0]), 0)  # as if the first token of each were padding
+
+
+def blind(module, args, kwargs):
+    """The last position must not see position 3."""
+    kinds.append(getattr(kwargs["attention_mask"], "dtype", None))
+    mask = kwargs["attention_mask"].clone()
+    mask[..., -1, 3] = torch.finfo(torch.float32).min
+    return args, kwargs | {"attention_mask": mask}
+
+
+rows = []
+for attention in ("eager", "sdpa"):
+    for batch, seen in (("no padding", whole), ("padding", padded)):
+        kinds = []
+        tiny = LlamaForCausalLM._from_config(LlamaConfig(**sizes), attn_implementation=attention).eval()
+        with torch.inference_mode():
+            before = tiny(input_ids=ids, attention_mask=seen).logits
+            for layer in tiny.model.layers:
+                layer.self_attn.register_forward_pre_hook(blind, with_kwargs=True)
+            try:
+                effect = f"logits move by {(tiny(input_ids=ids, attention_mask=seen).logits - before).abs().max():.1g}"
+            except AttributeError as error:
+                effect = type(error).__name__
+        rows.append((attention, batch, str(kinds[0]), effect))
+pd.DataFrame(rows, columns=["attention", "batch", "mask", "with the cut"])
+
+# %% [markdown]
+# With *eager* attention it works. With *sdpa*, the library's default, an absent mask stops the published code with an `AttributeError`
+# (it asks for the mask's `dtype`). In a padded batch the mask is one of booleans, where any number but zero means "may be seen": the result
+# is silently the unchanged model. Ours writes into the attention scores, and a test requires an effect. Here, too:
 
 # %%
 hop = f"The capital of {e2} is"

@@ -165,6 +165,9 @@ scaled.tables["differences"].query("measure in ['target', 'control', 'score']").
 # small nets. Four bases (two in `quick`) are trained, and each is tuned on several groups of classes, below heads that were fitted on the base
 # and stay fixed; intervals are over bases, and all choices are made on validation. *Normalised* is accuracy as a share of the own tuned model's; *objective* is the score of section 2 for one tuned model.
 #
+# Our TIES follows the usual statement. The authors' code keeps one entry more of each model, and where changes cancel exactly it doesn't
+# give 0: it takes the sign that most entries of the vector have.
+#
 # **Exercise 2.** TIES by hand. Three tasks changed one weight by +0.5, +0.3 and -0.9 (all among the largest). The sign is that of the sum;
 # then the mean of those that agree. What is the merged change?
 

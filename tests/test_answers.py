@@ -68,6 +68,28 @@ def test_published_rule_is_that_of_its_code() -> None:
             assert answer.published(text) == theirs(text, answer.label, list(answer.aliases))
     assert hits > 300
     assert published_match("Australia", ["America", "US"])  # the trap
+
+
+def test_the_published_rule_of_descriptions_is_that_of_its_code() -> None:
+    def theirs(text: str, label: str, aliases: list[str]) -> bool:
+        wanted = []
+        for name in [label] + [alias for alias in aliases if len(alias) > 1]:
+            wanted += [": " + name + after for after in (" ", ",", ".", ":")] + [name + ": "]
+        return any(pattern.lower() in text.strip().replace("\n", " ").lower() for pattern in wanted)
+
+    hits = apart = 0
+    for answer in NAMES:
+        for number, text in enumerate(generations(500, seed=2)):
+            for before, after in (("", ""), (": ", ", a"), ("", ": it"), (", " * (number % 2) + "x: ", ".")):
+                wanted = theirs(before + text + after, answer.label, list(answer.aliases))
+                assert answer.described(before + text + after) == wanted
+                hits += wanted
+                apart += wanted != answer.leads(before + text + after)
+    assert hits > 200 and apart > 300
+    assert DELHI.described(": Delhi is") and DELHI.described("xDELHI:\nIt") and not DELHI.described(": N, a")
+    assert not DELHI.described(": the Delhi of") and not DELHI.described(
+        ": Delhi "
+    )  # no blank after it: it is stripped
     assert published_match("New\nDelhi", ["New Delhi"])
     assert not published_match("xyz", ["America", "x"]) and published_match("xyz", ["x", "America"])  # label first
 

@@ -92,7 +92,10 @@ def test_tables_have_every_row(model, result):
         "projections": (["site", "layer", "what"], 2 * 4 * 3),
         "knockout": (["keys", "layer"], 3 * 4),
         "lens": (["position", "depth", "what"], 2 * 5 * 2),
+        "published_projections": (["site", "layer", "what"], 2 * 4 * 2),
+        "published_knockout": (["layer"], 4),
     }
+    assert set(tables) == {*wanted, "queries"}
     for name, (keys, rows) in wanted.items():
         table = tables[name]
         assert len(table) == 4 * rows and not table.duplicated(["example", *keys]).any(), name
@@ -148,6 +151,8 @@ def test_stages_are_the_first_layers_of_the_tables(result):
         expected |= {(row.example, stage, row.first_source_layer) for row in rows.itertuples()}
     cut = tables["knockout"].query("keys == 'e1' and changed")
     expected |= {(row.example, "moved", row.layer) for row in cut.itertuples()}
+    cut = tables["published_knockout"].query("changed")
+    expected |= {(row.example, "moved_published", row.layer) for row in cut.itertuples()}
     top = tables["projections"].query("what == 'prediction' and rank == 0").groupby("example").layer.min()
     expected |= {(example, "prediction", layer) for example, layer in top.items()}
     assert set(zip(result.table.example, result.table.stage, result.table.layer, strict=True)) == expected
@@ -312,6 +317,132 @@ def test_a_blind_last_token_says_what_it_says_alone(model):
     ids = ids_of(model, "The capital of the land of Rome is")
     alone = hop_stages.knockout(model, "The capital of the land of Rome is", list(range(len(ids) - 1)), window=4)
     assert set(alone.token[1:]) == {next_token(model, ids[-1:])}
+
+
+# --- as published ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_published_rule_stands_beside_ours(model, answers):
+    """A planned text: q00 at t1, source 2, target 0 says "UPpi pocgoG: po po": "name: ", and not the first thing said."""
+    queries = answers.tables["queries"]
+    row = queries.example.tolist().index("q00")
+
+    def named(**aliases: list[str]) -> lab.Result:
+        frame = queries.copy()
+        for column, names in aliases.items():
+            frame = changed(f"{column}_aliases", [*frame[f"{column}_aliases"][row], *names], row=row)(frame)
+        given = replace(answers, tables={**answers.tables, "queries": frame})
+        return run(model, given, n=2, published_rule=True)
+
+    def found(result: lab.Result, names: str, table: str = "published_descriptions") -> tuple:
+        rows = result.tables[table].query("example == 'q00' and position == 't1' and names == @names")
+        return tuple(rows[["resolved", "first_source_layer", "cells"]].iloc[0])
+
+    result = named(e2=["pocgoG"])
+    assert found(result, "e2") == (True, 2, 1) and found(result, "e2", "descriptions") == (False, -1, 0)
+    assert found(named(e3=["pocgoG"]), "e3") == (True, 2, 1)
+    assert found(named(e3=["pocgoG"], e2=["POCGOG"]), "e3") == (False, -1, 0)  # e2 is tried first, in any case
+    assert found(named(e2=["pocgoG"], e1=["pocgoG"]), "e2") == (False, -1, 0)  # and e1 before it
+    assert found(named(e2=["UPpi"]), "e2") == (False, -1, 0) and found(named(e2=["UPpi"]), "e2", "descriptions")[0]
+    both = named(e2=["UPpi pocgoG"]).tables
+    assert both["published_descriptions"].query("position == 't1' and names == 'e2'").both.tolist() == [1, 0]
+    assert result.tables["published_descriptions"].query("position == 't1' and names == 'e2'").both.tolist() == [0, 0]
+    table = hop_stages.against_decoys(result.tables["published_descriptions"])
+    assert table.query("position == 't1' and names == 'e2'").share.item() == 0.5 and not table.decoy.any()
+
+
+def test_whole_descriptions_move_nothing_of_ours(model, answers, result):
+    whole = run(model, answers, published_rule=True)
+    pd.testing.assert_frame_equal(whole.table, result.table)
+    for name, table in result.tables.items():
+        pd.testing.assert_frame_equal(whole.tables[name], table)
+    assert len(whole.tables["published_descriptions"]) == len(result.tables["descriptions"])
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_a_published_knockout_reads_the_prompt_with_the_cut_and_speaks_on_without(model, reuse):
+    """Ten tokens by the plain model: attention of the prompt's last position is cut, that of the new ones is not."""
+    prompt = "The capital of the land of Rome is"
+    start = ids_of(model, prompt)
+    last, keys = len(start) - 1, list(range(1, 14))
+    table = hop_stages.knockout(model, prompt, keys, window=1, max_new_tokens=10, reuse=reuse).set_index("layer")
+    for centre in range(-1, 4):
+        ids, layers = list(start), [layer for layer in range(4) if centre >= 0 and abs(layer - centre) <= 1]
+        for _ in range(10):
+            with block_attention(model, layers, query=last, keys=keys), torch.inference_mode():
+                ids.append(int(model.original_model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] == model.tokenizer.eos_token_id:
+                break
+        said = model.tokenizer.decode(ids[len(start) :], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert table.text[centre] == said, centre
+    assert table.text.nunique() > 2
+
+
+def test_what_a_published_cut_changes():
+    """Changed: not the same text, and not both right."""
+    answer = Answer("Athens", ["A"])
+    for plain, cut, wanted in (
+        (" Athens.", " the city of Athens", False),  # both right
+        (" Athens.", " Sparta", True),
+        (" Sparta", " Athens", True),  # the cut repaired it
+        (" Sparta", " Thebes", True),  # neither is right: another word is enough
+        (" Sparta\n", "Sparta", False),
+        (" A", " A a", True),  # an alias of one character is no answer
+    ):
+        assert hop_stages.changed_as_published(plain, cut, answer) is wanted, (plain, cut)
+
+
+def test_the_table_of_published_cuts_is_that_of_t1(model, answers):
+    result = run(model, answers, n=8)
+    queries, cuts = answers.tables["queries"].set_index("example"), result.tables["published_knockout"]
+    for example, rows in cuts.groupby("example"):
+        query = next(queries.loc[[example]].itertuples())
+        t1 = places(model, query.text, query.e1)["t1"]
+        text = hop_stages.knockout(model, query.text, t1, window=1, max_new_tokens=10).text
+        wanted = [hop_stages.changed_as_published(text[0], cut, two_hop.answer_of(query, "e3")) for cut in text[1:]]
+        assert rows.changed.tolist() == wanted
+    changed = cuts[cuts.changed]
+    assert 0 < len(changed) < len(cuts)
+    moved = result.table.query("stage == 'moved_published'")
+    assert moved[["example", "layer"]].to_numpy().tolist() == changed[["example", "layer"]].to_numpy().tolist()
+
+
+def test_published_first_tokens_count_in_lower_case_and_without_a_space(model, answers, result):
+    ids = hop_stages.published_first_tokens(model, ["Rome", "Oslo", "O"])
+    spellings = [" Rome", "Rome", " rome", "rome", " Oslo", "Oslo", " oslo", "oslo"]
+    wanted = {ids_of(model, spelling)[0] for spelling in spellings}
+    assert set(ids) == {token for token in wanted if model.tokenizer.decode([token]).strip()}
+    assert len(ids) > len(two_hop.first_tokens(model, ["Rome", "Oslo"]))
+    query = next(answers.tables["queries"].query("example == @NAMED").itertuples())
+    sites = {site: [SITES[site].format(layer=layer) for layer in range(4)] for site in ("attn_out", "mlp_out")}
+    with torch.inference_mode():
+        _, cache = model.run_with_cache(torch.tensor([ids_of(model, query.text)]), names_filter=sum(sites.values(), []))
+    for row in result.tables["published_projections"].query("example == @NAMED").itertuples():
+        names = [getattr(query, row.what), *getattr(query, f"{row.what}_aliases")]
+        with torch.inference_mode():
+            plain = model.original_model
+            logits = plain.lm_head(plain.model.norm(cache[sites[row.site][row.layer]][0, -1]))
+        assert row.rank == int((logits > logits[hop_stages.published_first_tokens(model, names)].max()).sum()), row
+
+
+def test_info_propagation_is_the_mean_of_what_is_there(result):
+    queries = pd.DataFrame({"example": ["a", "b", "c"], "group": ["a", "b", "c"], "set": ["correct"] * 3})
+    cut = pd.DataFrame({"example": ["a", "a", "b"], "layer": [2, 3, 5], "changed": [False, True, True]})
+    written = pd.DataFrame({
+        "example": ["a", "a", "a", "b"], "site": ["attn_out", "attn_out", "mlp_out", "attn_out"], "what": ["e2"] * 4,
+        "layer": [6, 8, 0, 1], "rank": [1, 0, 0, 4],
+    })  # fmt: skip
+    said = pd.DataFrame({
+        "example": ["a", "a", "b"], "position": ["t2", "t1", "t2"], "names": ["e2"] * 3, "resolved": [True, True, False],
+        "first_source_layer": [4, 0, -1],
+    })  # fmt: skip
+    tables = {"queries": queries, "published_knockout": cut, "published_projections": written, "descriptions": said}
+    found = hop_stages.info_propagation(replace(result, tables=tables))
+    assert found.layer.tolist()[:2] == [5, 5] and np.isnan(found.layer["c"])
+    assert found.loc["a", ["cut", "projected", "described"]].tolist() == [3, 8, 4]
+    theirs = said.assign(first_source_layer=[1, 0, -1])
+    found = hop_stages.info_propagation(replace(result, tables={**tables, "published_descriptions": theirs}))
+    assert found.layer["a"] == 4
 
 
 # --- kept, saved ---------------------------------------------------------------------------------------------------------

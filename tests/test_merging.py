@@ -149,6 +149,12 @@ def test_ties_by_hand() -> None:
     assert task_vectors.ties(taus, keep=0.5)["w"].tolist() == [4.5, 2.0, -6.0, 0.0]
 
 
+def test_ties_keeps_k_and_a_tie_gives_nothing() -> None:
+    """The authors' code would keep three of four here, and give 2, the mean of the majority's sign, where 2 meets -2."""
+    taus = [{"w": torch.tensor(row, dtype=torch.float64)} for row in ([9.0, 2.0, 1.0, 0.5], [9.0, -2.0, 1.0, 0.5])]
+    assert task_vectors.ties(taus, keep=0.5)["w"].tolist() == [9.0, 0.0, 0.0, 0.0]
+
+
 def test_consensus_by_hand() -> None:
     taus = [{"w": torch.tensor(row, dtype=torch.float64)} for row in ([4.0, 1.0, 1.0], [4.0, 0.1, -5.0])]
     # sums 8, 1.1, -4; |tau| against 0.4 * |sum - tau|: 4 > 1.6, 1 > 0.04, 1 < 2; and 4 > 1.6, 0.1 < 0.4, 5 > 0.4

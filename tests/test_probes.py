@@ -126,6 +126,17 @@ def test_published_iterations_stop_before_convergence_and_say_so():
     assert np.abs(published - batched).max() > 0.1  # not the same probe
 
 
+def test_normed_states_need_fewer_than_the_published_iterations():
+    """As `mlp_in`: what stops early as a stream with huge dimensions converges without a warning once it is normed."""
+    labels, states = states_of(400, 60)
+    states[:, :3] *= 1000
+    train = probes.group_splits(labels, np.arange(400))[0] == 0
+    with pytest.warns(ConvergenceWarning, match="lbfgs failed to converge"):
+        probes.fit_reference(states, labels, train)
+    normed = states / np.sqrt((states**2).mean(1, keepdims=True))
+    probes.fit_reference(normed, labels, train)
+
+
 def test_batched_says_when_it_stops_early():
     labels, states = states_of(100, 20)
     problems, train = problems_of(labels, np.arange(100))

@@ -190,10 +190,10 @@ def test_stages_box_the_first_layers_and_say_who_reaches_them():
     medians = [
         line.get_xdata()[0] for line in ax.get_lines() if line.get_marker() in ("o", "s") and len(line.get_xdata())
     ]
-    assert sorted(medians) == sorted(first) and len(medians) == 9  # nobody of one set reaches one stage
+    assert sorted(medians) == sorted(first) and len(medians) == 11  # nobody of one set reaches one stage
     assert [label.get_text() for label in ax.get_yticklabels()] == list(plots.STAGES.values())
     written = words(figure)
-    assert written.count("85%  [80%, 90%]") == 9 and written.count("  0%  [-5%, 5%]") == 1
+    assert written.count("85%  [80%, 90%]") == 11 and written.count("  0%  [-5%, 5%]") == 1
     assert "incorrect (10 queries)" in written
     short = lab.Result("hop_stages", result.table, pd.DataFrame(), ABOUT)  # too few queries for intervals
     assert "incorrect (10 queries)" in words(short.plot())

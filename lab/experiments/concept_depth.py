@@ -67,7 +67,7 @@ def run(
         instruction: put the data set's instruction before or after each text, as its card says; off: the bare text.
         null: also run the same model with random weights.
         control: also fit labels shuffled over the texts (Hewitt and Liang, arXiv 1909.03368).
-        solver: "batched" (converged) or "sklearn" (one at a time, stopped after 100 iterations, as published).
+        solver: "batched" (converged) or "sklearn" (one at a time, at most 100 iterations, as published).
         limit: use only so many examples: whole groups, drawn with `seed`. For a first look.
         resume: keep finished parts and states under the cache folder, and go on from them after an interruption. They
             are found again by a hash of all parameters, the data, the model as it is in memory (`lab.identity`), versions

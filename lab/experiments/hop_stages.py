@@ -7,7 +7,10 @@ Against reading too much into it: decoys (bridge and answer of other queries, of
 names one by chance, attention to as many tokens before e1 says how often cutting any attention changes the answer, and
 "Layer-Order Inversion" (arXiv 2601.03542) reports answers that appear before their bridge (`answer_first` counts them).
 
-A description counts when it says the name first, which is stricter than the published rule (the name is somewhere in it).
+A description counts when it says the name first. The published rule is another one, not a laxer one (`Answer.described`):
+": name" or "name: " anywhere, tried for e1, then e2, then e3. So ": the Greek city of Athens" counts here only, and "It is:
+Greece, ..." there only. `run` reports other published judgements beside ours, too: tables `published_...`. What it can't give
+is the three samples a pair of the paper's descriptions: ours are greedy.
 """
 
 import hashlib
@@ -36,7 +39,8 @@ DESCRIPTION = (
 STAGES = {
     "bridge at t1": "first hop resolved: the state at t1 describes the bridge",
     "bridge at t2": "the state at t2 describes the bridge",
-    "moved": "attention from t2 to e1 matters: cutting it changes what is said next",
+    "moved": "attention from t2 to e1 matters (ours): cutting all of e1 changes the next word",
+    "moved_published": "attention from t2 to t1 matters (published): cutting t1 changes ten tokens, and not both hold the answer",
     "answer at t2": "second hop resolved: the state at t2 describes the answer",
     "prediction": "what is said next is the top word of what a sublayer writes at t2",
 }
@@ -52,6 +56,7 @@ def run(
     window: int = 3,
     limit: int | None = None,
     queries_a_part: int = 4,
+    published_rule: bool = False,
     resume: bool = True,
     progress: bool = True,
 ) -> Result:
@@ -62,12 +67,14 @@ def run(
         n: the first so many queries of the two sets.
         target_layers: of the description prompt; None takes all (published), a few are faster.
         window: attention is cut in layers l - window .. l + window, as published: 3.
+        published_rule: also judge the descriptions as published. That needs all ten tokens of each, where our rule mostly
+            needs one or two: about five times the time.
         seed, limit, queries_a_part, resume, progress: as in `back_patching.run`.
 
     Returns:
         Result with
-        `.table`: example, group, set, stage, layer: the first layer (for `moved` each window whose cut changes the next
-            word) of each stage that was reached.
+        `.table`: example, group, set, stage, layer: the first layer (for `moved` and `moved_published` each window whose cut
+            makes the change) of each stage that was reached. `prediction` counts either sublayer; the paper's, MLPs only.
         `.summary`: set, stage, n, share (of queries that reach it), low, high, median_layer, median_low, median_high.
         `.tables["descriptions"]`: example, position, names (e2, e3 and their controls decoy, answer_decoy), resolved,
             first_source_layer, cells (how many pairs name it).
@@ -76,6 +83,10 @@ def run(
             as many tokens as e1 has, right before it, but for the prompt's first one, on which much attention rests; where
             fewer stand there it is these, and without any there is no row.
         `.tables["lens"]`: example, position, depth, what (e2, e3), rank.
+        And as published: `.tables["published_knockout"]`: example, layer, changed (`changed_as_published`), for t1.
+        `.tables["published_projections"]`: as projections, of e2 and e3, by `published_first_tokens`.
+        `.tables["published_descriptions"]`, if asked for: as descriptions, and `both` (how many pairs count under either
+            rule). Its names are judged in the order e1, e2, e3; a decoy in the place of what it stands beside.
 
     Raises:
         ValueError: a layer out of range, a negative window, a model without attn_out or mlp_out, and what
@@ -98,7 +109,7 @@ def run(
         **models.facts(model), "identity": str(own),
         **{key: data.parameters[key] for key in ("dataset", "style", "shots", "n_queries")},
         "n": len(chosen), "seed": seed, "window": window, "reuse": not why_plain(model), "versions": versions(),
-        "target_layers": target_layers,
+        "target_layers": target_layers, "published_rule": published_rule,
     }  # fmt: skip
     kept = keep(_part, {"model": own}, resume=resume)
     known = dict(parameters)
@@ -114,8 +125,7 @@ def run(
         rows = 2 * n_layers * len(parameters["target_layers"])
         print(f"{len(chosen)} queries; for each, {rows} descriptions and {3 * n_layers} cuts of attention.")
     done = run_shards(_part, shards, folder=kept.folder, describe="parts", progress=progress)
-    names = ("descriptions", "projections", "knockout", "lens")
-    tables = {name: pd.concat([part.tables[name] for part in done], ignore_index=True) for name in names}
+    tables = {name: pd.concat([part.tables[name] for part in done], ignore_index=True) for name in _names(parameters)}
     table = pd.concat([part.table for part in done], ignore_index=True)
     return Result("hop_stages", table, _summary(table, chosen, seed), parameters, {**tables, "queries": chosen})
 
@@ -127,6 +137,7 @@ def describe(
     answers: Sequence[Answer],
     *,
     reuse: bool,
+    whole: bool = False,
 ) -> tuple[list[tuple[int, int]], list[str]]:
     """What the description prompt says with each state (after source layer l) at its last token, after each target layer.
 
@@ -134,6 +145,7 @@ def describe(
 
     Args:
         states: [depth d_model], depths 0..L of one position.
+        whole: decode all ten tokens, which the published rule (`Answer.described`) needs.
 
     Returns:
         (source_layer, target_layer) pairs and the texts.
@@ -147,7 +159,7 @@ def describe(
 
     found = generate(
         model, clean, [len(clean.ids) - 1], np.array([target + 1 for _, target in pairs]),
-        states[[source + 1 for source, _ in pairs]][:, None], go_on=undecided, reuse=reuse,
+        states[[source + 1 for source, _ in pairs]][:, None], go_on=None if whole else undecided, reuse=reuse,
     )  # fmt: skip
     return pairs, found.texts
 
@@ -183,13 +195,16 @@ def knockout(
     *,
     window: int = 3,
     wanted: Sequence[int] = (),
+    max_new_tokens: int = 1,
     reuse: bool = True,
 ) -> pd.DataFrame:
     """What is said next when the last token cannot look at some positions in layers l - window .. l + window.
 
+    Later tokens are not cut off from them, as published: only the prompt is read with the cut.
+
     Returns:
         layer (the window's centre; -1 is no cut), token (id of the next word), rank (of the best wanted token; missing
-        where none is wanted).
+        where none is wanted), text (of all new tokens).
     """
     window = require.whole("window", window, 0)
     ids = tokenize(model, [prompt]).ids[0]
@@ -199,11 +214,57 @@ def knockout(
     cuts = [(list(range(max(0, c - window), min(n_layers, c + window + 1))), keys) for c in range(n_layers)]
     depths = np.array([0] + [layers[0] for layers, _ in cuts])
     found = generate(
-        model, clean, [last], depths, clean.states[depths, last][:, None], max_new_tokens=1, wanted=wanted,
+        model, clean, [last], depths, clean.states[depths, last][:, None], max_new_tokens=max_new_tokens, wanted=wanted,
         blocked=[([], []), *cuts], reuse=reuse,
     )  # fmt: skip
     tokens = [ids[0] for ids in found.ids]
-    return pd.DataFrame({"layer": range(-1, n_layers), "token": tokens, "rank": lenses.as_ranks(found.ranks)})
+    return pd.DataFrame(
+        {"layer": range(-1, n_layers), "token": tokens, "rank": lenses.as_ranks(found.ranks), "text": found.texts}
+    )
+
+
+def changed_as_published(plain: str, cut: str, answer: Answer) -> bool:
+    """Whether a cut of attention mattered, as published: the ten tokens differ, and not both texts hold the answer.
+
+    Of an incorrect query, which did not give the answer before, any other word among the ten will do.
+
+    >>> changed_as_published("Athens.", "Athens, of course", Answer("Athens")), changed_as_published("a", "b", Answer("Athens"))
+    (False, True)
+    """
+    same = plain.strip().replace("\n", " ") == cut.strip().replace("\n", " ")
+    return not same and not (answer.published(plain) and answer.published(cut))
+
+
+def published_first_tokens(model: TransformerBridge, names: Sequence[str]) -> list[int]:
+    """First tokens that count as a name in the published projections: of the name also in lower case, also without a space.
+
+    As published, the label and aliases of more than one character. A wider net than that of `.tables["projections"]`: without
+    a space, and in lower case, a name breaks into pieces, and its first piece may be the beginning of many other words.
+    """
+    label, *aliases = names
+    spelled = [label, *(alias for alias in aliases if len(alias) > 1)]
+    spelled = [space + form for name in spelled for form in (name, name.lower()) for space in ("", " ")]
+    first = {model.tokenizer(form, add_special_tokens=False).input_ids[0] for form in spelled}
+    return sorted(token for token in first if model.tokenizer.decode([token]).strip())  # a bare space names nothing
+
+
+def info_propagation(result: Result) -> pd.DataFrame:
+    """The paper's stage "Info Propagation": the mean of up to three first layers, of those that a query reaches.
+
+    Returns:
+        Index example; group, set; cut (`moved_published`), projected (what attention writes at t2 has a first token of e2 on
+        top), described (the state at t2 describes e2; by the published rule if it was asked for), layer (their mean).
+    """
+    tables = result.tables
+    cut, written = tables["published_knockout"], tables["published_projections"]
+    said = tables.get("published_descriptions", tables["descriptions"])
+    said = said[(said.position == "t2") & (said.names == "e2") & said.resolved]
+    written = written[(written.site == "attn_out") & (written.what == "e2") & (written["rank"] == 0)]
+    first = tables["queries"].set_index("example")[["group", "set"]].assign(
+        cut=cut[cut.changed].groupby("example").layer.min(), projected=written.groupby("example").layer.min(),
+        described=said.set_index("example").first_source_layer,
+    )  # fmt: skip
+    return first.assign(layer=first[["cut", "projected", "described"]].mean(axis=1))
 
 
 DECOYS = {"e2": "decoy", "e3": "answer_decoy"}
@@ -213,7 +274,7 @@ def against_decoys(descriptions: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame
     """How often states describe bridge and answer, and how often a decoy of the same type, paired query by query.
 
     Args:
-        descriptions: of `run`.
+        descriptions: of `run`, or its published_descriptions.
 
     Returns:
         position, names (e2, e3), n, share, low, high; decoy (its share); difference (share - decoy), diff_low, diff_high:
@@ -264,8 +325,7 @@ def _part(
     model: Any, queries: pd.DataFrame, decoys: dict[str, list[list[str]]], about: dict[str, Any], key: str
 ) -> Result:
     places = back_patching.positions_of(model, queries)
-    names = ("descriptions", "projections", "knockout", "lens")
-    rows: dict[str, list[dict]] = {name: [] for name in names}
+    rows: dict[str, list[dict]] = {name: [] for name in _names(about)}
     stages: list[dict] = []
     sites = collect_states(model, queries.prompt.tolist(), sites=("attn_out", "mlp_out"), progress=False)
     said = {}
@@ -279,18 +339,29 @@ def _part(
             answers[decoy] = Answer(decoys[name][i][0], decoys[name][i][1:], lead_ins=answers[name].lead_ins)
         for position, at in (("t1", t1), ("t2", t2)):
             pairs, texts = describe(
-                model, clean.states[:, at], about["target_layers"], list(answers.values()), reuse=about["reuse"]
-            )
+                model, clean.states[:, at], about["target_layers"], list(answers.values()), reuse=about["reuse"],
+                whole=about["published_rule"],
+            )  # fmt: skip
             for name in (*DECOYS, *DECOYS.values()):
                 # as published, a text that names e1 names e1, also where a name of e2 would fit
-                found = [s for (s, _), text in zip(pairs, texts, strict=True)
-                         if answers[name].leads(text) and not answers["e1"].leads(text)]  # fmt: skip
+                ours = [answers[name].leads(text) and not answers["e1"].leads(text) for text in texts]
+                found = [s for (s, _), hit in zip(pairs, ours, strict=True) if hit]
                 first = min(found) if found else -1
                 rows["descriptions"].append({**where, "position": position, "names": name, "resolved": bool(found),
                                              "first_source_layer": first, "cells": len(found)})  # fmt: skip
                 stage = {("t1", "e2"): "bridge at t1", ("t2", "e2"): "bridge at t2", ("t2", "e3"): "answer at t2"}
                 if found and (position, name) in stage:
                     stages.append({**where, "stage": stage[position, name], "layer": first})
+                if about["published_rule"]:
+                    earlier = ("e1", "e2") if name in ("e3", "answer_decoy") else ("e1",)
+                    theirs = [answers[name].described(text) and not any(answers[other].described(text) for other in earlier)
+                              for text in texts]  # fmt: skip
+                    layers = [s for (s, _), hit in zip(pairs, theirs, strict=True) if hit]
+                    rows["published_descriptions"].append({
+                        **where, "position": position, "names": name, "resolved": bool(layers),
+                        "first_source_layer": min(layers, default=-1), "cells": len(layers),
+                        "both": sum(map(min, ours, theirs)),
+                    })  # fmt: skip
             wanted = {name: first_tokens(model, query.prompt, [getattr(query, name), *getattr(query, f"{name}_aliases")])
                       for name in ("e2", "e3")}  # fmt: skip
             for name, ids in wanted.items():
@@ -300,17 +371,29 @@ def _part(
         first = int(places["first"].iloc[i])
         before = list(range(max(1, 2 * first - t1 - 1), first))  # as many as e1 has
         for name, keys in (("e1", list(range(first, t1 + 1))), ("t1", [t1]), *([("other", before)] if before else [])):
-            cut = knockout(model, query.prompt, keys, window=about["window"], wanted=wanted["e3"], reuse=about["reuse"])
-            plain = cut.token.iloc[0]
-            for layer, token, rank in cut.iloc[1:].itertuples(index=False):
+            cut = knockout(model, query.prompt, keys, window=about["window"], wanted=wanted["e3"], reuse=about["reuse"],
+                           max_new_tokens=10 if name == "t1" else 1)  # fmt: skip
+            plain, plain_text = cut.token.iloc[0], cut.text.iloc[0]
+            for layer, token, rank, text in cut.iloc[1:].itertuples(index=False):
                 changed = bool(token != plain)
                 rows["knockout"].append({**where, "layer": layer, "keys": name, "changed": changed, "rank": rank})
                 if changed and name == "e1":
                     stages.append({**where, "stage": "moved", "layer": layer})
+                if name == "t1":
+                    changed = changed_as_published(plain_text, text, answers["e3"])
+                    rows["published_knockout"].append({**where, "layer": layer, "changed": changed})
+                    if changed:
+                        stages.append({**where, "stage": "moved_published", "layer": layer})
+        wide = {name: published_first_tokens(model, [getattr(query, name), *getattr(query, f"{name}_aliases")])
+                for name in ("e2", "e3")}  # fmt: skip
         for site in ("attn_out", "mlp_out"):
-            for name, ids in (("prediction", [said[query.example]]), *wanted.items()):
+            for table, name, ids in (
+                ("projections", "prediction", [said[query.example]]),
+                *(("projections", *pair) for pair in wanted.items()),
+                *(("published_projections", *pair) for pair in wide.items()),
+            ):
                 found_ranks = lenses.ranks(model, sites[site].values[i], [ids] * model.cfg.n_layers)
-                rows["projections"] += [{**where, "site": site, "layer": layer, "what": name, "rank": rank}
+                rows[table] += [{**where, "site": site, "layer": layer, "what": name, "rank": rank}
                                         for layer, rank in enumerate(found_ranks)]  # fmt: skip
         top = [row["layer"] for row in rows["projections"]
                if row["example"] == query.example and row["what"] == "prediction" and row["rank"] == 0]  # fmt: skip
@@ -318,9 +401,15 @@ def _part(
             stages.append({**where, "stage": "prediction", "layer": min(top)})
     table = pd.DataFrame(stages, columns=["example", "group", "set", "stage", "layer"])
     tables = {name: pd.DataFrame(part) for name, part in rows.items()}
-    for name in ("projections", "knockout", "lens"):
+    for name in ("projections", "published_projections", "knockout", "lens"):
         tables[name]["rank"] = lenses.as_ranks(tables[name]["rank"])
     return Result("hop_stages", table, pd.DataFrame(), {}, tables)
+
+
+def _names(about: Mapping[str, Any]) -> tuple[str, ...]:
+    """Tables of `run`, but for the queries."""
+    published = ("published_knockout", "published_projections", "published_descriptions")
+    return ("descriptions", "projections", "knockout", "lens", *published[: 2 + about["published_rule"]])
 
 
 def _decoys(everything: pd.DataFrame, part: pd.DataFrame, name: str, seed: int) -> list[list[str]]:

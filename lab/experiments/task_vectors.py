@@ -80,7 +80,9 @@ def ties(taus: Sequence[Weights], keep: float = 0.2) -> Weights:
         taus: task vectors.
         keep: share of the entries of a whole vector that stay, in (0, 1]; entries as large as the last one stay too.
 
-    The sign of an entry is elected by the sum of what stayed. Where nothing stayed, or all cancels, the result is 0.
+    The sign of an entry is elected by the sum of what stayed. Where nothing stayed, or all cancels, the result is 0. That is
+    the usual statement. The authors' code (prateeky2806/ties-merging at 44e7891) keeps k + 1 entries of each vector where k
+    are asked for, and where all cancels takes the sign that most entries have, so the mean of those with it.
     """
     _same_shapes(taus)
     if not 0 < keep <= 1:
