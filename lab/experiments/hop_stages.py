@@ -98,7 +98,10 @@ def run(
     layers = range(n_layers) if target_layers is None else target_layers
     target_layers = require.wholes("target_layers", layers, 0, n_layers - 1)
     seed, n, window = require.seed(seed), require.whole("n", n, 1), require.whole("window", window, 0)
-    queries_a_part = require.whole("queries_a_part", queries_a_part, 1)
+    queries_a_part, (published_rule,) = (
+        require.whole("queries_a_part", queries_a_part, 1),
+        require.flags(published_rule=published_rule),
+    )
     if not isinstance(data, Result):
         data = two_hop.run(
             model, data, limit=4 * n if limit is None else limit, seed=seed, resume=resume, progress=progress
