@@ -13,7 +13,7 @@ from lab.experiments import attributions, depth_efficiency, integrator
 from lab.experiments import depth_statistics as statistics
 from lab.interventions import ablate, rewritten, skip
 from lab.metrics import Interval
-from lab.models import SITES, hooks_left
+from lab.models import SITES, hooks_left, to_send
 from lab.texts import tokenize
 
 TEXTS = pd.DataFrame(
@@ -244,7 +244,7 @@ def test_interrupted_run_goes_on_and_ends_with_the_same_tables(tiny_model, cache
 def test_a_worker_in_another_process_finds_its_model(tiny_model, found):
     """What an executor sends: where the model comes from, not the model; the same table comes back."""
     model = tiny_model("llama")
-    sent = pickle.loads(pickle.dumps(depth_efficiency._Worker(model.lab_source)))
+    sent = pickle.loads(pickle.dumps(depth_efficiency._Worker(to_send(model))))
     for weights in ("trained", "random"):
         part = sent(weights=weights, queries=found.tables["queries"], which=1, key="",
                     parameters={**found.parameters, "kinds": ["layer"], "treatments": ["skip"], "local": False})  # fmt: skip
@@ -290,15 +290,15 @@ def test_right_and_known_are_missing_where_an_answers_first_token_says_nothing(t
     ends = {"open": " ", "closed": ""}
     data = pd.DataFrame([
         {"example": f"{kind}-{answer}-{level}", "group": answer, "level": level, "answer": answer,
-         "prompt": "The word" * level + " is" + ends[kind], "hop_prompts": ["It is "], "hop_answers": [[answer]]}
+         "prompt": "The word" * level + " is" + ends[kind], "hop_prompts": ["It is "] * level, "hop_answers": [[answer]] * level}
         for kind in ends for answer in "xyzw" for level in (1, 2)
     ])  # fmt: skip
-    data.loc[data.answer == "z", "hop_prompts"] = pd.Series([["It is ", "It is"]] * 16)  # the second cannot be read
-    data.loc[data.answer == "z", "hop_answers"] = pd.Series([[["x"], ["x"]]] * 16)
-    data.loc[data.answer == "w", "hop_prompts"] = pd.Series(
-        [["It is", "It is "]] * 16
-    )  # nor the first; a miss is enough
-    data.loc[data.answer == "w", "hop_answers"] = pd.Series([[["x"], ["y"]]] * 16)
+    hops = {"z": [["It is"], ["It is ", "It is"]], "w": [["It is "], ["It is", "It is "]]}  # "It is": cannot be read
+    names = {"z": [[["x"]], [["x"], ["x"]]], "w": [[["y"]], [["x"], ["y"]]]}  # one miss is enough not to know
+    for group in hops:
+        for row in data.index[data.answer == group]:
+            data.at[row, "hop_prompts"] = hops[group][data.level[row] - 1]
+            data.at[row, "hop_answers"] = names[group][data.level[row] - 1]
     for text, wanted in ((" ", {"x": False}), ("x", {"x": True})):
         (token,) = tokenizer(text, add_special_tokens=False).input_ids
         with torch.no_grad():  # this token is said now, whatever the prompt

@@ -96,7 +96,7 @@ def test_scores_positions_and_layers_off(tiny_model):
     assert found["later"].change[3] > 1e-3
     nothing = depth_efficiency.without(model, TEXT, [])
     assert np.allclose(nothing["loss"].whole, nothing["loss"]["without"]) and not nothing["later"].change.any()
-    with pytest.raises(ValueError, match=r"layers=\[4\]: give layers from 0 to 3, none twice"):
+    with pytest.raises(ValueError, match=r"layers=\[4\]: give numbers from 0 to 3, none twice"):
         depth_efficiency.without(model, TEXT, [4])
     with pytest.raises(ValueError, match="one token"):
         depth_efficiency.without(model, "T", [1])

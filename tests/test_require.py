@@ -188,7 +188,7 @@ def test_parameters_and_numbers_are_those_of_plain_numbers(call, tiny_model, tmp
     assert {
         path.parent.name for path in (tmp_path / "cache").rglob("result.json")
     } == keys  # the kept parts served again
-    assert lab.Result.load(found.save(tmp_path / "saved")).parameters == json.loads(json.dumps(plain.parameters))
+    assert lab.Result.load(found.save(tmp_path / "saved")).parameters == plain.parameters
 
 
 def test_a_run_of_one_split_has_no_interval_and_can_be_drawn(tiny_model, recwarn):

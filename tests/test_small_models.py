@@ -9,7 +9,7 @@ import torch
 import lab
 from lab import small_models
 from lab.experiments import depth_efficiency
-from lab.models import weights_digest
+from lab.identity import identity
 
 TINY_HOPS = {"max_hops": 2, "n_layers": 2, "d_model": 32, "n_names": 6, "n_relations": 3, "batch": 64, "n_prompts": 20}
 TINY_TEXT = {"d_model": 32, "steps": 40, "batch": 8, "length": 16, "n_words": 40}
@@ -109,7 +109,7 @@ def test_training_repeats_to_the_bit_and_leaves_no_trace(cache, monkeypatch, tmp
         monkeypatch.setenv("LAB_CACHE", str(tmp_path / place))
         with pytest.warns(UserWarning, match="right less than 95% of the time: 0.* at k = 1.*more max_steps"):
             found = small_models.k_hop(**TINY_HOPS, max_steps=5, seed=seed, progress=False)
-        digests.append(weights_digest(lab.load(found.folder, device="cpu")))
+        digests.append(identity(lab.load(found.folder, device="cpu")).digest)
     assert digests[0] == digests[1] != digests[2]
     assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)
 

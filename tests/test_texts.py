@@ -94,19 +94,20 @@ def test_behind_white_space_no_space_is_added(tiny_folder, tmp_path, ending):
     tokens = model.tokenizer.convert_ids_to_tokens
     assert tokens(first_tokens(model, f"The capital{ending}", ["Paris"])) == ["P"]
     assert tokens(first_tokens(model, f"The sum is{ending}", ["12", "7"])) in (["1", "7"], ["7", "1"])
-    assert tokens(first_tokens(model, "The capital is ", ["Paris"])) == ["▁Paris"], (
-        "it takes the prompt's last space in"
-    )
+    assert first_tokens(model, "The capital is ", ["Paris"]) == [], "it takes in the prompt's last space, which is said"
 
 
 def test_the_first_token_of_smollm2(smollm2):
     """It writes a space before a number as a token of its own, and each digit as one."""
-    token = {text: smollm2.tokenizer(text, add_special_tokens=False).input_ids for text in (" Tokyo", "13", " +", " ")}
+    token = {text: smollm2.tokenizer(text, add_special_tokens=False).input_ids for text in (" Tokyo", "13", " +")}
     assert first_tokens(smollm2, "The capital of Japan is", ["Tokyo"]) == [token[" Tokyo"][0]]
     assert first_tokens(smollm2, "7 + 6 =", ["13"]) == []
     assert first_tokens(smollm2, "7 + 6 = ", ["13"]) == [token["13"][0]]
-    code = first_tokens(smollm2, "The calling code of Japan is", ["+81", "81", "0081"])
-    assert code == token[" +"] and not set(code) & set(token[" "])
+    assert (
+        first_tokens(smollm2, "The calling code of Japan is", ["+81", "81", "0081"]) == []
+    )  # " +" is that of every code
+    assert first_tokens(smollm2, "The domain of Japan is", [".jp"]) == []
+    assert first_tokens(smollm2, "The sign of the sum is", ["+"]) == token[" +"]
 
 
 # --- padding and positions ---
