@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import asyncio
 import base64
 import datetime
 import math
@@ -336,7 +337,8 @@ def execute(notebook: "NotebookNode", script: Path, out: Path, *, timeout: float
         except (CellControlSignal, DeadKernelError) as stopped:
             number = sum(cell.cell_type == "code" for cell in notebook.cells[: at["cell"] + 1])
             error = f"code cell {number}: {stopped}"
-        except (KeyboardInterrupt, AssertionError):  # nbclient 0.11 ends in the second when Ctrl-C took away its kernel
+        # Ctrl-C: while a kernel starts it is the second, and where it took away the kernel nbclient 0.11 ends in the third.
+        except (KeyboardInterrupt, asyncio.CancelledError, AssertionError):
             interrupted = True
     _write_all(notebook, script.stem, out)
     if not any(tables.iterdir()):

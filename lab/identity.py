@@ -20,6 +20,7 @@ import torch
 from torch.nn.modules import module as torch_module
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import PretrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 # Code of these packages is told apart by their versions, which are in every key.
@@ -68,13 +69,17 @@ def identity(model: TransformerBridge) -> Identity:
     for name, tensor in _tensors(model):
         if id(tensor) not in numbered:  # a tied tensor is read once
             numbered[id(tensor)] = len(numbered)
+            if _is_odd(tensor):  # `doubts` names it
+                continue
             value = tensor.detach().cpu().contiguous()
             note(name, value.dtype, tuple(value.shape), str(tensor.device))
-            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+            digest.update(value.resolve_conj().resolve_neg().reshape(-1).view(torch.uint8).numpy().data)
         note(name, numbered[id(tensor)])
     for name, module in _modules(model):
         note(name, type(module).__qualname__, *settings(module))
-    for config in (hf.config, getattr(hf, "generation_config", None)):
+        note(*((key, _name(value)) for key, value in vars(module).items() if _is_function(value)))
+    note(*(_name(value) for _, _, value in _code_of(_kinds(model))))
+    for config in (hf.config, getattr(hf, "generation_config", None), *_own_configs(model)):
         note(_config(config))
     note(*_settings_of(vars(model.cfg)))
     note(hf.config._attn_implementation, model.cfg.dtype, model.cfg.default_prepend_bos, _precision(hf))
@@ -85,14 +90,20 @@ def identity(model: TransformerBridge) -> Identity:
 def doubts(model: TransformerBridge) -> list[str]:
     """What runs in this model and is no code of `KNOWN_CODE`: hooks, replaced functions, layers; also dropout."""
     found = [f"{len(hooks)} hooks are set on it ({hooks[0]})"] if (hooks := foreign_hooks(model)) else []
+    if odd := [name for name, tensor in _tensors(model) if _is_odd(tensor)]:
+        found.append(f"{odd[0].lstrip('.')} is no plain tensor ({len(odd)} such)")
     layers = {type(module) for _, module in _modules(model)}
-    own = [f"{name}.{key}" for name, module in _modules(model) for key, value in vars(module).items()
-           if _is_function(value) and not _known(value)]  # fmt: skip
+    own = [
+        f"{name}.{key}"
+        for name, module in _modules(model)
+        for key, value in vars(module).items()
+        if _is_function(value) and not _known(value, *(("transformer_lens", "accelerate") if key == "forward" else ()))
+    ]
     if own:
         found.append(f"{own[0].lstrip('.')} is no function of its library ({len(own)} such)")
     if foreign := sorted(kind.__name__ for kind in layers if not _known(kind)):
         found.append(f"it has layers of {', '.join(foreign)}")
-    replaced = sorted(f"{where}.{key}" for where, key, value in _code_of(layers) if not _known(value))
+    replaced = sorted(f"{where}.{key}" for where, key, value in _code_of(_kinds(model)) if not _known(value))
     if replaced:
         found.append(f"{replaced[0]} was replaced")
     attention = model.original_model.config._attn_implementation
@@ -140,6 +151,26 @@ def _tensors(model: TransformerBridge) -> Iterator[tuple[str, torch.Tensor]]:
             yield from ((f"{name}.{key}", value) for key, value in kind.items() if isinstance(value, torch.Tensor))
 
 
+def _is_odd(tensor: torch.Tensor) -> bool:
+    """Whether a tensor computes by rules of its own, or has no bytes to read."""
+    return not _known(type(tensor)) or tensor.layout is not torch.strided or tensor.is_meta
+
+
+def _own_configs(model: TransformerBridge) -> list[Any]:
+    """Configs that modules hold and that are not the model's: the layers read them."""
+    held = {
+        id(one): one
+        for _, module in _modules(model)
+        for one in vars(module).values()
+        if isinstance(one, PretrainedConfig)
+    }
+    return [one for one in held.values() if one is not model.original_model.config]
+
+
+def _kinds(model: TransformerBridge) -> set[type]:
+    return {type(module) for _, module in _modules(model)} | {type(model.tokenizer)}
+
+
 def settings(module: torch.nn.Module) -> list[tuple[str, str]]:
     """A module's own numbers, texts and switches (a scale, an epsilon), private ones left out."""
     return [] if isinstance(module, HookPoint) else _settings_of(vars(module))
@@ -171,7 +202,7 @@ def _config(config: Any) -> str:
     known = {
         key: value for key, value in config.to_dict().items() if key not in ("_name_or_path", "transformers_version")
     }
-    return json.dumps(known, sort_keys=True, default=repr)
+    return json.dumps([known, getattr(config, "_attn_implementation", None)], sort_keys=True, default=repr)
 
 
 def _precision(hf: torch.nn.Module) -> tuple[Any, ...]:
@@ -193,16 +224,16 @@ def _is_function(value: Any) -> bool:
     return isinstance(value, (FunctionType, MethodType, BuiltinFunctionType, functools.partial))
 
 
-def _known(code: Any) -> bool:
-    """Whether a function, a callable object or a class comes from `KNOWN_CODE`, with all that it was closed over."""
+def _known(code: Any, *packages: str) -> bool:
+    """Whether a function, a callable object or a class comes from `KNOWN_CODE`, or from some of it, with what it holds."""
     if isinstance(code, functools.partial):
-        return _known(code.func)
+        return _known(code.func, *packages) and _is_plain([*code.args, code.keywords])
     if isinstance(code, MethodType):
-        return _known(code.__func__)
+        return _known(code.__func__, *packages)
     if not isinstance(code, type) and not _is_function(code):
-        return _known(type(code))
+        return _known(type(code), *packages)
     module = getattr(code, "__module__", None) or ""
-    return module.split(".")[0] in KNOWN_CODE or isinstance(code, BuiltinFunctionType)
+    return module.split(".")[0] in (packages or KNOWN_CODE) or isinstance(code, BuiltinFunctionType) and not packages
 
 
 def _unwrapped(hook: Any) -> Any:
@@ -214,15 +245,18 @@ def _unwrapped(hook: Any) -> Any:
 
 
 def _name(code: Any) -> str:
+    if isinstance(code, functools.partial):
+        return f"{_name(code.func)} with {code.args if _is_plain(code.args) else ''}{sorted(code.keywords)}"
     return f"{getattr(code, '__module__', '')}.{getattr(code, '__qualname__', type(code).__name__)}"
 
 
 def _code_of(layers: set[type]) -> Iterator[tuple[str, str, Any]]:
-    """Functions of the layers' classes and of the files that define them: a library's own, unless somebody changed them."""
+    """Functions of the layers' classes, of the files that define them and of torch.nn.functional: a library's own, unless
+    somebody changed them."""
     classes = {kind for layer in layers for kind in layer.__mro__ if kind is not object and _known(kind)}
     files = {sys.modules[kind.__module__] for kind in classes if kind.__module__.startswith("transformers.models.")}
-    places: list[Any] = [*classes, *files]
-    for place in places:
-        for key, value in vars(place).items():
-            if isinstance(value, FunctionType) and value.__module__.split(".")[0] not in sys.stdlib_module_names:
+    places: list[Any] = [*classes, *files, torch.nn.functional]
+    for place in sorted(places, key=lambda place: f"{getattr(place, '__module__', '')}.{place.__name__}"):
+        for key, value in sorted(vars(place).items()):
+            if _is_function(value) and (value.__module__ or "").split(".")[0] not in sys.stdlib_module_names:
                 yield place.__name__, key, value

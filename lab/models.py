@@ -104,7 +104,10 @@ def random_twin(model: TransformerBridge, *, seed: int = 0) -> TransformerBridge
     fresh.generation_config = copy.deepcopy(hf.generation_config)
     known = getattr(model, "lab_source", None)
     source = None if known is None else {**known, "random_seed": seed}
-    twin = _bridged(fresh.eval(), model.tokenizer, str(model.cfg.model_name), source, model.cfg.device)
+    tokenizer = copy.deepcopy(model.tokenizer)
+    # Else TransformerLens would read it again from where it came, which may be gone, another one by now, or nowhere.
+    tokenizer.init_kwargs = {"name_or_path": "", **tokenizer.init_kwargs, "add_bos_token": True}
+    twin = _bridged(fresh.eval(), tokenizer, str(model.cfg.model_name), source, model.cfg.device)
     twin.cfg.default_prepend_bos = model.cfg.default_prepend_bos
     twin.lab_name = f"{name_of(model)} (random weights, seed {seed})"
     return twin
@@ -129,6 +132,8 @@ def plain_twin(model: TransformerBridge) -> PreTrainedModel:
             raise ValueError(f"this model has no plain copy: {name or 'it'} is not what the config makes of it")
     with torch.no_grad():
         for name, tensor in _tensors(twin):
+            if tensor.dtype != tensors[name].dtype:  # buffers are, too, after .to(dtype)
+                tensor.data = tensor.data.to(tensors[name].dtype)
             tensor.copy_(tensors[name])
     for name, tensor in _tensors(twin):
         if tensor.dtype != tensors[name].dtype or not torch.equal(tensor, tensors[name].to(tensor.device)):

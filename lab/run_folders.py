@@ -27,8 +27,8 @@ def claimed(out: Path, names: list[str]) -> Iterator[None]:
     Raises:
         ValueError: another run is writing there, or a place is taken by a file that no run left so.
     """
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file: give a folder with --out")
+    if (out.exists() or out.is_symlink()) and not out.is_dir():
+        raise ValueError(f"{out} is {'a file' if out.exists() else 'a link to nothing'}: give a folder with --out")
     if out.exists() and not (out / LOCK).exists():  # no run was here: nothing is added to a folder that is refused
         _refuse_taken(out, names)
     out.mkdir(parents=True, exist_ok=True)
@@ -54,13 +54,15 @@ def _refuse_taken(out: Path, names: list[str]) -> None:
 
 
 def not_ours(out: Path, name: str) -> list[str]:
-    """Files in the places of a notebook that its last run did not leave there as they are."""
+    """Files, and empty folders, in the places of a notebook that its last run did not leave there as they are."""
     known = _record(out).get(name, {"files": {}})["files"]
     figure = re.compile(rf"{re.escape(name)}-\d+-\d+\.png")
     places = [path for path in out.iterdir() if path.name in (name, f"{name}.ipynb", f"{name}.html")]
     places += [path for path in out.iterdir() if figure.fullmatch(path.name)]
     found = _files(out, *places)
-    return sorted(place for place, checksum in found.items() if checksum not in known.get(place, []))
+    empty = [path.relative_to(out).as_posix() for place in places for path in (place, *place.rglob("*"))
+             if path != out / name and path.is_dir() and not path.is_symlink() and not any(path.iterdir())]  # fmt: skip
+    return sorted({*empty, *(place for place, checksum in found.items() if checksum not in known.get(place, []))})
 
 
 def aside(out: Path, name: str) -> Path:

@@ -1,5 +1,6 @@
 """What identifies a model, what no hash can vouch for, and that every cache asks."""
 
+import copy
 import json
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -97,11 +98,20 @@ IN_MEMORY = {
     "added token": lambda m: m.tokenizer.add_tokens(["Paris"]),
     "vector hung on a block": lambda m: setattr(m.original_model.model.layers[1], "steering", torch.ones(32)),
     "type": lambda m: m.original_model.to(torch.float64),
+    "config that one layer holds": lambda m: setattr(
+        m.original_model.model.layers[1].self_attn.original_component, "config", changed(m.original_model.config)
+    ),
     "untied head": lambda m: setattr(
         m.original_model.lm_head.original_component, "weight",
         torch.nn.Parameter(m.original_model.lm_head.original_component.weight.detach().clone() + 1),
     ),
 }  # fmt: skip
+
+
+def changed(config):
+    other = copy.deepcopy(config)
+    other.rms_norm_eps = 0.5
+    return other
 
 
 @pytest.mark.parametrize("what", IN_MEMORY)
@@ -138,8 +148,10 @@ DOUBTFUL = {
         lambda m: m.hook_dict["blocks.0.hook_out"].register_forward_hook(shift), "hooks are set"),
     "replaced forward": (
         lambda m: setattr(m.original_model.model.layers[1].mlp, "forward", lambda x: x), "forward is no function"),
+    "forward of another library": (
+        lambda m: setattr(m.original_model.model.layers[1].mlp, "forward", torch.relu), "forward is no function"),
     "layer of one's own": (doubled, "layers of Doubled"),
-    "attention of one's own": (
+    "tokenizer of one's own": (
         lambda m: setattr(m.tokenizer, "encode", lambda text: [1]), "tokenizer"),
 }  # fmt: skip
 
@@ -165,6 +177,9 @@ def test_a_hook_on_every_module_and_functions_replaced_for_all_are_named(tiny_mo
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", lambda q, k, cos, sin: (q, k))
     assert "apply_rotary_pos_emb was replaced" in identity(model).doubt
     monkeypatch.undo()
+    monkeypatch.setattr(torch.nn.functional, "silu", lambda x, inplace=False: x)
+    assert "torch.nn.functional.silu was replaced" in identity(model).doubt
+    monkeypatch.undo()
     assert identity(model).doubt == ""
 
 
@@ -188,7 +203,7 @@ def test_our_own_interventions_count(tiny_model):
 
 @pytest.mark.parametrize("what", [*IN_MEMORY, *DOUBTFUL])
 def test_kept_states_and_finished_runs_are_those_of_this_model(tiny_folder, tmp_path, monkeypatch, capsys, what):
-    if what in ("added token", "attention of one's own", "start rule", "type"):
+    if what in ("added token", "tokenizer of one's own", "start rule", "type"):
         pytest.skip("the texts' tokens differ, or the other type of numbers does not run")
     monkeypatch.setenv("LAB_CACHE", str(tmp_path / "cache"))
     model = lab.load(tiny_folder("llama"), device="cpu")
@@ -319,6 +334,25 @@ def test_a_model_with_a_hook_is_held_against_its_own_forward_pass(booted, capsys
     assert table.ok.all() and table.check[0] == "logits = the model's own forward"
     with pytest.raises(ValueError, match="no plain copy"):
         models.plain_twin(model)
+
+
+def test_a_booted_model_of_another_type_has_a_plain_copy_of_that_type(booted):
+    model = booted()
+    model.original_model.to(torch.bfloat16)
+    twin, ids = models.plain_twin(model), torch.tensor([[5, 6, 7]])
+    assert {tensor.dtype for _, tensor in models._tensors(twin)} == {torch.bfloat16}
+    with torch.inference_mode():
+        assert torch.equal(twin(ids).logits, model.original_model(ids).logits)
+
+
+def test_a_random_twin_needs_no_files(own_copy, tmp_path):
+    """The tokenizer is that in memory: its file may be gone by now, or hold another one."""
+    folder = own_copy("gemma2")
+    model = lab.load(folder, device="cpu")
+    for path in folder.iterdir():
+        path.unlink()
+    twin = models.random_twin(model)
+    assert twin.cfg.default_prepend_bos and twin.tokenizer("abc").input_ids == model.tokenizer("abc").input_ids
 
 
 def test_a_setting_that_a_plain_copy_would_lack_is_refused(booted):

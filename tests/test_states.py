@@ -238,21 +238,21 @@ def test_a_killed_collection_goes_on_where_it_stopped(tiny_folder, tiny_model, t
 
 def test_an_interrupt_leaves_the_list_of_what_is_done(tiny_model, tmp_path, passes, monkeypatch):
     """Ctrl-C: a real SIGINT while the model runs its sixth batch."""
-    model, silu = tiny_model("llama"), torch.nn.functional.silu
+    model, embedding = tiny_model("llama"), torch.embedding
 
-    def interrupt(*args, **kwargs):
-        if len(passes) == 6:
+    def interrupt(*args):
+        if len(passes) == 5:
             signal.raise_signal(signal.SIGINT)
-        return silu(*args, **kwargs)
+        return embedding(*args)
 
-    monkeypatch.setattr(torch.nn.functional, "silu", interrupt)
+    monkeypatch.setattr(torch, "embedding", interrupt)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background begins with it ignored
     try:
         with pytest.raises(KeyboardInterrupt):
             collect_states(model, TEXTS, folder=tmp_path / "states", batch_tokens=1, progress=False)
     finally:
         signal.signal(signal.SIGINT, before)
-        monkeypatch.setattr(torch.nn.functional, "silu", silu)
+        monkeypatch.setattr(torch, "embedding", embedding)
     assert hooks_left(model) == 0
     done = np.flatnonzero(np.load(tmp_path / "states" / "done.npy"))
     assert sorted(done) == sorted(np.argsort(LENGTHS)[::-1][:5])  # the longest first, and not the sixth

@@ -129,6 +129,10 @@ class Body:
             torch.manual_seed(seed)
             dtype = next(self.plain.parameters()).dtype
             tail = AutoModel.from_config(config, attn_implementation="eager", dtype=dtype).eval()
+        own = dict(self.plain.named_buffers())
+        for name, buffer in tail.named_buffers():  # the rotations, as they are in memory
+            if not name.startswith("layers.") and name in own:
+                buffer.data = own[name].clone()
         if keep:
             for new, old in zip(tail.layers, list(self.plain.layers)[n:], strict=True):
                 new.load_state_dict(old.state_dict())
