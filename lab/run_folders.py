@@ -54,15 +54,13 @@ def _refuse_taken(out: Path, names: list[str]) -> None:
 
 
 def not_ours(out: Path, name: str) -> list[str]:
-    """Files, and empty folders, in the places of a notebook that its last run did not leave there as they are."""
+    """Files in the places of a notebook that its last run did not leave there as they are."""
     known = _record(out).get(name, {"files": {}})["files"]
     figure = re.compile(rf"{re.escape(name)}-\d+-\d+\.png")
     places = [path for path in out.iterdir() if path.name in (name, f"{name}.ipynb", f"{name}.html")]
     places += [path for path in out.iterdir() if figure.fullmatch(path.name)]
     found = _files(out, *places)
-    empty = [path.relative_to(out).as_posix() for place in places for path in (place, *place.rglob("*"))
-             if path != out / name and path.is_dir() and not path.is_symlink() and not any(path.iterdir())]  # fmt: skip
-    return sorted({*empty, *(place for place, checksum in found.items() if checksum not in known.get(place, []))})
+    return sorted(place for place, checksum in found.items() if checksum not in known.get(place, []))
 
 
 def aside(out: Path, name: str) -> Path:

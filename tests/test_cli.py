@@ -301,15 +301,10 @@ def test_links_and_files_in_the_place_of_folders_are_not_touched(tmp_path: Path,
     assert (out / place).read_text() == "mine" and list(far.iterdir()) == []
 
 
-def test_a_link_to_nothing_and_an_empty_folder_are_the_users(tmp_path: Path) -> None:
+def test_a_link_to_nothing_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "out").symlink_to(tmp_path / "gone")
     with pytest.raises(ValueError, match="out is a link to nothing: give a folder with --out"):
         leave(tmp_path / "out")
-    leave(tmp_path / "mine")
-    (tmp_path / "mine" / "n" / "drafts").mkdir(parents=True)
-    with pytest.raises(ValueError, match="mine holds 1 file that no run"):
-        leave(tmp_path / "mine")
-    assert (tmp_path / "mine" / "n" / "drafts").is_dir()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"notebooks": {}}', '{"notebooks": []}', '{"notebooks": {"n": 1}}'])

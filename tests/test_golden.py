@@ -45,7 +45,7 @@ def _near(here: list[Any], wanted: list[Any], share: float) -> bool:
         or here[0] != wanted[0]
     ):
         return False
-    size = max(abs(x) for x in wanted[1:])
+    size = max((abs(x) for x in wanted[1:]), default=0)
     return all(
         math.isclose(a, b, rel_tol=share, abs_tol=share * size + 1e-6) for a, b in zip(here, wanted, strict=True)
     )

@@ -155,6 +155,7 @@ def test_version_is_the_same_everywhere() -> None:
 
     changes = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    changes = [name for name in changes if name != "Unreleased"]
     assert PROJECT["version"] == changes[0] == str(citation["version"]) == lab.__version__
 
 
