@@ -230,7 +230,7 @@ def greedy_ids(
     def look(so_far: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         nonlocal said
         said = so_far
-        require_finite(logits.amax(-1), name)
+        require_finite(logits.amax(-1).to(model.cfg.dtype), name)  # `generate` hands them over in 32 bits
         return logits
 
     with torch.inference_mode(), alone(model):

@@ -128,7 +128,11 @@ def plain_twin(model: TransformerBridge) -> PreTrainedModel:
     modules = {_plain_name(name): module for name, module in hf.named_modules(remove_duplicate=False)}
     tensors = {_plain_name(name): tensor for name, tensor in _tensors(hf)}
     for name, module in twin.named_modules():
-        if name not in modules or not set(settings(module)) <= {*settings(modules[name]), ("training", "False")}:
+        if (
+            name not in modules
+            or not set(settings(module)) <= {*settings(modules[name]), ("training", "False")}
+            or any(tensor.any() for key, tensor in _own(modules[name]).items() if key not in _own(module))
+        ):  # the last: a bias, say, that somebody added to a layer (TransformerLens adds zeros to the unembedding)
             raise ValueError(f"this model has no plain copy: {name or 'it'} is not what the config makes of it")
     with torch.no_grad():
         for name, tensor in _tensors(twin):
@@ -146,6 +150,10 @@ def plain_twin(model: TransformerBridge) -> PreTrainedModel:
 def _tensors(hf: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters and buffers, also those that no file holds, tied ones under each of their names."""
     return chain(hf.named_parameters(remove_duplicate=False), hf.named_buffers(remove_duplicate=False))
+
+
+def _own(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
 
 
 def _plain_name(name: str) -> str:

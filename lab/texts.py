@@ -34,7 +34,8 @@ def tokenize(model: TransformerBridge, texts: Sequence[str], *, padding_side: st
 
     Raises:
         ValueError: no texts, something else than a text (None, nan, a number), a text without a visible character, one
-            that becomes no token, or one longer than the model's context (each named by its index).
+            that becomes no token, one with a token that the model has no embedding for, or one longer than the model's
+            context (each named by its index).
     """
     texts = tuple(checked_texts(texts))
     encoded = model.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
@@ -45,6 +46,15 @@ def tokenize(model: TransformerBridge, texts: Sequence[str], *, padding_side: st
                 f"text {index}, {texts[index]!r}, becomes no token: this model's tokenizer drops all of it"
             )
     rows = [start + ids for ids in encoded["input_ids"]]
+    n_embeddings = model.original_model.get_input_embeddings().weight.shape[0]
+    for index, row in enumerate(rows):
+        if max(row) >= n_embeddings:
+            token = model.tokenizer.convert_ids_to_tokens(max(row))
+            own = "; it is the start token: set model.cfg.default_prepend_bos = False" if max(row) in start else ""
+            raise ValueError(
+                f"text {index}, {texts[index]!r:.60}, has the token {token!r} with id {max(row)}, and this model has "
+                f"{n_embeddings} embeddings: its tokenizer is another model's, or got this token later{own}"
+            )
     spans = [[(0, 0)] * len(start) + list(map(tuple, offsets)) for offsets in encoded["offset_mapping"]]
     width = max(map(len, rows))
     if width > model.cfg.n_ctx:

@@ -286,6 +286,13 @@ def test_logits_that_are_not_finite_are_refused_where_the_states_are(tiny_folder
             read()
 
 
+def test_the_dtype_that_is_named_is_the_models(tiny_folder):
+    """float64 with padding on the left is nan in Hugging Face's eager attention; and `generate` casts logits to 32 bits."""
+    model = lab.load(tiny_folder("llama"), device="cpu", dtype=torch.float64)
+    with pytest.raises(FloatingPointError, match=r"try dtype=torch.float32 .* \(this is torch.float64\)"):
+        two_hop.greedy(model, [TEXT, "A coin"], progress=False)
+
+
 def test_no_hook_is_left(tiny_model):
     from lab.models import hooks_left
 

@@ -416,6 +416,19 @@ def test_an_interrupted_run_keeps_what_ran(folder: Path) -> None:
     assert left(folder.parent / "out") == {"02_long.ipynb", "02_long.html"}
 
 
+@pytest.mark.skipif(os.name == "nt", reason="sends a POSIX signal")
+def test_an_interrupt_while_the_kernel_starts(folder: Path) -> None:
+    (folder / "02_long.py").write_text(LONG)
+    command = [sys.executable, "-m", "lab", "run", "02", "--notebooks", str(folder), "--out", "out"]
+    process = subprocess.Popen(command, cwd=folder.parent, stderr=subprocess.PIPE, start_new_session=True)
+    wait_for(lambda: any((folder.parent / "out").glob(".02_long.partial-*/02_long")))
+    time.sleep(0.6)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the kernel also
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and stderr.endswith(b"interrupted\n"), stderr.decode()
+    assert not list((folder.parent / "out").glob(".02_long.partial-*"))
+
+
 def test_building_keeps_what_a_user_saved(folder: Path, capsys: pytest.CaptureFixture) -> None:
     script = folder / "00_good.py"
     notebook = build(script)

@@ -16,7 +16,7 @@ from transformers.models.llama import modeling_llama
 
 import lab
 from lab import models, results
-from lab.experiments import back_patching, concept_depth, depth_efficiency
+from lab.experiments import back_patching, concept_depth, depth_efficiency, tails
 from lab.identity import identity
 from lab.interventions import patch, quantized, rewritten, skip
 from lab.states import collect_states
@@ -287,11 +287,11 @@ def test_what_a_key_cannot_hold_is_refused():
 def booted(tiny_folder):
     """As a user boots one, without `lab.load`."""
 
-    def boot(family="llama"):
+    def boot(family="llama", dtype=torch.float32):
         folder = str(tiny_folder(family))
-        hf = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+        hf = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").to(dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        return TransformerBridge.boot_transformers(folder, hf_model=hf, tokenizer=tokenizer, device="cpu")
+        return TransformerBridge.boot_transformers(folder, hf_model=hf, tokenizer=tokenizer, device="cpu", dtype=dtype)
 
     return boot
 
@@ -343,6 +343,24 @@ def test_a_booted_model_of_another_type_has_a_plain_copy_of_that_type(booted):
     assert {tensor.dtype for _, tensor in models._tensors(twin)} == {torch.bfloat16}
     with torch.inference_mode():
         assert torch.equal(twin(ids).logits, model.original_model(ids).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_booted_model_of_another_type_is_checked_and_tuned(booted, dtype):
+    model = booted(dtype=dtype)
+    table = lab.check(model)
+    assert table.ok.all() and table.check[0] == "logits = plain Hugging Face", table
+    body = tails.Body(model, tails.as_texts(model, statements(12)), "trained", 0, [0, 2])
+    for n in (0, 2):
+        whole, tail = body.before_training(n, torch.arange(4))
+        assert torch.equal(whole, tail)
+
+
+def test_a_bias_that_was_added_is_not_left_out_of_a_plain_copy(booted):
+    model = booted()
+    model.original_model.model.layers[0].mlp.down_proj.original_component.bias = torch.nn.Parameter(torch.ones(32))
+    with pytest.raises(ValueError, match="layers.0.mlp.down_proj is not what the config makes of it"):
+        models.plain_twin(model)
 
 
 def test_a_random_twin_needs_no_files(own_copy, tmp_path):

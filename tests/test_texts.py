@@ -282,3 +282,18 @@ def test_shapes_are_checked_in_tests(tiny_model):
     with pytest.raises(Exception, match="Tokens"):
         type(tokens)(tokens.texts, tokens.ids[0], tokens.mask, tokens.offsets)
     assert isinstance(tokens.lengths, np.ndarray) and tokens.ids.dtype == torch.long
+
+
+def test_a_token_that_the_model_has_no_embedding_for(tiny_folder):
+    model = lab.load(tiny_folder("llama"), device="cpu")
+    model.tokenizer.add_tokens(["city"])
+    with pytest.raises(
+        ValueError, match="^text 1, 'The city', has the token 'city' with id 259, and this model has 259 emb"
+    ):
+        tokenize(model, ["a", "The city"])
+    assert tokenize(model, ["a"]).ids.shape == (1, 1)
+    model.tokenizer.bos_token, model.cfg.default_prepend_bos = "city", True
+    with pytest.raises(
+        ValueError, match="^text 0, 'a', has .*; it is the start token: set model.cfg.default_prepend_bos = Fa"
+    ):
+        tokenize(model, ["a"])
