@@ -10,7 +10,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lab.branches import greedy_ids
 from lab.interventions import patch
-from lab.models import SITES, alone, facts, hooks_left, plain_twin
+from lab.models import SITES, alone, facts, hooks_left, name_of, plain_twin
 from lab.states import collect_states
 from lab.texts import tokenize
 
@@ -27,12 +27,20 @@ def check(model: TransformerBridge) -> pd.DataFrame:
     than its architecture (a hook, a layer of somebody else's) its own forward pass, and a line says so. Takes a few
     seconds, and memory for a second copy of the model while it runs. Doing nothing must do nothing, and a patch must do
     the right thing: all positions of one depth taken from another prompt must give that prompt's logits.
+
+    Raises:
+        ValueError: a model without a final norm.
     """
     with alone(model):
         return _check(model)
 
 
 def _check(model: TransformerBridge) -> pd.DataFrame:
+    if not hasattr(model, "ln_final"):
+        raise ValueError(
+            f"{name_of(model)} cannot be checked: its head does not read the last state through a final norm alone (OPT-350m "
+            "has a projection there), so no lens reads it either"
+        )
     rows: list[tuple[str, float, float]] = []
     limit = {torch.float32: 1e-5, torch.float64: 1e-12}.get(model.cfg.dtype, 2e-2)
     n_layers, parallel = model.cfg.n_layers, "resid_mid" not in facts(model)["sites"]

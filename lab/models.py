@@ -30,7 +30,7 @@ import torch
 import transformers
 from safetensors import safe_open
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from lab.cache import cache_folder as cache_folder
 from lab.catalogue import CATALOGUE, prepare
@@ -331,6 +331,9 @@ def _hf_model(source: dict[str, Any], *, dtype: torch.dtype) -> PreTrainedModel:
             wrong = _wrong_files(Path(source["path"]))
     if wrong:
         raise ValueError(wrong)
+    if (Path(source["path"]) / "generation_config.json").exists():
+        with _readable(source, "generation_config.json"):  # the model's loader would take defaults for a damaged one
+            GenerationConfig.from_pretrained(source["path"])
     with _readable(source, "config.json or a weight file"):
         model, found = AutoModelForCausalLM.from_pretrained(
             source["path"],

@@ -74,9 +74,10 @@ class Result:
         about: dict[str, Any] = {"kind": self.kind, "parameters": _checked_parameters(self), "tables": {}}
         contents = {}
         for name, frame in _checked_names(self).items():
-            content, packed, attrs = _encoded(frame, name)
+            content, packed, attrs, categories = _encoded(frame, name)
             file = f"{name}-{_digest(content)}.parquet.gz"
             contents[file], about["tables"][name] = content, {"file": file, "json": packed, "attrs": attrs}
+            about["tables"][name] |= {"categories": categories} if categories else {}
         contents["result.json"] = json.dumps(about, indent=1).encode()
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.partial-", dir=folder.parent) as scratch:
@@ -117,7 +118,7 @@ class Result:
             content = path.read_bytes()
             if _digest(content) not in entry["file"]:
                 raise ValueError(f"{path} is not as it was saved (its name holds its checksum): save the result again")
-            frames[name] = _decoded(content, entry["json"], entry["attrs"])
+            frames[name] = _decoded(content, entry["json"], entry["attrs"], entry.get("categories", {}))
         return cls(about["kind"], frames.pop("table"), frames.pop("summary"), about["parameters"], frames)
 
 
@@ -196,8 +197,9 @@ def _checked_names(result: Result) -> dict[str, pd.DataFrame]:
     return frames
 
 
-def _encoded(frame: pd.DataFrame, name: str) -> tuple[bytes, list[str], dict[str, Any]]:
-    """A table's file, the columns that stand in it as JSON (those of Python objects, such as lists), and its .attrs."""
+def _encoded(frame: pd.DataFrame, name: str) -> tuple[bytes, list[str], dict[str, Any], dict[str, Any]]:
+    """A table's file, the columns that stand in it as JSON (those of Python objects, such as lists), its .attrs, and the
+    categories that are numbers, or of no row, which parquet would not give back: of these columns the file holds codes."""
     packed = [column for column in frame if frame[column].dtype == object]
     where = f"table {name!r}"
     attrs = json.loads(_packed(frame.attrs, f"{where}: .attrs"))
@@ -205,10 +207,20 @@ def _encoded(frame: pd.DataFrame, name: str) -> tuple[bytes, list[str], dict[str
     for column in packed:
         cells = [_packed(cell, f"{where}, column {column!r}, row {row}") for row, cell in enumerate(frame[column])]
         texts[column] = pd.Series(cells, index=frame.index, dtype="str")
-    plain = frame.assign(**texts)
+    categories = {
+        column: {"values": kind.categories.tolist(), "dtype": str(kind.categories.dtype), "ordered": bool(kind.ordered)}
+        for column, kind in frame.dtypes.items()
+        if isinstance(kind, pd.CategoricalDtype) and (
+            isinstance(kind.categories.dtype, np.dtype) and kind.categories.dtype.kind in "biuf"
+            or frame.empty and all(isinstance(one, str) for one in kind.categories)
+        )
+    }  # fmt: skip
+    plain = frame.assign(**texts, **{column: frame[column].cat.codes for column in categories})
     plain.attrs = {}
     try:
-        return _parquet(plain), packed, attrs
+        content = _parquet(plain)
+        pd.testing.assert_frame_equal(_decoded(content, [], {}, categories)[[*categories]], frame[[*categories]])
+        return content, packed, attrs, categories
     except _LOSSES as error:
         for column in plain:  # which one?
             try:
@@ -251,10 +263,15 @@ def _parquet(frame: pd.DataFrame) -> bytes:
     return content
 
 
-def _decoded(content: bytes, packed: list[str], attrs: dict[str, Any]) -> pd.DataFrame:
+def _decoded(
+    content: bytes, packed: list[str], attrs: dict[str, Any], categories: dict[str, Any] | None = None
+) -> pd.DataFrame:
     frame = pd.read_parquet(io.BytesIO(gzip.decompress(content)), engine="pyarrow")
     for column in packed:
         frame[column] = pd.Series([_unpacked(cell) for cell in frame[column]], index=frame.index, dtype=object)
+    for column, kind in (categories or {}).items():
+        dtype = pd.CategoricalDtype(pd.Index(kind["values"], dtype=kind["dtype"]), ordered=kind["ordered"])
+        frame[column] = pd.Categorical.from_codes(frame[column], dtype=dtype)
     frame.attrs = attrs
     return frame
 

@@ -11,16 +11,16 @@ import pandas as pd
 import pytest
 import torch
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, OPTConfig
 from transformers.models.llama import modeling_llama
 
 import lab
-from lab import models, results
+from lab import lenses, models, results
 from lab.experiments import back_patching, concept_depth, depth_efficiency, tails
 from lab.identity import identity
 from lab.interventions import patch, quantized, rewritten, skip
 from lab.states import collect_states
-from tests.conftest import FAMILIES
+from tests.conftest import FAMILIES, byte_tokenizer
 
 QUICK = {"null": False, "control": False, "repeats": 3, "progress": False, "sites": ("resid",)}
 TEXTS = ["The city of Paris", "abc def"]
@@ -390,23 +390,33 @@ def test_a_relative_path_is_found_again_from_another_folder(own_copy, tmp_path, 
     assert lab.check(model).ok.all() and models.random_twin(model)
 
 
-def test_hooks_of_the_architecture_itself_are_no_hooks_of_the_users(tmp_path):
-    """OPT's blocks: TransformerLens sets permanent hooks there to run them at all."""
-    from transformers import OPTConfig
-
-    from tests.conftest import byte_tokenizer
-
+def opt(folder, width):
     size = {
         "hidden_size": 32,
-        "word_embed_proj_dim": 32,
+        "word_embed_proj_dim": width,
         "ffn_dim": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
     }
     config = OPTConfig(vocab_size=259, max_position_embeddings=64, pad_token_id=0, **size)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    byte_tokenizer(start_token=False).save_pretrained(tmp_path)
-    model = lab.load(tmp_path, device="cpu")
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    byte_tokenizer(start_token=False).save_pretrained(folder)
+    return lab.load(folder, device="cpu")
+
+
+def test_a_model_without_a_final_norm_is_told_so(tmp_path):
+    model = opt(tmp_path, 16)  # as OPT-350m
+    with pytest.raises(
+        ValueError, match="cannot be checked: its head does not read the last state through a final norm"
+    ):
+        lab.check(model)
+    with pytest.raises(ValueError, match="project_out"):
+        lenses.readout(model, torch.ones(1, 32))
+
+
+def test_hooks_of_the_architecture_itself_are_no_hooks_of_the_users(tmp_path):
+    """OPT's blocks: TransformerLens sets permanent hooks there to run them at all."""
+    model = opt(tmp_path, 32)
     assert sum(len(point.fwd_hooks) for point in model.hook_dict.values()) > 0
     assert models.hooks_left(model) == 0 and identity(model).doubt == ""
     assert lab.check(model).ok.all()

@@ -586,6 +586,15 @@ def test_a_damaged_tokenizer(tiny_folder, tmp_path, name, text):
         lab.load(folder, device="cpu")
 
 
+@pytest.mark.parametrize("text", ["", '{"eos_token_id": ', "[]", "\x00\x01"])
+def test_a_damaged_generation_config(tiny_folder, tmp_path, text):
+    """Else its end tokens would be lost without a word."""
+    folder = copied(tiny_folder, tmp_path)
+    (folder / "generation_config.json").write_text(text)
+    with pytest.raises(OSError, match="generation_config.json"):
+        lab.load(folder, device="cpu")
+
+
 def test_a_damaged_cached_model_of_the_right_size(tiny):
     lab.load("tiny", device="cpu")
     weights = models.cache_folder() / "models" / f"tiny-{tiny.sha256[:12]}" / "model.safetensors"
