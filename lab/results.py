@@ -69,7 +69,7 @@ class Result:
             ValueError: the folder exists and holds something else than a saved result; a parameter or a cell that would
                 not be read back as it is (named by table, column and row). Nothing has been written then.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()  # else a ~ makes a folder of that name
         earlier = _own_files(folder)
         about: dict[str, Any] = {"kind": self.kind, "parameters": _checked_parameters(self), "tables": {}}
         contents = {}
@@ -101,7 +101,7 @@ class Result:
         Raises:
             ValueError: no result there, one of an earlier version of the kit, or a table whose file is gone or was changed.
         """
-        folder = Path(folder)
+        folder = Path(folder).expanduser()
         if not (folder / "result.json").exists():
             raise ValueError(f"{folder} holds no saved result (no result.json)")
         about = _about(folder)

@@ -94,6 +94,14 @@ KINDS = {
 }
 
 
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    frame = pd.DataFrame({"a": [1]})
+    assert lab.Result("x", frame, frame, {}).save("~/mine") == tmp_path / "mine"
+    same(lab.Result.load("~/mine").table, frame)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_column_comes_back(tmp_path, kind):
     frame = pd.DataFrame({"kind": KINDS[kind], "n": range(len(KINDS[kind]))})
