@@ -246,7 +246,8 @@ def _unwrapped(hook: Any) -> Any:
 
 def _name(code: Any) -> str:
     if isinstance(code, functools.partial):
-        return f"{_name(code.func)} with {code.args if _is_plain(code.args) else ''}{sorted(code.keywords)}"
+        held = [one if _is_plain(one) else "" for one in (code.args, code.keywords)]
+        return f"{_name(code.func)} with {_plain(held)}"
     return f"{getattr(code, '__module__', '')}.{getattr(code, '__qualname__', type(code).__name__)}"
 
 

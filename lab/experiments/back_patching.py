@@ -63,7 +63,7 @@ def run(
     """Success of every (source, target) pair for each query, beside the success of the controls.
 
     Args:
-        model: from `lab.load`.
+        model: from `lab.load`, or a Bridge of your own, as it is in memory.
         data: the result of `two_hop.run` on this model, or what it takes (then it is run first).
         n: the first so many queries of the sets correct and incorrect, in the proportion in which they come.
         positions: "t1" (last token of e1), "t2" (last token of the prompt).

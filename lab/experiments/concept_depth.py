@@ -55,7 +55,7 @@ def run(
     published), fitted on `1 - test_fraction` of the groups and tested on the others, `repeats` times.
 
     Args:
-        model: from `lab.load`.
+        model: from `lab.load`, or a Bridge of your own, as it is in memory.
         data: a data set's name (`lab.datasets.names()`), or a table with columns example, text, label (0/1) and group.
         seed: of splits, shuffled labels, noise, random weights and bootstraps.
         sites: `resid` is the stream at depths 0..L; `mlp_in` (one value a layer) is the paper's reading.

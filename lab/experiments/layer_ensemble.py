@@ -202,7 +202,7 @@ def run(
     "unknown", whose embedding is thereby trained.
 
     Args:
-        model: from `lab.load`; frozen, not changed.
+        model: from `lab.load`, or a Bridge of your own; frozen, not changed.
         train_data: a concept data set's name, or a table with columns example, text, label (0/1) and group.
         test_data: the like, with the same meaning of labels and another topic, template or length. Groups that were
             trained on or chosen with are left out (`parameters["left_out"]` texts).

@@ -77,7 +77,7 @@ def run(
     `bag_of_words` (word counts of the training texts).
 
     Args:
-        model: from `lab.load`.
+        model: from `lab.load`, or a Bridge of your own, as it is in memory.
         datasets: names (`lab.datasets.names()`), or a dict of name to table with columns example, text, label, group.
             "x" and "x_negated" together give the table on negation.
         depths: of the stream, None is all. depth_grid: those paired with each other; None takes about nine of `depths`.

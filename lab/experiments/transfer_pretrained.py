@@ -59,7 +59,7 @@ def run(
     the model was trained on is not known, so a difference between treatments is not a specificity.
 
     Args:
-        model: from `lab.load`; rotary positions (Llama, Qwen, Gemma, OLMo, NeoX families).
+        model: from `lab.load`, or a Bridge of your own; rotary positions (Llama, Qwen, Gemma, OLMo, NeoX families).
         data: a data set's name, or a table with columns example, text, label (0/1) and group.
         preset: quick (four n near the end, 120 texts, 25 steps), standard (eight n, 512 texts, 100 steps) or full (every
             second n, 200 steps).

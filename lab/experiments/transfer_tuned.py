@@ -63,7 +63,7 @@ def run(
     as they must: the first n blocks of BnB and AnB had as many on their own task, untouched ones had none.
 
     Args:
-        model: from `lab.load`; rotary positions (Llama, Qwen, Gemma, OLMo, NeoX families).
+        model: from `lab.load`, or a Bridge of your own; rotary positions (Llama, Qwen, Gemma, OLMo, NeoX families).
         target: task B: a concept data set's name, or a table with columns example, text, label (0/1) and group.
         sources: tasks A, likewise; each once, none of them the target.
         preset: quick (120 texts of a task, 25 steps, one split, n = L/2 and L) or standard (400, 60, three, five n).

@@ -125,7 +125,7 @@ def run(
     tuning, and in "quick" there is one).
 
     Args:
-        model: from `lab.load`. It is not changed; its weights are read again from where they came from.
+        model: from `lab.load`, or a Bridge of your own. It is not changed: a copy of it, as it is in memory, is tuned.
         target_data: a concept data set's name, or a table with columns example, text, label (0/1) and group.
         control_data: names or tables as above, or "prose" or a table with `text` and without labels: next tokens.
         preset: quick or standard, sizes in `PRESETS`.

@@ -53,7 +53,7 @@ def run(
     """Answers to each query, its hops and its shortcuts, and what they make of the query.
 
     Args:
-        model: from `lab.load`.
+        model: from `lab.load`, or a Bridge of your own, as it is in memory.
         data: "two_hop", "published/two_hop", or a table with columns text, e1, e2, e3 and the one-hop prompts.
         seed: of the bootstrap and of the examples in few-shot prompts.
         limit: only the first so many queries (the shipped set is shuffled: its head is a sample).
