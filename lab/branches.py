@@ -79,7 +79,10 @@ def clean_run(model: TransformerBridge, ids: Int[torch.Tensor, " position"], *, 
     with torch.inference_mode(), hooked(model, hooks):
         out = model.original_model.base_model(input_ids=ids[None], past_key_values=cache, use_cache=True)
         logits = unembed(model, out.last_hidden_state[:, -1])[0]
-    whole = [layer for layer in cache.layers if type(layer) is DynamicLayer and layer.keys.shape[2] == len(ids)]
+    whole = [  # a block that `rewritten` left out has no keys
+        layer for layer in cache.layers
+        if type(layer) is DynamicLayer and layer.keys is not None and layer.keys.shape[2] == len(ids)
+    ]  # fmt: skip
     keys, values = ([layer.keys for layer in whole], [layer.values for layer in whole])
     if len(whole) != n_layers:  # a recurrent or otherwise unusual memory: see `why_plain`
         keys, values = [], []

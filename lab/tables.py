@@ -61,6 +61,7 @@ def read_csv(path: Path) -> pd.DataFrame:
         raise ValueError(
             f"{name}, line {line}: a NUL character, as in UTF-16 or a damaged file: save the file as UTF-8"
         )
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # long texts are texts, too
     lines = csv.reader(io.StringIO(text, newline="\n"), strict=True)
     rows, line = [], 1
     try:

@@ -104,8 +104,13 @@ def first_tokens(model: TransformerBridge, prompt: str, answers: Sequence[str]) 
     many tokenizers put it before digits; a sign, such as the + of every calling code; the token for unknown words), or
     where the name melts into the prompt's last token: where no name is left, the list is empty, and no lens can read the
     answer.
+
+    Raises:
+        ValueError: a name that is no text (None, nan, a number), by its index; one text instead of a list.
     """
     start = prompt if prompt[-1:].isspace() else prompt + " "
+    if isinstance(answers, str | bytes) or not all(isinstance(name, str) for name in answers):
+        checked_texts(answers, what="name")  # raises
     names = [name.strip() for name in answers if name.strip()]
     own, *rows = model.tokenizer([prompt, *(start + name for name in names)], add_special_tokens=False).input_ids
     found = {row[len(own)] for name, row in zip(names, rows, strict=True)
@@ -135,7 +140,7 @@ def phrase_positions(tokens: Tokens, phrases: Sequence[str]) -> Int[np.ndarray, 
         raise ValueError(f"{len(phrases)} phrases for {len(tokens.texts)} texts; give one for each")
     positions = []
     for i, (text, phrase) in enumerate(zip(tokens.texts, phrases, strict=True)):
-        start = text.rfind(phrase) if phrase else -1
+        start = text.rfind(phrase) if isinstance(phrase, str) and phrase else -1
         if start < 0:
             raise ValueError(f"{phrase!r} does not stand in text {i}: {text!r}")
         end = start + len(phrase)

@@ -691,3 +691,9 @@ def test_readers_whose_files_were_not_at_hand(tmp_path: Path):
     imdb = published_data.PUBLISHED["published/imdb"].rows(tmp_path / "aclImdb_v1.tar.gz")
     assert imdb["text"].tolist() == ["test/neg/7_2.txt", "test/neg/0_3.txt", "test/pos/1_9.txt"]  # the archive's order
     assert imdb["label"].tolist() == [0, 0, 1]
+
+
+def test_a_long_text_is_read(tmp_path):
+    """The csv module stops at 131,072 letters by itself."""
+    (tmp_path / "long.csv").write_text(f"text\n{'word ' * 40_000}\n")
+    assert len(tables.read_csv(tmp_path / "long.csv").text[0]) == 200_000

@@ -1,6 +1,7 @@
 """What identifies a model, what no hash can vouch for, and that every cache asks."""
 
 import copy
+import functools
 import json
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -181,6 +182,17 @@ def test_a_hook_on_every_module_and_functions_replaced_for_all_are_named(tiny_mo
     assert "torch.nn.functional.silu was replaced" in identity(model).doubt
     monkeypatch.undo()
     assert identity(model).doubt == ""
+
+
+def test_settings_of_a_partial_function_count(tiny_folder):
+    """Gemma's activation is one: which gelu it is stands in its keywords."""
+    model = lab.load(tiny_folder("gemma2"), device="cpu")
+    before, mlp = identity(model), model.blocks[0].mlp.original_component
+    holders = [module for module in mlp.modules() if isinstance(vars(module).get("act"), functools.partial)]
+    for module in holders:
+        module.act = functools.partial(module.act.func, approximate="none")
+    after = identity(model)
+    assert holders and after.digest != before.digest and after.doubt == ""
 
 
 def test_our_own_interventions_count(tiny_model):

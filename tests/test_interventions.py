@@ -4,10 +4,12 @@ import torch
 from conftest import FAMILIES
 
 import lab
+from lab.branches import clean_run, why_plain
 from lab.checks import hooks_left
 from lab.interventions import ablate, block_attention, patch, quantized, rewritten, skip
 from lab.models import SITES, plain_twin
 from lab.states import collect_states
+from lab.texts import tokenize
 
 CLEAN = torch.arange(10, 21)[None]  # eleven tokens each
 OTHER = torch.arange(200, 101, -9)[None]
@@ -520,3 +522,13 @@ def test_nested_cuts_that_leave_nothing_to_look_at_are_refused(tiny_model):
             logits(model)
     with block_attention(model, [2], query=2, keys=[2]):
         logits(model)
+
+
+def test_a_clean_run_where_a_block_is_left_out(tiny_model):
+    """Such a block keeps no keys."""
+    model = tiny_model("llama")
+    ids = tokenize(model, ["The city of Paris"]).ids[0]
+    with rewritten(model, {1: lambda x, step: x}), torch.inference_mode():
+        run = clean_run(model, ids)
+        assert torch.allclose(run.logits, model.original_model(input_ids=ids[None], use_cache=False).logits[0, -1])
+        assert torch.equal(run.states[2], run.states[1]) and "memory" in why_plain(model)

@@ -63,7 +63,7 @@ MAY_IMPORT = {
             "models",
             "identity",
         ),
-        *("metrics", "datasets", "results", "answers", "replicas"),
+        *("metrics", "datasets", "results", "answers", "replicas", "tables"),
     },
     "run_folders": set(),
     "__main__": {"cache", "run_folders", "models", "checks"},

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import lab
-from lab.experiments import two_hop
+from lab.experiments import attributions, back_patching, two_hop
 from lab.models import facts
 from lab.states import collect_states
 from lab.texts import first_tokens, last_positions, phrase_positions, tokenize
@@ -244,6 +244,23 @@ def test_what_is_no_text_is_refused_by_index(tiny_model, text, message):
         tokenize(tiny_model("llama"), ["Paris", text])
     with pytest.raises(ValueError, match="texts is one string"):
         tokenize(tiny_model("llama"), b"Paris")
+
+
+@pytest.mark.parametrize("text", [None, float("nan"), pd.NA, 7, b"Paris", "\u200b"], ids=str)
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_text_is_refused_by_what_takes_texts(tiny_model, text):
+    model = tiny_model("llama")
+    for call in (lambda: two_hop.greedy(model, ["Paris", text], progress=False),
+                 lambda: back_patching.sweep(model, "The city", ["Paris", text], positions=[0])):  # fmt: skip
+        with pytest.raises(ValueError, match=r"(text|name) 1 is .*(not a text|empty)"):
+            call()
+    with pytest.raises(ValueError, match="the answer is .*(not a text|empty)"):
+        attributions.joint(model, "The city", text)
+    with pytest.raises(ValueError, match="does not stand in text 0"):
+        phrase_positions(tokenize(model, ["The city"]), [text])
+    if not isinstance(text, str):  # a name that no lens can read
+        with pytest.raises(ValueError, match="name 1 is .*not a text"):
+            first_tokens(model, "The city is", ["Paris", text])
 
 
 @pytest.mark.parametrize("text", ["।", "🙂", "e\u0301", "\ue000", "a\0b", "x\rl"])

@@ -16,6 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from lab import require
 from lab.branches import CleanRun, clean_run, why_plain
 from lab.effects import gradients_at, replaced_outputs
+from lab.tables import why_no_text
 from lab.texts import checked_texts, tokenize
 
 SITES = ("resid", "attn_out", "mlp_out")
@@ -30,8 +31,8 @@ def joint(
         ValueError: an empty answer, or one whose beginning melts into the prompt's last token.
     """
     alone = tokenize(model, checked_texts([prompt], what="prompt")).ids[0]
-    if not isinstance(answer, str) or not answer.strip():
-        shown = f"{answer!r}, not a text" if not isinstance(answer, str) else "empty"
+    if why := why_no_text(answer):
+        shown = f"{answer!r}, {why}" if not isinstance(answer, str) or answer.strip() else why
         raise ValueError(f"the answer is {shown}; give the text that follows the prompt, with its leading space")
     ids = tokenize(model, [prompt + answer]).ids[0]
     if len(ids) <= len(alone) or not torch.equal(ids[: len(alone)], alone):

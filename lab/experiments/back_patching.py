@@ -29,7 +29,7 @@ from lab.branches import CleanRun, Generations, clean_run, generate, why_plain
 from lab.experiments import hop_statistics, two_hop
 from lab.identity import identity
 from lab.results import Result, for_executor, keep, run_shards, versions
-from lab.texts import first_tokens, phrase_positions, tokenize
+from lab.texts import checked_texts, first_tokens, phrase_positions, tokenize
 
 POSITIONS = ("t1", "t2")  # last token of e1, last token of the prompt
 CONDITIONS = {
@@ -207,7 +207,7 @@ def sweep(
         as next token; 0 = it is said; missing where that token says nothing, see `texts.first_tokens`).
         `.attrs["plain"]` is what the model says without a patch.
     """
-    rule, answer = _rule(rule), require.listed("answer", answer, "names")
+    rule, answer = _rule(rule), checked_texts(require.listed("answer", answer, "names"), what="name")
     ids = tokenize(model, [prompt]).ids[0]
     positions = _places(ids, positions)
     clean = clean_run(model, ids)

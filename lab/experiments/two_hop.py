@@ -21,8 +21,8 @@ from lab.experiments import hop_statistics
 from lab.identity import identity
 from lab.results import Result, keep, run_shards, versions
 from lab.states import collect_states
+from lab.texts import checked_texts, tokenize
 from lab.texts import first_tokens as first_tokens_behind
-from lab.texts import tokenize
 
 PROMPTS = {  # each kind of prompt, and the column that holds its right answer
     "first_hop": "e2",
@@ -210,7 +210,8 @@ def greedy(
     progress: bool = True,
 ) -> list[str]:
     """Greedy continuations of texts (`branches.greedy_ids`), in batches of like length, padded on the left."""
-    texts, batch_size = require.listed("texts", texts, "texts"), require.whole("batch_size", batch_size, 1)
+    texts = checked_texts(require.listed("texts", texts, "texts"))
+    batch_size = require.whole("batch_size", batch_size, 1)
     max_new_tokens = require.whole("max_new_tokens", max_new_tokens, 1)
     order = np.argsort([-len(text) for text in texts], kind="stable")
     said = [""] * len(texts)
