@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from transformer_lens.model_bridge import TransformerBridge
+from transformers.cache_utils import Cache
 
 from lab import require
 from lab.models import SITES, alone, hooked, require_site
@@ -148,12 +149,13 @@ def rewritten(model: TransformerBridge, programs: Mapping[int, Program]) -> Iter
     `lambda x, step: step(x)`; without it: `lambda x, step: x`; MLP before attention:
 
         with rewritten(model, {3: lambda x, step: step(step(x, attn=0), mlp=0)}):
-            logits = model(ids)
+            logits = model(ids, use_cache=False)  # two steps of one layer: there are no keys and values to keep
 
     Inside another `rewritten`, a step of a block is what that one made of it.
 
     Raises:
-        ValueError: a layer out of range, or a model whose blocks run attention and MLP in parallel.
+        ValueError: a layer out of range, or a model whose blocks run attention and MLP in parallel; when the model runs, a
+            program of several steps, or of another layer's, where keys and values are kept.
     """
     require_site(model, "resid_mid")
     programs = {_check(model, "resid_post", layer): program for layer, program in programs.items()}
@@ -165,6 +167,12 @@ def rewritten(model: TransformerBridge, programs: Mapping[int, Program]) -> Iter
     def program(layer: int) -> Any:
         def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             def step(x: torch.Tensor, attn: float | int = 1, mlp: float | int = 1, layer: int = layer) -> torch.Tensor:
+                ran.append(layer)
+                if ran != [own] and any(isinstance(one, Cache) for one in (*args, *kwargs.values())):
+                    raise ValueError(  # a cache has one place for the keys and values of each layer
+                        f"the program of layer {own} ran the attention of layers {ran}, and keys and values can be kept only "
+                        "for one step, of the layer itself: call the model with use_cache=False"
+                    )
                 scale.update(attn_out=attn, mlp_out=mlp)
                 try:
                     out = below(layer)(x, *args, **kwargs)
@@ -174,6 +182,7 @@ def rewritten(model: TransformerBridge, programs: Mapping[int, Program]) -> Iter
                 return out[0] if isinstance(out, tuple) else out
 
             outs: dict[str, bool] = {}
+            own, ran = layer, []  # type: ignore[var-annotated]
             state = programs[layer](hidden_states, step)
             return (state,) if outs.get("tuple") else state
 

@@ -140,7 +140,8 @@ def plain_twin(model: TransformerBridge) -> PreTrainedModel:
                 tensor.data = tensor.data.to(tensors[name].dtype)
             tensor.copy_(tensors[name])
     for name, tensor in _tensors(twin):
-        if tensor.dtype != tensors[name].dtype or not torch.equal(tensor, tensors[name].to(tensor.device)):
+        here = tensors[name].to(tensor.device)
+        if tensor.dtype != here.dtype or not torch.allclose(tensor, here, rtol=0, atol=0, equal_nan=True):
             raise ValueError(
                 f"this model has no plain copy: {name} has another type, or is tied to another, by its config"
             )
@@ -385,7 +386,11 @@ def _wrong_files(folder: Path) -> str:
             return (
                 f"{folder / file} lacks {_some(absent, 'tensor')} that {index.name} names in it: get both files again"
             )
-        coded = sorted(name for name, kind in kinds.items() if name.endswith("weight") and kind not in _FLOATS)
+        coded = sorted(
+            name
+            for name, kind in kinds.items()
+            if name.endswith(("weight", "bias")) and not _BUFFERS.search(name) and kind not in _FLOATS
+        )
         if coded:
             return (
                 f"{folder / file} is quantised: {_some(coded, 'tensor')} of type {kinds[coded[0]]}. Only float weights are "

@@ -532,3 +532,23 @@ def test_a_clean_run_where_a_block_is_left_out(tiny_model):
         run = clean_run(model, ids)
         assert torch.allclose(run.logits, model.original_model(input_ids=ids[None], use_cache=False).logits[0, -1])
         assert torch.equal(run.states[2], run.states[1]) and "memory" in why_plain(model)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        lambda x, step: step(step(x)),
+        lambda x, step: step(x, layer=2),
+        lambda x, step: step(step(x, attn=0), mlp=0),
+    ],
+)
+@pytest.mark.parametrize("n_tokens", [1, 3])  # of one token the result had the right shape, and was wrong
+def test_steps_whose_keys_cannot_be_kept_are_refused(tiny_model, program, n_tokens):
+    model, ids = tiny_model("llama"), torch.arange(5, 5 + n_tokens)[None]
+    with rewritten(model, {1: program}), torch.inference_mode():
+        with pytest.raises(ValueError, match=r"program of layer 1 ran .* call the model with use_cache=False"):
+            model.original_model(input_ids=ids)
+        model.original_model(input_ids=ids, use_cache=False)
+    with rewritten(model, {1: lambda x, step: step(x)}), torch.inference_mode():
+        kept = model.original_model(input_ids=ids).logits
+        assert torch.equal(kept, model.original_model(input_ids=ids, use_cache=False).logits)
