@@ -5,64 +5,26 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lab import (
-        answers,
-        branches,
-        checks,
-        datasets,
-        depth_plots,
-        effects,
-        experiments,
-        identity,
-        interventions,
-        lenses,
-        maps,
-        merging_plots,
-        metrics,
-        models,
-        plots,
-        probes,
-        published_data,
-        replicas,
-        small_models,
-        states,
-        texts,
-        transfer_plots,
-        widgets,
-    )
-    from lab.checks import check
-    from lab.models import load
-    from lab.results import Result
+    from lab.checks import check as check
+    from lab.models import load as load
+    from lab.results import Result as Result
 
 __version__ = version("depth-lab")
-__all__ = [
-    "Result",
-    "answers",
-    "branches",
-    "check",
+CORE = (
     "checks",
-    "datasets",
-    "depth_plots",
-    "effects",
-    "experiments",
     "identity",
     "interventions",
     "lenses",
-    "load",
-    "maps",
-    "merging_plots",
-    "metrics",
     "models",
-    "plots",
     "probes",
-    "published_data",
-    "replicas",
-    "small_models",
+    "results",
+    "runs",
     "states",
+    "statistics",
     "texts",
-    "transfer_plots",
-    "widgets",
-]
+)
+ROOMS = ("concept_depth", "back_patching", "depth_efficiency", "transfer")  # one room a question
+__all__ = [*CORE, *ROOMS, "datasets", "explorers", "figures", "maps", "nets", "Result", "check", "load"]
 
 # Found at first use, because importing torch takes seconds and `python -m lab --help` needs none of it.
 _FUNCTIONS = {"Result": "lab.results", "check": "lab.checks", "load": "lab.models"}

@@ -8,9 +8,9 @@ import pandas as pd
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab.branches import greedy_ids
 from lab.interventions import patch
 from lab.models import SITES, alone, facts, hooks_left, name_of, plain_twin
+from lab.runs import greedy_ids
 from lab.states import collect_states
 from lab.texts import tokenize
 

@@ -31,7 +31,8 @@ from scipy.stats import rankdata
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab import metrics, require
+from lab import require
+from lab import statistics as metrics
 from lab.cache import cache_folder, writable
 from lab.models import facts
 from lab.results import Result, versions

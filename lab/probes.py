@@ -121,7 +121,7 @@ def fit_reference(
 
     The defaults are the published ones: L2, C = 1, lbfgs, 100 iterations, features not scaled (arXiv 2404.07066). On the
     raw stream lbfgs often stops at 100 iterations before it has converged (on `mlp_in`, which the paper reads, seldom);
-    scikit-learn then warns, and the result is not the minimum that C defines (`python tests/benchmark_probes.py` prints how
+    scikit-learn then warns, and the result is not the minimum that C defines (`benchmark_probes.py` prints how
     far off its accuracy is).
 
     >>> x, y = np.array([[-1.0], [1.0], [2.0]]), np.array([0, 1, 1])
@@ -158,8 +158,8 @@ def fit_batched(
     3. Logits, gradient and the line search that accepts a step are float64. A problem is done when its gradient, in the
        norm of that diagonal, is `tol` times that at w = 0.
 
-    How it is checked: tests/test_probes.py holds the decision values against scikit-learn's exact Newton solver and
-    converged lbfgs, on low-rank data with massive dimensions, for n > d and n < d. `python tests/benchmark_probes.py`
+    How it is checked: tests/core/test_probes.py holds the decision values against scikit-learn's exact Newton solver and
+    converged lbfgs, on low-rank data with massive dimensions, for n > d and n < d. `python tests/benchmarks/benchmark_probes.py`
     prints the difference in accuracy at each of 31 depths (limit: 0.2 points) and the time of each solver.
 
     Args:
@@ -358,7 +358,7 @@ class ProbeScores:
     def correct(self) -> tuple[Float[np.ndarray, "tested depth"], Bool[np.ndarray, " example"]]:
         """For each example tested at least once: the share of its tests in which it was predicted rightly.
 
-        Returns it with the mask [example] of those examples (use it on `groups` before `lab.metrics.depth_points`);
+        Returns it with the mask [example] of those examples (use it on `groups` before `lab.statistics.depth_points`);
         with 10 splits of 40 %, about 0.6 % of the examples are never tested.
         """
         times = self.test.sum(0)

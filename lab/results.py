@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from lab import ROOMS
 from lab.cache import cache_folder, locked, room, writable
 from lab.identity import Identity
 from lab.models import in_use, to_send
@@ -37,9 +38,8 @@ class Result:
     """Tables of one experiment.
 
     table: tidy, one observation a row. summary: aggregates with n and interval. parameters: model, checksum, precision,
-    versions, seed, data checksum. tables: what else the experiment made (named in its docstring). kind: the experiment,
-    which is also the name of its plot in `lab.plots`, `lab.depth_plots`, `lab.transfer_plots` or
-    `lab.merging_plots`.
+    versions, seed, data checksum. tables: what else the experiment made (named in its docstring). kind: the experiment, which is
+    also the name of its figure (`FIGURES` of each room).
     """
 
     kind: str
@@ -50,10 +50,9 @@ class Result:
 
     def plot(self, **options: Any) -> Figure:
         """The experiment's figure, drawn from the tables alone: the function `<kind>` of a module of figures."""
-        for name in ("plots", "depth_plots", "transfer_plots", "merging_plots"):
-            module = import_module(f"lab.{name}")  # only here: how a figure looks is no part of what a run measures
-            if hasattr(module, self.kind):
-                return getattr(module, self.kind)(self, **options)
+        for place in ROOMS:  # imported only here: how a figure looks is no part of what a run measures
+            if found := import_module(f"lab.{place}").FIGURES.get(self.kind):
+                return getattr(import_module(found), self.kind)(self, **options)
         raise ValueError(f"there is no figure for results of kind {self.kind!r}: draw its .table or .summary yourself")
 
     def save(self, folder: str | os.PathLike) -> Path:

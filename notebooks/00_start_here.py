@@ -55,7 +55,7 @@ pd.Series(lab.models.facts(model), name="this model").to_frame()
 # - (c) It starts somewhere in between.
 
 # %%
-first = lab.experiments.concept_depth.run(
+first = lab.concept_depth.run(
     model, "cities", limit=160 if quick else 320, repeats=5, sites=("resid",), null=False, seed=seed
 )
 figure = first.plot()
@@ -105,10 +105,10 @@ stream = torch.stack([cache[f"blocks.{b}.hook_resid_pre"][0, -1] for b in range(
 added = torch.stack(
     [cache[f"blocks.{b}.hook_attn_out"][0, -1] + cache[f"blocks.{b}.hook_mlp_out"][0, -1] for b in range(n_layers)]
 )
-with lab.plots.classroom():
+with lab.figures.classroom():
     figure, ax = plt.subplots(figsize=(9, 4.2), layout="constrained")
-    ax.semilogy(stream.norm(dim=-1).float().cpu(), "o-", color=lab.plots.BLUE, label="the stream that a block reads")
-    ax.semilogy(added.norm(dim=-1).float().cpu(), "s--", color=lab.plots.ORANGE, label="what the block adds")
+    ax.semilogy(stream.norm(dim=-1).float().cpu(), "o-", color=lab.figures.BLUE, label="the stream that a block reads")
+    ax.semilogy(added.norm(dim=-1).float().cpu(), "s--", color=lab.figures.ORANGE, label="what the block adds")
     ax.set(xlabel="block", ylabel="length of the vector (no unit)", title=f"last token of “{sentence}”")
     ax.grid(alpha=0.25)
     ax.legend()
@@ -130,9 +130,9 @@ prompt_ids = lab.texts.tokenize(model, [prompt]).ids.to(model.cfg.device)
 with torch.inference_mode():
     lens = logit_lens(model, prompt_ids, targets=answer)
 ranks = lens.rank_trajectory(answer).flatten()
-with lab.plots.classroom():
+with lab.figures.classroom():
     figure, ax = plt.subplots(figsize=(9, 4), layout="constrained")
-    ax.semilogy(torch.linspace(0, n_layers, len(ranks)), ranks.cpu() + 1, "o-", color=lab.plots.BLUE)
+    ax.semilogy(torch.linspace(0, n_layers, len(ranks)), ranks.cpu() + 1, "o-", color=lab.figures.BLUE)
     ax.set(xlabel="depth", ylabel=f"rank of “{answer}” (1 = first)", title=prompt + " ...")
     ax.set_yticks([1, 10, 100, 1000, 10000], ["1", "10", "100", "1,000", "10,000"])
     ax.invert_yaxis()

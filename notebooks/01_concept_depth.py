@@ -38,7 +38,7 @@ import numpy as np
 import pandas as pd
 
 import lab
-from lab.experiments import concept_depth
+from lab.concept_depth import accuracy
 
 pd.options.display.max_colwidth = 160  # sentences in tables, whole
 n = 160 if quick else n
@@ -61,9 +61,7 @@ health
 # - (c) In the last blocks, where the next word is chosen.
 
 # %%
-look = concept_depth.run(
-    model, "cities", limit=160 if quick else 320, repeats=5, sites=("resid",), null=False, seed=seed
-)
+look = accuracy.run(model, "cities", limit=160 if quick else 320, repeats=5, sites=("resid",), null=False, seed=seed)
 figure = look.plot()
 
 # %% [markdown]
@@ -72,7 +70,7 @@ figure = look.plot()
 # weights. This takes a minute or two.
 
 # %%
-cities = concept_depth.run(model, "cities", limit=n if quick else None, seed=seed)
+cities = accuracy.run(model, "cities", limit=n if quick else None, seed=seed)
 figure = cities.plot()
 
 # %% [markdown]
@@ -104,8 +102,10 @@ figure = cities.plot()
 
 # %%
 toy = np.array([0.50, 0.51, 0.60, 0.80, 0.90, 0.91, 0.90, 0.91])
-print("jump point      ", lab.metrics.jump_point(toy), "= layer 3 of 8: 0.60 / 0.51 is the first ratio of 1.1 or more")
-print("converging point", lab.metrics.converging_point(toy), "= layer 6 of 8: the last big change is into layer 5")
+print(
+    "jump point      ", lab.statistics.jump_point(toy), "= layer 3 of 8: 0.60 / 0.51 is the first ratio of 1.1 or more"
+)
+print("converging point", lab.statistics.converging_point(toy), "= layer 6 of 8: the last big change is into layer 5")
 
 # %% [markdown]
 # **Exercise 1.** Change one value of the toy curve by at most 0.03 so that the converging point becomes 1.0. Give the
@@ -128,7 +128,7 @@ def check_change(change):
         return print(f"That moves the curve by {abs(value - toy[position]):.3f}; at most 0.03 is allowed.")
     changed = toy.copy()
     changed[position] = value
-    point = lab.metrics.converging_point(changed)
+    point = lab.statistics.converging_point(changed)
     if point < 1:
         return print(f"The converging point is {point}. It looks for the LAST change by 3 %: where must that be?")
     print("Yes: a change near the end that no eye would notice moves the number to the end of the model.")
@@ -171,13 +171,13 @@ per_statement = (
     .merge(cities.tables["statements"][["example", "difficulty", "template"]], on="example")
 )
 names = {1: "over a million", 2: "300,000 to a million", 3: "100,000 to 300,000"}
-with lab.plots.classroom():
+with lab.figures.classroom():
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True, layout="constrained")
-    looks = [(lab.plots.BLUE, "-"), (lab.plots.ORANGE, "--"), (lab.plots.GREEN, "-."), (lab.plots.RED, ":")]
+    looks = [(lab.figures.BLUE, "-"), (lab.figures.ORANGE, "--"), (lab.figures.GREEN, "-."), (lab.figures.RED, ":")]
     for ax, by in zip(axes, ("difficulty", "template"), strict=True):
         for (level, rows), (color, dash) in zip(per_statement.groupby(by), looks, strict=False):
             ax.plot(rows.groupby("depth").share_right.mean(), color=color, ls=dash, label=names.get(level, level))
-        ax.axhline(0.5, color=lab.plots.BLACK, lw=1, ls=":")
+        ax.axhline(0.5, color=lab.figures.BLACK, lw=1, ls=":")
         ax.set(xlabel="depth", title={"difficulty": "inhabitants of the city", "template": "wording"}[by])
         ax.legend(loc="upper left")
         ax.grid(alpha=0.25)
@@ -193,7 +193,7 @@ with lab.plots.classroom():
 depth = round(points.loc["readable_depth", "estimate"] * model.cfg.n_layers)
 rows = []
 for wording, part in per_statement.query("depth == @depth").groupby("template"):
-    mean, low, high = lab.metrics.cluster_bootstrap(part.share_right.to_numpy(), part.group.to_numpy(str), seed=seed)
+    mean, low, high = lab.statistics.cluster_bootstrap(part.share_right.to_numpy(), part.group.to_numpy(str), seed=seed)
     rows.append({"wording": wording, "accuracy": mean, "low": low, "high": high, "statements": len(part)})
 pd.DataFrame(rows).round(2)
 
@@ -222,8 +222,8 @@ for name in chosen:
 # becomes readable first, which last, which not at all in a model of this size?
 
 # %%
-results = {name: concept_depth.run(model, name, limit=n, sites=("resid",), null=False, seed=seed) for name in chosen}
-figure = lab.plots.concept_curves(list(results.values()))
+results = {name: accuracy.run(model, name, limit=n, sites=("resid",), null=False, seed=seed) for name in chosen}
+figure = lab.concept_depth.figures.concept_curves(list(results.values()))
 
 
 # %%
@@ -273,7 +273,7 @@ your_selectivity = None
 def check_selectivity(answer):
     rows = cities.summary.query("site == 'resid' and weights == 'trained' and metric == 'accuracy'")
     middle = rows[rows.depth == model.cfg.n_layers // 2].set_index("labels")["mean"]
-    right = lab.metrics.selectivity(np.array([middle["task"]]), np.array([middle["shuffled"]])).item()
+    right = lab.statistics.selectivity(np.array([middle["task"]]), np.array([middle["shuffled"]])).item()
     if answer is None:
         return print("No answer yet. The columns you need are site, weights, metric, depth, labels and mean.")
     if abs(answer - middle["task"]) < 0.006:
@@ -315,22 +315,20 @@ assert check_selectivity(task - shuffled)
 
 # %%
 conditions = [{"bits": None}, {"bits": 4}, {"bits": 2}] if quick else [{"bits": b} for b in (None, 8, 4, 3, 2)]
-quantised = [
-    concept_depth.run(model, "cities", limit=n, sites=("resid",), null=False, seed=seed, **c) for c in conditions
-]
-figure = lab.plots.concept_curves(quantised, by="bits")
+quantised = [accuracy.run(model, "cities", limit=n, sites=("resid",), null=False, seed=seed, **c) for c in conditions]
+figure = lab.concept_depth.figures.concept_curves(quantised, by="bits")
 
 # %%
-noisy = concept_depth.run(model, "cities", limit=n, sites=("resid",), null=False, seed=seed, noise=True)
-figure = lab.plots.concept_curves([quantised[0], noisy], by="noise")
+noisy = accuracy.run(model, "cities", limit=n, sites=("resid",), null=False, seed=seed, noise=True)
+figure = lab.concept_depth.figures.concept_curves([quantised[0], noisy], by="noise")
 
 # %% [markdown]
 # Two curves with overlapping bands may still differ: they are about the same statements, so the difference can be
 # *paired*. Each city is its own control.
 
 # %%
-change = concept_depth.compare(noisy, quantised[0], seed=seed)
-figure = lab.plots.difference(change, a="with noise", b="without")
+change = accuracy.compare(noisy, quantised[0], seed=seed)
+figure = lab.concept_depth.figures.difference(change, a="with noise", b="without")
 
 # %% [markdown]
 # **Things to notice.**
@@ -347,7 +345,7 @@ figure = lab.plots.difference(change, a="with noise", b="without")
 
 # %%
 published = lab.datasets.published_curves()
-figure = lab.plots.published_curves(published)
+figure = lab.concept_depth.figures.published_curves(published)
 
 # %%
 theirs = lab.datasets.published_points()
@@ -376,7 +374,7 @@ found = best.low.max() > 0.5
 inside = point.low <= facts.converging_point.median() <= point.high
 flips = theirs.query("dataset == 'Coinflip'")
 flips_read = ours(results["coin_flips"], "peak_crossfit").estimate > 0.55
-bits = concept_depth.compare(quantised[1], quantised[0], seed=seed)
+bits = accuracy.compare(quantised[1], quantised[0], seed=seed)
 off = ((bits.low > 0) | (bits.high < 0)).mean()
 verdicts = [
     ("truth of a city statement is readable at some depth", "yes, in all models", f"{found}, at 135 million parameters"
@@ -396,7 +394,7 @@ pd.DataFrame(verdicts, columns=["question", "published", "ours", "verdict", "why
 
 # %% [markdown]
 # With the published Cities file (it has no licence, so it does not come with the kit; `lab.datasets.load("published/cities")`
-# fetches it from the authors) the same code gives a higher curve. Try it: it is one line, `concept_depth.run(model, "published/cities")`.
+# fetches it from the authors) the same code gives a higher curve. Try it: it is one line, `accuracy.run(model, "published/cities")`.
 
 # %% [markdown]
 # ## 7. Two models on one axis
@@ -410,7 +408,7 @@ pd.DataFrame(verdicts, columns=["question", "published", "ours", "verdict", "why
 if second_model:
     second = lab.load(second_model, accept_license=accept_license)
     print(lab.check(second).to_string())
-    other = concept_depth.run(
+    other = accuracy.run(
         second,
         "cities",
         limit=n,
@@ -420,10 +418,10 @@ if second_model:
     )
     label, by = second_model, "model"
 else:
-    other = concept_depth.run(model, "cities", limit=n, sites=("resid",), null=False, seed=seed, bits=3)
+    other = accuracy.run(model, "cities", limit=n, sites=("resid",), null=False, seed=seed, bits=3)
     label, by = f"{model_name}, 3 bits", "bits"
-lab.plots.concept_curves([quantised[0], other], by=by)
-figure = lab.plots.difference(concept_depth.compare(other, quantised[0], seed=seed), a=label, b=model_name)
+lab.concept_depth.figures.concept_curves([quantised[0], other], by=by)
+figure = lab.concept_depth.figures.difference(accuracy.compare(other, quantised[0], seed=seed), a=label, b=model_name)
 
 # %% [markdown]
 # **Things to notice.** Before the jump there is nothing to lose: both are at chance. A difference there would be noise, so
@@ -448,8 +446,8 @@ common.assign(**{"peak minus majority rate": common.peak - 0.743}).round(3)
 
 # %%
 flat = published.query("model == 'LLaMA-7B' and dataset == 'HateEval'").accuracy.to_numpy()
-print("published curve:                 ", lab.metrics.converging_point(flat))
-print("without its very last layer:     ", round(lab.metrics.converging_point(flat[:-1]), 2))
+print("published curve:                 ", lab.statistics.converging_point(flat))
+print("without its very last layer:     ", round(lab.statistics.converging_point(flat[:-1]), 2))
 print(
     "largest change after layer 5:    ",
     round(np.abs(flat[5:] / flat[4:-1] - 1).max(), 3),
@@ -479,8 +477,8 @@ single = lab.datasets.load("cities").assign(group=lambda frame: frame.example)  
 single.attrs["card"] = {**lab.datasets.load("cities").attrs["card"], "name": "cities, twins split"}
 pairs = cities.tables["statements"].example
 single = single[single.example.isin(set(pairs))].reset_index(drop=True)
-split_twins = concept_depth.run(model, single, sites=("resid",), null=False, seed=seed)
-figure = lab.plots.concept_curves([cities, split_twins])
+split_twins = accuracy.run(model, single, sites=("resid",), null=False, seed=seed)
+figure = lab.concept_depth.figures.concept_curves([cities, split_twins])
 
 # %% [markdown]
 # **Things to notice.** Where the states say *which* city and country but not whether they belong together, the probe learns
@@ -511,7 +509,7 @@ from lab.states import collect_states
 some = lab.datasets.load("cities").head(n)
 train = np.random.default_rng(seed).random(len(some)) < 0.6
 print(f"scikit-learn {sklearn.__version__}, {len(some)} statements")
-for site, states in collect_states(model, some.text.tolist(), sites=concept_depth.SITES, progress=False).items():
+for site, states in collect_states(model, some.text.tolist(), sites=accuracy.SITES, progress=False).items():
     with warnings.catch_warnings(record=True):  # it warns at each probe that we count
         fits = [LogisticRegression().fit(x[train], some.label[train]) for x in states.values.transpose(1, 0, 2)]
     steps = np.array([fit.n_iter_[0] for fit in fits])
@@ -573,13 +571,13 @@ assert check_depth(int((mean_by_depth(split_twins) - mean_by_depth(cities)).idxm
 # certain of. What is not computed yet is computed on a button.
 
 # %%
-from lab.widgets import concept_explorer
+from lab.concept_depth.explorer import concept_explorer
 
 
 def compute(data_set, name, noise, bits):
     own = name == cities.parameters["model"]
     chosen_model = model if own else lab.load(name, accept_license=accept_license)
-    return concept_depth.run(
+    return accuracy.run(
         chosen_model, data_set, limit=n, sites=("resid",), null=False, noise=noise, bits=bits, seed=seed
     )
 

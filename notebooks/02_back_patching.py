@@ -40,11 +40,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 import lab
-from lab.answers import Answer
-from lab.experiments import back_patching, hop_stages, hop_statistics, two_hop
+from lab.back_patching import patching, statistics, two_hop
+from lab.back_patching import stages as hop_stages
+from lab.back_patching.answers import Answer
 
 pd.options.display.max_colwidth = 160  # sentences in tables, whole
-conditions = list(back_patching.CONDITIONS)  # own and the controls of section 4
+conditions = list(patching.CONDITIONS)  # own and the controls of section 4
 if quick:
     n_asked, n_patched, n_stages = 50, 3, 2
     conditions = ["own", "random", "identity"]
@@ -72,9 +73,9 @@ prompt, e1, e2, e3 = (
     "Greece",
     "Athens",
 )
-at = back_patching.places(model, prompt, e1)
+at = patching.places(model, prompt, e1)
 ranks = hop_stages.lens(model, prompt, at, {"e2": [e2], "e3": [e3]})
-figure = lab.plots.lens_strip(ranks, n_layers=model.cfg.n_layers)
+figure = lab.back_patching.figures.lens_strip(ranks, n_layers=model.cfg.n_layers)
 
 # %%
 said = two_hop.greedy(
@@ -139,7 +140,7 @@ mixed = two_hop.run(model, "two_hop", limit=24 if quick else 300, seed=seed)
 mixed_answers = mixed.table.query("prompt in ['composition', 'second_hop']").merge(
     mixed.tables["queries"][["example", "r2"]]
 )
-by_relation = hop_statistics.inflation(mixed_answers.assign(prompt=mixed_answers.r2))
+by_relation = statistics.inflation(mixed_answers.assign(prompt=mixed_answers.r2))
 by_relation[["n", "published", "word", "leading", "not_word"]].rename_axis("second relation")
 
 # %%
@@ -193,14 +194,14 @@ assert check_rm(shares.composition * (1 - shares.first_hop * shares.second_hop))
 incorrect = asked.tables["queries"].query("set == 'incorrect'")
 capitals = incorrect.query("r2 == 'capital'")
 example = (capitals if len(capitals) else incorrect).iloc[0]
-where = back_patching.places(model, example.text, example.e1)
-tries = {name: back_patching.sweep(model, example.text, [example.e3, *example.e3_aliases], positions=[position])
+where = patching.places(model, example.text, example.e1)
+tries = {name: patching.sweep(model, example.text, [example.e3, *example.e3_aliases], positions=[position])
          for name, position in where.items()}  # fmt: skip
 print(f"{example.text} → {example.e2} → {example.e3}")
 for name, table in tries.items():
     print(f"{name}: pairs that give the answer: {table.right.sum()}")
 place = max(tries, key=lambda name: tries[name].right.sum())  # where more pairs work
-figure = lab.plots.success_map(tries[place], n_layers=model.cfg.n_layers)
+figure = lab.back_patching.figures.success_map(tries[place], n_layers=model.cfg.n_layers)
 
 # %% [markdown]
 # Colour is the rank of the answer's first token; a dot says that the answer is what the model says first. One of these tries
@@ -212,9 +213,7 @@ source, target = int(best.source_layer), int(best.target_layer)
 print("without a patch:", repr(two_hop.greedy(model, [example.text], progress=False)[0]))
 print(
     f"state after layer {source} put after layer {target}:",
-    repr(
-        back_patching.patch_once(model, example.text, position=where[place], source_layer=source, target_layer=target)
-    ),
+    repr(patching.patch_once(model, example.text, position=where[place], source_layer=source, target_layer=target)),
 )
 
 # %% [markdown]
@@ -245,7 +244,7 @@ def check_pairs(given):
 check_pairs(your_pairs)
 
 # %% tags=["solution"] jupyter={"outputs_hidden": true, "source_hidden": true}
-assert check_pairs(len(back_patching.cells(model.cfg.n_layers)))
+assert check_pairs(len(patching.cells(model.cfg.n_layers)))
 
 # %% [markdown]
 # ## 4. All queries, and the controls
@@ -269,12 +268,12 @@ assert check_pairs(len(back_patching.cells(model.cfg.n_layers)))
 # - (c) As much as the own later state.
 
 # %%
-patched = back_patching.run(model, asked, n=n_patched, conditions=conditions, seed=seed)
+patched = patching.run(model, asked, n=n_patched, conditions=conditions, seed=seed)
 figure = patched.plot()
 
 # %%
 for what, rule in (("the sets", asked.parameters["rule"]), ("a patch's success", patched.parameters["rule"])):
-    print(f"rule for {what}: {lab.plots.RULES[rule][0]}")
+    print(f"rule for {what}: {lab.back_patching.figures.RULES[rule][0]}")
 table = patched.summary.query("set == 'incorrect'")
 columns = "position condition n n_groups success low high hit_share difference diff_low diff_high p_holm"
 table[columns.split()].round(3)
@@ -299,7 +298,7 @@ table[columns.split()].round(3)
 
 # %%
 try:
-    by_share = hop_statistics.by_answer_share(patched.table.query("set == 'incorrect'"), seed=seed)
+    by_share = statistics.by_answer_share(patched.table.query("set == 'incorrect'"), seed=seed)
     by_share = by_share.query("condition in ['own', 'random', 'other', 'same_relation']")
     look = by_share[["answers", "position", "condition", "n", "success", "low", "high", "hit_share"]].round(3)
 except ValueError as reason:  # few queries may all have equally frequent answers
@@ -315,7 +314,7 @@ look
 # %%
 rows = []
 for position in patched.parameters["positions"]:
-    fixed = back_patching.fixed_pair(patched, position, folds=2 if quick else 5, seed=seed)
+    fixed = patching.fixed_pair(patched, position, folds=2 if quick else 5, seed=seed)
     for measure in ("plain", "fixed", "gain", "naive_gain"):
         rows.append({"position": position, "measure": measure, **fixed.summary.loc[measure].round(3)})
     print(f"{position}: {fixed.wrong_to_right} repaired, {fixed.right_to_wrong} broken, of {len(fixed.examples)}")
@@ -329,8 +328,8 @@ pd.DataFrame(rows)
 # the right bridge there (**oracle**); put another query's bridge there (**other**, the control).
 
 # %%
-ways = back_patching.compare_methods(model, asked, patched, folds=2 if quick else 5, seed=seed)
-figure = lab.plots.methods(ways)
+ways = patching.compare_methods(model, asked, patched, folds=2 if quick else 5, seed=seed)
+figure = lab.back_patching.figures.methods(ways)
 
 # %%
 ways.round(2)
@@ -343,7 +342,7 @@ ways.round(2)
 # %%
 some = asked.tables["queries"].example.head(16 if quick else 200).tolist()
 all_ways = two_hop.decomposition(model, asked, examples=some, rule=patched.parameters["rule"], seed=seed)
-print(f"rule of both tables: {lab.plots.RULES[patched.parameters['rule']][0]}")
+print(f"rule of both tables: {lab.back_patching.figures.RULES[patched.parameters['rule']][0]}")
 two_hop.shares_of_ways(all_ways, seed=seed).round(2)
 
 # %% [markdown]
@@ -355,7 +354,7 @@ two_hop.shares_of_ways(all_ways, seed=seed).round(2)
 try:
     cost = pd.concat(
         [
-            back_patching.search_cost(patched, p, folds=2 if quick else 5, seed=seed).assign(position=p)
+            patching.search_cost(patched, p, folds=2 if quick else 5, seed=seed).assign(position=p)
             for p in patched.parameters["positions"]
         ]
     )
@@ -434,12 +433,12 @@ tops.groupby(["site", "what", "first tokens"]).top.agg(["sum", "size"])  # layer
 
 # %%
 cut = stages.tables["knockout"].groupby(["keys", "layer"]).changed.mean().unstack("keys")
-with lab.plots.classroom():
+with lab.figures.classroom():
     figure, ax = plt.subplots(figsize=(9, 4.2), layout="constrained")
     for name, color, dash in (
-        ("e1", lab.plots.BLUE, "-"),
-        ("t1", lab.plots.ORANGE, "--"),
-        ("other", lab.plots.BLACK, ":"),
+        ("e1", lab.figures.BLUE, "-"),
+        ("t1", lab.figures.ORANGE, "--"),
+        ("other", lab.figures.BLACK, ":"),
     ):
         ax.plot(
             cut.index,
@@ -493,7 +492,7 @@ assert check_layer(int((cut.e1 - cut.other).idxmax()))
 
 # %%
 by_depth = two_hop.taxonomy_by_depth(model, asked, examples=some, seed=seed)
-figure = lab.plots.taxonomy_by_depth(by_depth)
+figure = lab.back_patching.figures.taxonomy_by_depth(by_depth)
 
 # %% [markdown]
 # ## 7. Published numbers beside ours
@@ -503,7 +502,7 @@ figure = lab.plots.taxonomy_by_depth(by_depth)
 # eight queries. Layers are chosen beforehand (the middle one, the first half), not for their result.
 
 # %%
-from lab.metrics import cluster_bootstrap
+from lab.statistics import cluster_bootstrap
 
 LEAST = 8  # queries, for a verdict
 
@@ -614,7 +613,7 @@ pd.DataFrame(rows, columns=["attention", "batch", "mask", "with the cut"])
 
 # %%
 hop = f"The capital of {e2} is"
-word = back_patching.places(model, hop, e2)["t1"]
+word = patching.places(model, hop, e2)["t1"]
 effect = hop_stages.knockout(model, hop, [word], window=model.cfg.n_layers)  # a window over all layers
 for cut_in, row in (("no layer", effect.iloc[0]), ("all layers", effect.iloc[1])):
     print(f"{hop} ... with attention to {e2} cut in {cut_in}:", repr(model.tokenizer.decode([int(row.token)])))
@@ -622,8 +621,8 @@ for cut_in, row in (("no layer", effect.iloc[0]), ("all layers", effect.iloc[1])
 # %% [markdown]
 # **8.3 A generation for every pair.** The published path generates ten tokens for all $L^2$ pairs and throws away the half that is no
 # back-patch. But a patch at position *t* leaves all earlier positions and all earlier layers as they were. So here one clean run
-# serves all pairs, each is a row of one batch, and a row joins it at its own layer (`lab.branches`). The same successes, in seconds.
-# How much faster depends on the rule of success. On 20 queries with the default model `tests/benchmark_back_patching.py` gave a
+# serves all pairs, each is a row of one batch, and a row joins it at its own layer (`lab.runs`). The same successes, in seconds.
+# How much faster depends on the rule of success. On 20 queries with the default model `tests/benchmarks/benchmark_back_patching.py` gave a
 # ratio of 294 under the rule *leading* of section 4, where a try that is decided needs no more tokens, and of 54 under *word*, where
 # every try is decoded to its end. Against the published path with 20 queries in a batch the ratios are 38 and 7 (two threads; the
 # published paths timed on a sample of pairs and scaled).
@@ -634,26 +633,22 @@ for cut_in, row in (("no layer", effect.iloc[0]), ("all layers", effect.iloc[1])
 # Choose a query or type your own; choose t1 or t2; move source and target; read what the model says with that patch.
 
 # %%
-from lab.widgets import back_patching_explorer
+from lab.back_patching.explorer import back_patching_explorer
 
 
 def sweep_one(text, entity, names, place):
-    position = back_patching.places(model, text, entity)[place]
-    return back_patching.sweep(model, text, names, positions=[position])
+    position = patching.places(model, text, entity)[place]
+    return patching.sweep(model, text, names, positions=[position])
 
 
 def generate_one(text, entity, place, source_layer, target_layer):
-    position = back_patching.places(model, text, entity)[place]
-    return back_patching.patch_once(
-        model, text, position=position, source_layer=source_layer, target_layer=target_layer
-    )
+    position = patching.places(model, text, entity)[place]
+    return patching.patch_once(model, text, position=position, source_layer=source_layer, target_layer=target_layer)
 
 
 def lens_one(text, entity, bridge_names, answer_names):
     names = {"e2": bridge_names, "e3": answer_names}
-    return hop_stages.lens(
-        model, text, back_patching.places(model, text, entity), {k: v for k, v in names.items() if v}
-    )
+    return hop_stages.lens(model, text, patching.places(model, text, entity), {k: v for k, v in names.items() if v})
 
 
 swept = {(example.text, name): table for name, table in tries.items()}
@@ -663,7 +658,7 @@ back_patching_explorer(incorrect, sweep_one, generate=generate_one, lens=lens_on
 # The explorer's first view as a fixed picture, for paper and for pages without widgets:
 
 # %%
-figure = lab.plots.success_map(tries["t1"], n_layers=model.cfg.n_layers)
+figure = lab.back_patching.figures.success_map(tries["t1"], n_layers=model.cfg.n_layers)
 
 # %% [markdown]
 # ## What this does and does not show

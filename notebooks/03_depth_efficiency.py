@@ -41,8 +41,8 @@ import numpy as np
 import pandas as pd
 
 import lab
-from lab import depth_plots
-from lab.experiments import attributions, depth_efficiency, depth_statistics, integrator
+from lab.depth_efficiency import attributions, figures, integrator, statistics
+from lab.depth_efficiency import layers as depth_efficiency
 
 pd.options.display.max_colwidth = 120
 if quick:
@@ -69,7 +69,7 @@ health
 text = "The capital of France is Paris. The capital of Italy is Rome. The capital of Spain is"
 middle = list(range(n_layers // 2 - 1, n_layers // 2 - 1 + max(1, n_layers // 10)))
 gone = depth_efficiency.without(model, text, middle)
-figure = depth_plots.layers_off(gone)  # the first plot
+figure = figures.layers_off(gone)  # the first plot
 
 # %%
 for way in ("whole", "without"):
@@ -114,7 +114,7 @@ found = depth_efficiency.run(
     treatments=["skip", "mean"] if quick else list(depth_efficiency.TREATMENTS),
     seed=seed,
 )
-figure = depth_plots.contributions(found)
+figure = figures.contributions(found)
 
 # %% [markdown]
 # **Things to notice**
@@ -179,7 +179,7 @@ paired[columns].round(3)
 # Who notices whom:
 
 # %%
-figure = depth_plots.effect_matrix(found)
+figure = figures.effect_matrix(found)
 
 # %% [markdown]
 # Where nothing at all was changed, rounding still leaves something. It must be far below what is read off above:
@@ -225,7 +225,7 @@ assert check_passes(n_layers * (n_layers - 1) // 2)
 # ([arXiv 2512.14064](https://arxiv.org/abs/2512.14064)). For one published model these run from 0.65 to 0.96.
 
 # %%
-figure = depth_plots.effective_depths(found)
+figure = figures.effective_depths(found)
 
 # %%
 against = found.tables["against_null"]
@@ -252,7 +252,7 @@ your_ed_50 = None
 
 # %% tags=["check"]
 def check_ed_50(given):
-    right = depth_statistics.effective_depth(profile, 0.5)
+    right = statistics.effective_depth(profile, 0.5)
     if given is None:
         return print("No answer yet. np.cumsum(profile) / profile.sum(): at which layer does it reach 0.5?")
     if abs(given - (right * n_layers - 1)) < 1e-6 and right * n_layers != 1:
@@ -275,7 +275,7 @@ assert check_ed_50((reached + 1) / n_layers)
 # ## 5. What would the model say if it stopped here?
 
 # %%
-figure = depth_plots.lens_by_depth(found)
+figure = figures.lens_by_depth(found)
 
 # %%
 distance = found.tables["lens"].query("not position_0").groupby(["weights", "depth"]).kl.mean().unstack("weights")
@@ -298,7 +298,11 @@ distance.head(4).round(2)
 # Skipped is before the position that predicts the answer; measured is there.
 
 # %%
-small = lab.small_models.k_hop(max_hops=2, n_layers=4, batch=128, max_steps=700) if quick else lab.small_models.k_hop()
+small = (
+    lab.nets.small_models.k_hop(max_hops=2, n_layers=4, batch=128, max_steps=700)
+    if quick
+    else lab.nets.small_models.k_hop()
+)
 small.accuracy
 
 # %%
@@ -346,7 +350,7 @@ table[["data", "measure", "control", "questions", "covariate", "n", "n_groups", 
 # Against random weights, the same prompts in both; *difference* is trained minus random, in layers a level:
 
 # %%
-beside = {name: depth_statistics.slope_against(graded[name].table, null[name].table, seed=seed) for name in graded}
+beside = {name: statistics.slope_against(graded[name].table, null[name].table, seed=seed) for name in graded}
 pd.concat([part.assign(data=name) for name, part in beside.items()]).set_index(["data", "measure"]).round(3)
 
 # %% [markdown]
@@ -392,7 +396,7 @@ question, answer = (
 )
 background = lab.datasets.load("prose").text.head(3 if quick else 10).str.split(". ", regex=False).str[0].tolist()
 erased = attributions.erasure(model, question, answer, background=background)
-figure = depth_plots.positions_by_depth(
+figure = figures.positions_by_depth(
     erased, value="change", index="depth", title="change of the answer's distribution when a state is erased"
 )
 
@@ -401,7 +405,7 @@ figure = depth_plots.positions_by_depth(
 
 # %%
 erased_random = attributions.erasure(random_twin, question, answer, background=background)
-figure = depth_plots.positions_by_depth(erased_random, value="change", index="depth", title="the same, random weights")
+figure = figures.positions_by_depth(erased_random, value="change", index="depth", title="the same, random weights")
 
 # %%
 until = erased[erased.change > 0.1].groupby(["position", "token"]).depth.max().rename("last depth above 0.1")
@@ -411,7 +415,7 @@ until.reset_index()
 layers = range(0, n_layers, 6 if quick else 2)
 shared = attributions.integrated_gradients(model, question, answer, layers=layers, nodes=16 if quick else 32)
 print(f"largest gap between the sum and the difference it must equal: {max(shared.attrs['gap'].values()):.4f}")
-figure = depth_plots.positions_by_depth(
+figure = figures.positions_by_depth(
     shared, value="attribution", index="layer", title="share of the answer's probability"
 )
 
@@ -445,7 +449,11 @@ figure = self_maps.plot()
 # that are printed). And the same pair with random weights.
 
 # %%
-pair = lab.small_models.text_models(n_layers=(2, 4), d_model=32, steps=60) if quick else lab.small_models.text_models()
+pair = (
+    lab.nets.small_models.text_models(n_layers=(2, 4), d_model=32, steps=60)
+    if quick
+    else lab.nets.small_models.text_models()
+)
 print({blocks: {k: round(v, 2) for k, v in found_model.loss.items()} for blocks, found_model in pair.items()})
 shallow, deep = (lab.load(found_model.folder) for found_model in pair.values())
 twins = [lab.models.random_twin(one, seed=seed + i) for i, one in enumerate((shallow, deep))]  # no weights in common
@@ -535,7 +543,7 @@ steps.summary.query("layer == -1")[["program", "where", "n", "rise", "low", "hig
 # Click layers off, several at once, or choose a pattern; type your own text.
 
 # %%
-from lab.widgets import depth_explorer
+from lab.depth_efficiency.explorer import depth_explorer
 
 texts = [text, "Tom has 12 apples and buys 7 more. Now he has 12 + 7 = 19 apples. He eats 4, so 19 - 4 ="]
 depth_explorer(
@@ -547,7 +555,7 @@ depth_explorer(
 
 # %%
 half = list(range(n_layers // 2, n_layers))
-figure = depth_plots.layers_off(depth_efficiency.without(model, text, half))
+figure = figures.layers_off(depth_efficiency.without(model, text, half))
 
 # %% [markdown]
 # ## 11. Published claims beside ours
@@ -578,7 +586,7 @@ rows = []
 n_groups = found.tables["queries"].group.nunique()
 for statistic, ((low, high), reason) in definitions.items():
     row = found.summary.query("weights == 'trained' and statistic == @statistic").iloc[0]
-    said = depth_statistics.verdict(row, (low - 1e-9, high + 1e-9), n_groups, ("inside", "outside"))
+    said = statistics.verdict(row, (low - 1e-9, high + 1e-9), n_groups, ("inside", "outside"))
     rows.append((f"effective depth, {statistic}", f"{low} to {high} (arXiv 2512.14064)", row, said, reason))
 
 # %% [markdown]
@@ -588,7 +596,7 @@ for statistic, ((low, high), reason) in definitions.items():
 # %%
 bound = 0.25
 for row in graded["chains"].tables["slopes"].query("questions == 'all' and covariate == 'none'").itertuples():
-    said = depth_statistics.verdict(row, (-bound, bound), row.n_groups, ("flat", "not flat"))
+    said = statistics.verdict(row, (-bound, bound), row.n_groups, ("flat", "not flat"))
     said = said if sensitive[row.measure] else "no verdict (insensitive in the control)"
     apart = beside["chains"].query("measure == @row.measure").iloc[0]
     reason = f"scored where the answer is predicted; minus random {apart.difference:+.2f} [{apart.low:+.2f}, {apart.high:+.2f}]"
@@ -599,7 +607,7 @@ for name, maps in tests.items():
     if name == "to itself":
         continue  # equally deep: the diagonal and its rivals are one
     worst = gains.loc[gains.estimate.idxmin()]
-    said = depth_statistics.verdict(worst, (0, np.inf), int(worst.n_groups), ("a diagonal", "a rival is nearer"))
+    said = statistics.verdict(worst, (0, np.inf), int(worst.n_groups), ("a diagonal", "a rival is nearer"))
     rows.append((f"linear maps, {name}", "a diagonal (arXiv 2505.13898)", worst, said, f"decided by {worst.name}"))
 table = pd.DataFrame([
     {"number": number, "published": published, "ours": f"{row.estimate:.2f} [{row.low:.2f}, {row.high:.2f}]", "verdict": said,

@@ -39,8 +39,9 @@ quick = False  # True: small numbers, for a first look or a test
 import pandas as pd
 
 import lab
-from lab import transfer_plots
-from lab.experiments import transfer, transfer_pretrained, transfer_statistics, transfer_tuned
+from lab import transfer
+from lab.transfer import figures, pretrained, statistics
+from lab.transfer import tuned as transfer_tuned
 
 pd.options.display.max_colwidth = 120
 
@@ -66,12 +67,10 @@ pd.options.display.max_colwidth = 120
 # - (c) Worse in the middle, and the same again at the end.
 
 # %%
-published = transfer_statistics.published()
-curves = transfer_statistics.curves(published)
-n_star = float(transfer_statistics.n_star(curves).n_star.iloc[0])
-figure = transfer_plots.transfer_curves(
-    curves, title="Published runs, ImageNet: 4 splits, n of 8 layers", n_star=n_star
-)
+published = statistics.published()
+curves = statistics.curves(published)
+n_star = float(statistics.n_star(curves).n_star.iloc[0])
+figure = figures.transfer_curves(curves, title="Published runs, ImageNet: 4 splits, n of 8 layers", n_star=n_star)
 
 # %% [markdown]
 # **Things to notice**
@@ -102,8 +101,8 @@ toy.round(3)
 # difference of treatments was a difference of halves. (AnB+ and BnB+ at each n, averaged over n:)
 
 # %%
-gains = transfer_statistics.paired_and_unpaired(published)
-figure = transfer_plots.paired_and_unpaired(gains)
+gains = statistics.paired_and_unpaired(published)
+figure = figures.paired_and_unpaired(gains)
 
 # %% [markdown]
 # **Things to notice.** 7 of the 10 AnB+ runs have target 0B, the easiest half of all; 7 of the 10 BnB+ runs have 0A, the hardest. Paired with
@@ -171,7 +170,7 @@ digits = transfer.run("D", preset, seed=seed, **small)
 figure = digits.plot()
 
 # %%
-figure = transfer_plots.transfer_levels(digits)
+figure = figures.transfer_levels(digits)
 
 # %% [markdown]
 # The same as numbers (fractions). *recovery* is BnB+ - BnB. *p_holm* is p, made larger because several n are tested at once (Holm's correction);
@@ -179,7 +178,7 @@ figure = transfer_plots.transfer_levels(digits)
 
 # %%
 columns = ["curve", "part", "n", "estimate", "low", "high", "p_holm", "n_clusters"]
-digits.summary.query("metric == 'accuracy' and curve in @transfer_plots.FOUR")[columns].round(3)
+digits.summary.query("metric == 'accuracy' and curve in @figures.FOUR")[columns].round(3)
 
 # %% [markdown]
 # **Things to notice**
@@ -287,14 +286,13 @@ few = {
 nets = {"with": transfer.run("D", seed=seed, **few), "without": transfer.run("D", seed=seed, skip=False, **few)}
 pairs = {"base - BnB": ("base", "BnB"), "base - random": ("base", "random"), "BnB - AnB": ("BnB", "AnB")}
 gaps = [
-    transfer_statistics.differences(transfer_statistics.passed(net.table), pairs).assign(treatment=name)
-    for name, net in nets.items()
+    statistics.differences(statistics.passed(net.table), pairs).assign(treatment=name) for name, net in nets.items()
 ]
 paired = pd.concat(gaps).query("metric == 'accuracy'").rename(columns={"difference": "value", "curve": "what"})
 rows = []
 for what, part in paired.groupby("what", sort=False):
-    each = transfer_statistics.levels(part).assign(curve=lambda found: found.treatment)
-    apart = transfer_statistics.curves(part, {"without - with": ("without", "with")})
+    each = statistics.levels(part).assign(curve=lambda found: found.treatment)
+    apart = statistics.curves(part, {"without - with": ("without", "with")})
     for row in pd.concat([each, apart]).itertuples():
         points = f"{100 * row.estimate:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
         rows.append({"difference": what, "n": row.n, "net": row.curve, "points": points})
@@ -326,19 +324,17 @@ distances = ["near", "far"]
 if rerun_sources:
     sources = {distance: transfer.run("S", "standard", distance=distance, seed=seed).table for distance in distances}
 else:
-    shipped = transfer_statistics.measured()
+    shipped = statistics.measured()
     sources = {distance: shipped[shipped.distance == distance] for distance in distances}
-passing = {
-    distance: transfer_statistics.passed(table).query("metric != 'train_loss'") for distance, table in sources.items()
-}
-found = {distance: transfer_statistics.curves(table) for distance, table in passing.items()}
-stars = {distance: transfer_statistics.n_star(table).query("metric == 'accuracy'") for distance, table in found.items()}
-figure = transfer_plots.transfer_curves(
+passing = {distance: statistics.passed(table).query("metric != 'train_loss'") for distance, table in sources.items()}
+found = {distance: statistics.curves(table) for distance, table in passing.items()}
+stars = {distance: statistics.n_star(table).query("metric == 'accuracy'") for distance, table in found.items()}
+figure = figures.transfer_curves(
     found["near"], title="task S, near: chains and rules in both halves", n_star=float(stars["near"].n_star.iloc[0])
 )
 
 # %%
-figure = transfer_plots.transfer_curves(
+figure = figures.transfer_curves(
     found["far"], title="task S, far: chains against rules", n_star=float(stars["far"].n_star.iloc[0])
 )
 
@@ -380,7 +376,7 @@ shown.assign(points=points).pivot(index=["distance", "curve"], columns="n", valu
 # %%
 model = lab.load(model_name, accept_license=accept_license)
 fewer = {"limit": 40, "steps": 4, "n": [model.cfg.n_layers - 3, model.cfg.n_layers]} if quick else {}
-tuned = transfer_pretrained.run(model, "sentiment_words", seed=seed, **fewer)
+tuned = pretrained.run(model, "sentiment_words", seed=seed, **fewer)
 figure = tuned.plot()
 
 # %%
@@ -434,12 +430,12 @@ carried.tables["differences"].round(3)
 # gets right and the other wrong.
 
 # %%
-from lab.widgets import transfer_explorer
+from lab.transfer.explorer import transfer_explorer
 
 transfer_explorer(
     digits,
     compare=lambda first, second: transfer.compare(digits, first, second),
-    flips=lambda first, second: transfer_statistics.flips(digits.tables["items"], first, second),
+    flips=lambda first, second: statistics.flips(digits.tables["items"], first, second),
     task_of=lambda split, seed: transfer.task_of(digits, split, seed),
 )
 
@@ -449,7 +445,7 @@ transfer_explorer(
 # %%
 items = digits.tables["items"].query("split == 0 and target == 'B' and seed == @seed")
 flipped = items[(items["BnB@6"] == items.label) != (items["AnB@6"] == items.label)]
-figure = transfer_plots.flipped_digits(transfer.task_of(digits).sides["B"], flipped, ["BnB@6", "AnB@6"])
+figure = figures.flipped_digits(transfer.task_of(digits).sides["B"], flipped, ["BnB@6", "AnB@6"])
 
 # %% [markdown]
 # ## 7. Published beside ours
@@ -475,7 +471,7 @@ for claim, curve, paper, side, layer in (
         row = at_n.query("metric == 'accuracy' and part == 'blocks'").iloc[0]
         mean, low, high = 100 * row.estimate, 100 * row.low, 100 * row.high
         text = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}] at n = {n} of {last[data]}"
-        rows.append((claim, data, paper, text, transfer_statistics.verdict(side, low, high, margin=2.0)))
+        rows.append((claim, data, paper, text, statistics.verdict(side, low, high, margin=2.0)))
 pd.DataFrame(rows, columns=["claim", "ours on", "published", "ours", "verdict"])
 
 # %% [markdown]

@@ -41,8 +41,8 @@ import numpy as np
 import pandas as pd
 
 import lab
-from lab import merging_plots
-from lab.experiments import layer_ensemble, merging, probe_transfer, stitching, transfer_statistics, tuned_scaling
+from lab.transfer import ensemble, merging, merging_figures, probe_transfer, statistics, stitching
+from lab.transfer import scaling as tuned_scaling
 
 pd.options.display.max_colwidth = 120
 
@@ -58,7 +58,7 @@ pd.options.display.max_colwidth = 120
 # - (b) Most comes back. (c) It gets better than before tuning.
 
 # %%
-figure = merging_plots.published_forgetting(tuned_scaling.published())
+figure = merging_figures.published_forgetting(tuned_scaling.published())
 
 # %% [markdown]
 # **Things to notice.** (b) for DTD, SUN397 and Cars, about half for RESISC45, (c) for MNIST, GTSRB and SVHN, while the target falls by 1.2 points. But the change became *smaller*, too. Would any
@@ -218,7 +218,7 @@ merged.summary.query("metric == 'normalised' or part == 'single' and metric == '
 # Which weights does Concrete keep, by depth? And does lower entropy mean higher accuracy?
 
 # %%
-figure = merging_plots.mask_profile(merged)
+figure = merging_figures.mask_profile(merged)
 
 # %%
 merged.tables["collapse"].groupby("method")[
@@ -254,7 +254,7 @@ figure = carried.plot()
 carried.tables["negation"].round(2)
 
 # %%
-figure = merging_plots.probe_transfer_by_depth(
+figure = merging_figures.probe_transfer_by_depth(
     carried, pairs=[("cities", "cities"), ("cities", "cities_negated"), ("cities", "numbers")]
 )
 
@@ -276,10 +276,10 @@ figure = merging_plots.probe_transfer_by_depth(
 # cosine of the two directions.
 
 # %%
-figure = merging_plots.depth_transfer(carried, dataset="cities")
+figure = merging_figures.depth_transfer(carried, dataset="cities")
 
 # %%
-figure = merging_plots.depth_transfer(carried, dataset="cities", statistics="training_depth")
+figure = merging_figures.depth_transfer(carried, dataset="cities", statistics="training_depth")
 
 # %% [markdown]
 # **Things to notice.** Is there a block around the diagonal? Then neighbouring depths share a direction. Where the left square is bright and
@@ -325,8 +325,8 @@ stitched.summary.query("condition in ['mapped', 'clean', 'token_identity', 'unig
 # %%
 small = {"n_layers": (2, 4), "d_model": 32, "steps": 60} if quick else {"n_layers": (4, 8)}
 few, many = small["n_layers"]
-shallow, deep = (lab.load(net.folder) for net in lab.small_models.text_models(**small).values())
-other = lab.load(lab.small_models.text_models(**{**small, "n_layers": (few,)}, seed=1)[few].folder)
+shallow, deep = (lab.load(net.folder) for net in lab.nets.small_models.text_models(**small).values())
+other = lab.load(lab.nets.small_models.text_models(**{**small, "n_layers": (few,)}, seed=1)[few].folder)
 depths_x = [few // 2, few] if quick else [1, 2, 3]
 options = {"groups": prose.group.to_numpy(), "seed": seed, "progress": False}
 apart = {
@@ -361,9 +361,7 @@ against_words.query("condition == 'mapped' and metric == 'kl'").round(3)[
 # words must fail there):
 
 # %%
-both = layer_ensemble.run(
-    model, target, shifted, seed=seed, **({"seeds": 1, "steps": 30, "rates": [3e-3]} if quick else {})
-)
+both = ensemble.run(model, target, shifted, seed=seed, **({"seeds": 1, "steps": 30, "rates": [3e-3]} if quick else {}))
 figure = both.plot()
 
 # %%
@@ -379,7 +377,7 @@ both.tables["differences"].round(3)
 # Choose what the probe was trained and tested on; move along the depth and read its scores there, the best control beside them.
 
 # %%
-from lab.widgets import probe_transfer_explorer
+from lab.transfer.explorer import probe_transfer_explorer
 
 probe_transfer_explorer(carried)
 
@@ -387,7 +385,7 @@ probe_transfer_explorer(carried)
 # As a fixed picture:
 
 # %%
-figure = merging_plots.probe_transfer_by_depth(
+figure = merging_figures.probe_transfer_by_depth(
     carried, pairs=[("cities", "cities_negated"), ("cities_negated", "cities")]
 )
 
@@ -415,7 +413,7 @@ for claim, paper, table, place in (
 ):  # fmt: skip
     row = table.loc[place]
     ours = f"{row.estimate:+.3f} [{row.low:+.3f}, {row.high:+.3f}]"
-    said = transfer_statistics.verdict(1, row.low, row.high)
+    said = statistics.verdict(1, row.low, row.high)
     if paper == "not measured":
         said = {"agrees": "yes", "differs": "no, the opposite"}.get(said, said)
     rows.append((claim, paper, ours, said))

@@ -37,24 +37,11 @@ def experiments(model: Make) -> dict[str, Callable[[], Any]]:
     from test_concept_depth import letters
     from test_two_hop import planned_queries
 
-    from lab.experiments import (
-        attributions,
-        back_patching,
-        concept_depth,
-        depth_efficiency,
-        hop_stages,
-        integrator,
-        layer_ensemble,
-        merging,
-        probe_transfer,
-        stitching,
-        transfer,
-        transfer_pretrained,
-        transfer_tuned,
-        tuned_scaling,
-        two_hop,
-    )
+    from lab import back_patching, concept_depth, depth_efficiency, transfer
+    from lab.back_patching import stages, two_hop
+    from lab.depth_efficiency import attributions, integrator
     from lab.maps import fit_maps
+    from lab.transfer import ensemble, merging, pretrained, probe_transfer, scaling, stitching, tuned
 
     quiet: dict[str, Any] = {"progress": False, "resume": False}
     rng = np.random.default_rng(0)
@@ -88,7 +75,7 @@ def experiments(model: Make) -> dict[str, Callable[[], Any]]:
         "decomposition": lambda: two_hop.decomposition(model("talking"), answers(), progress=False),
         "back_patching": lambda: back_patching.run(model("talking"), answers(), n=8, rule="word", **quiet),
         "sweep": lambda: back_patching.sweep(model("talking"), "The capital of Peru is", ["Lima", "ba"], positions=[3]),
-        "hop_stages": lambda: hop_stages.run(model("talking"), answers(), n=3, target_layers=[1, 3], **quiet),
+        "hop_stages": lambda: stages.run(model("talking"), answers(), n=3, target_layers=[1, 3], **quiet),
         "depth_efficiency": lambda: depth_efficiency.run(model("llama"), texts, n=4, n_cuts=2, n_read=3, **quiet),
         "depth_scores": lambda: depth_efficiency.depth_scores(model("llama"), prompts, n_per_level=3, progress=False),
         "erasure": lambda: attributions.erasure(model("llama"), "the sum", " of two", background=documents[:3]),
@@ -104,13 +91,13 @@ def experiments(model: Make) -> dict[str, Callable[[], Any]]:
             model("llama"), {"letters": letters(), "turned": turned, "other": other}, repeats=2, draws=20, **quiet
         ),
         "transfer": lambda: transfer.run("D", n=[0, 2], splits=2, targets=["A", "B"], **small, **quiet),
-        "transfer_pretrained": lambda: transfer_pretrained.run(model("llama"), letters(), **tune, **quiet),
-        "transfer_tuned": lambda: transfer_tuned.run(model("llama"), letters(), [turned], repeats=2, **tune, **quiet),
-        "tuned_scaling": lambda: tuned_scaling.run(
+        "transfer_pretrained": lambda: pretrained.run(model("llama"), letters(), **tune, **quiet),
+        "transfer_tuned": lambda: tuned.run(model("llama"), letters(), [turned], repeats=2, **tune, **quiet),
+        "tuned_scaling": lambda: scaling.run(
             model("llama"), letters(), [turned.assign(group="t" + turned.group)], sizes=sizes, grid=[1.0, 0.0],
             permutations=1, frozen=[0.5], draws=20, **quiet,
         ),
-        "layer_ensemble": lambda: layer_ensemble.run(
+        "layer_ensemble": lambda: ensemble.run(
             model("llama"), letters(), other, seeds=1, steps=5, rates=[1e-2], draws=20, progress=False
         ),
         "merging": lambda: merging.run(gate=0.0, splits=1, seeds=1, **quiet),
@@ -234,7 +221,7 @@ def _column(values: pd.Series) -> list[Any]:
 
 
 def main() -> int:
-    sys.path.insert(0, str(HERE))
+    sys.path[:0] = [str(HERE), *map(str, HERE.glob("*/"))]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("record")

@@ -1,0 +1,6 @@
+"""At which depth can a linear probe read a fact, a feeling, an inference from the states?"""
+
+from lab.concept_depth.accuracy import compare as compare
+from lab.concept_depth.accuracy import run as run
+
+FIGURES = {"concept_depth": "lab.concept_depth.figures"}

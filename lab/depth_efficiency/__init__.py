@@ -1,0 +1,13 @@
+"""Which layers still compute: what later layers and the output lose when one is skipped, and where attributions end."""
+
+from lab.depth_efficiency.layers import contributions as contributions
+from lab.depth_efficiency.layers import cuts_of as cuts_of
+from lab.depth_efficiency.layers import depth_scores as depth_scores
+from lab.depth_efficiency.layers import lens as lens
+from lab.depth_efficiency.layers import prompts as prompts
+from lab.depth_efficiency.layers import run as run
+from lab.depth_efficiency.layers import without as without
+
+FIGURES = dict.fromkeys(
+    ("depth_efficiency", "depth_scores", "integrator", "linear_maps"), "lab.depth_efficiency.figures"
+)

@@ -1,0 +1,377 @@
+"""Figures about how far down a model's layers compute. Tables in, figures out.
+
+Means over prompts are taken here, for the eye; every interval comes with its table.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from lab.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, about_of, axes_of, categories, classroom
+
+LINES: dict[str, tuple[str, str, Any, str]] = {  # treatment: words, colour, dash, marker
+    "skip": ("layer skipped", BLUE, "-", "o"),
+    "random": ("random update of equal norm", ORANGE, (0, (5, 1.5)), "s"),
+    "other": ("another prompt's update", PURPLE, (0, (3, 1, 1, 1)), "D"),
+    "mean": ("mean update", SKY, (0, (8, 3)), "v"),
+    "push": ("layer kept, state pushed at random", RED, (0, (1, 1)), "^"),
+}
+NULL = ("layer skipped, random weights (null)", GREEN, (0, (2, 2)), "X")
+SCOPES = {"all": "all tokens", "future": "later tokens only"}
+MEASURES = {
+    "output": "change of next-token distribution",
+    "effect": "change of later contributions",
+}
+QUANTITIES = {
+    "attn": ("attention", BLUE, "-", "o"),
+    "mlp": ("MLP", ORANGE, (0, (5, 1.5)), "s"),
+    "block": ("whole block", BLACK, (0, (3, 1, 1, 1)), "D"),
+    "state": ("next state and state", GREEN, (0, (1, 1)), "^"),
+}
+WEIGHTS = {"trained": (BLUE, "o", "trained"), "random": (GREEN, "X", "random weights (null)")}
+
+
+def depth_efficiency(
+    result: Any,
+    *,
+    measure: str = "output",
+    treatments: Sequence[str] = ("skip", "mean", "random"),
+    share: bool = True,
+) -> Figure:
+    """What a change of each layer does, for all tokens and for later tokens only, beside the null; means over prompts.
+
+    Args:
+        measure: "output" (of the next-token distribution) or "effect" (of later layers' contributions).
+        treatments: of `LINES`; those that the result has are drawn.
+        share: divide each prompt's curve by its sum over layers, so that shapes can be compared (a model with random
+            weights hardly has an opinion on the next word, and its raw changes are near 0); False draws the raw values.
+    """
+    if measure not in MEASURES:
+        raise ValueError(f"measure={measure!r}: choose one of {', '.join(MEASURES)}")
+    rows = result.table[(result.table.kind == "layer") & (result.table["mode"] == "global")]
+    if share:
+        sums = rows.groupby(["example", "weights", "treatment", "scope"])[measure].transform("sum")
+        rows = rows.assign(**{measure: rows[measure] / sums})
+    n_layers = result.parameters["n_layers"]
+    with classroom():
+        figure, axes = plt.subplots(1, 2, figsize=(12.5, 5.0), sharey=False, layout="constrained")
+        for ax, (scope, words) in zip(axes, SCOPES.items(), strict=True):
+            here = rows[rows.scope == scope]
+            for treatment in [name for name in LINES if name in treatments]:
+                part = here[(here.treatment == treatment) & (here.weights == "trained")]
+                _curve(ax, part.groupby("skipped_layer")[measure], *LINES[treatment])
+            null = here[(here.treatment == "skip") & (here.weights == "random")]
+            _curve(ax, null.groupby("skipped_layer")[measure], *NULL)
+            ax.axvline((n_layers - 1) / 2, color=GREY, lw=1, ls=":")
+            ax.set(title=words, xlabel=f"changed layer (0 to {n_layers - 1}; dotted: the middle)")
+            ax.set_ylim(bottom=0)
+            ax.grid(alpha=0.25)
+        axes[0].set_ylabel(f"share of the sum over layers:\n{MEASURES[measure]}" if share else MEASURES[measure])
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncol=2)
+        figure.suptitle(f"{about_of(result)}, {result.parameters['n']} prompts; bands: quartiles of prompts")
+    return figure
+
+
+def effect_matrix(result: Any, *, statistic: str = "mean", kind: str = "layer", mode: str = "global") -> Figure:
+    """E: effect of skipping layer s (down) on what layer l adds (across), trained above, random weights below."""
+    pairs = result.tables["pairs"]
+    rows = pairs[(pairs.kind == kind) & (pairs["mode"] == mode) & (pairs.treatment == "skip")]
+    kinds = [name for name in WEIGHTS if (rows.weights == name).any()]
+    with classroom():
+        figure, axes = plt.subplots(
+            len(kinds), 2, figsize=(11.5, 0.6 + 4.7 * len(kinds)), squeeze=False, layout="constrained"
+        )
+        for line, weights in zip(axes, kinds, strict=True):
+            for ax, (scope, words) in zip(line, SCOPES.items(), strict=True):
+                part = rows[(rows.weights == weights) & (rows.scope == scope)]
+                grid = part.groupby(["skipped_layer", "layer"])[statistic].mean().unstack().to_numpy()
+                ax.set_facecolor("#E4E4E4")
+                image = ax.imshow(
+                    np.where(np.triu(np.ones_like(grid), 1) > 0, grid, np.nan), cmap="viridis", vmin=0, vmax=1
+                )
+                ax.set(title=f"{WEIGHTS[weights][2]}, {words}", xlabel="layer measured", ylabel="layer skipped")
+                for axis in (ax.xaxis, ax.yaxis):
+                    axis.set_major_locator(MaxNLocator(integer=True))
+        figure.colorbar(
+            image, ax=axes, label="relative change of a layer's contribution (1 or more: yellow)", shrink=0.8
+        )
+    return figure
+
+
+def contributions(result: Any, *, position_0: bool = False) -> Figure:
+    """What layers add relative to the stream, and its cosine with the stream, trained and random; means over prompts."""
+    rows = result.tables["contributions"]
+    rows = rows[rows.position_0 == position_0]
+    with classroom():
+        figure, axes = plt.subplots(1, 2, figsize=(12.5, 5.2), layout="constrained")
+        for ax, suffix, words in (
+            (axes[0], "norm", "norm of what is added / norm of the stream"),
+            (axes[1], "cosine", "cosine with the stream"),
+        ):
+            for name, look in QUANTITIES.items():
+                part = rows[rows.quantity == f"{name}_{suffix}"]
+                _curve(ax, part[part.weights == "trained"].groupby("layer").value, *look)
+                faint = part[part.weights == "random"].groupby("layer").value.mean()
+                if len(faint):
+                    ax.plot(faint.index, faint, color=look[1], lw=1, alpha=0.6, ls=look[2])
+            ax.set(xlabel="layer", ylabel=words)
+            ax.grid(alpha=0.25)
+        axes[0].set_yscale("log")
+        axes[1].axhline(0, color=GREY, lw=1)
+        handles, labels = axes[1].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncol=4)
+        where = "with" if position_0 else "without"
+        figure.suptitle(f"{about_of(result)}, {where} position 0; thin lines: random weights")
+    return figure
+
+
+def lens_by_depth(result: Any) -> Figure:
+    """Distance of the logit lens from the output, and tokens shared with it, by depth; trained and random."""
+    rows = result.tables["lens"]
+    rows = rows[~rows.position_0]
+    n_layers = result.parameters["n_layers"]
+    with classroom():
+        figure, axes = plt.subplots(1, 2, figsize=(12.0, 4.6), layout="constrained")
+        for ax, value, words in (
+            (axes[0], "kl", "KL(lens || output), nats"),
+            (axes[1], "overlap", "share of the top 5 in common"),
+        ):
+            for weights, (color, marker, name) in WEIGHTS.items():
+                dash = "-" if weights == "trained" else (0, (2, 2))
+                _curve(ax, rows[rows.weights == weights].groupby("depth")[value], name, color, dash, marker)
+            ax.set(xlabel=f"depth (blocks passed, 0 to {n_layers})", ylabel=words)
+            ax.grid(alpha=0.25)
+        axes[0].legend()
+        figure.suptitle(f"{about_of(result)}; bands: quartiles of prompts")
+    return figure
+
+
+def effective_depths(result: Any) -> Figure:
+    """One model, many "effective depths": each definition with its interval over prompts, trained and random."""
+    rows = result.summary[result.summary.treatment.isin(["skip", "none"]) & (result.summary.kind == "layer")]
+    rows = rows[rows["mode"].isin(["global", "none"]) & rows.statistic.str.startswith("ED_")]
+    names = {
+        (scope, measure, statistic): f"{statistic}, {'output' if measure == 'output' else 'layers'}, {SCOPES[scope]}"
+        for scope in SCOPES for measure in ("effect", "output") for statistic in ("ED_50", "ED_90")
+    } | {("all", "kl", "ED_KL"): "ED_KL (lens halfway to the output)",
+         ("all", "overlap", "ED_ov"): "ED_ov (lens shares 0.3 of top 5)",
+         ("all", "cosine", "ED_cos"): "ED_cos (cosine turns positive)"}  # fmt: skip
+    with classroom():
+        figure, ax = axes_of(None, (10.5, 1.4 + 0.5 * len(names)))
+        for y, (scope, measure, statistic) in enumerate(names):
+            for shift, (weights, (color, marker, name)) in zip((-0.15, 0.15), WEIGHTS.items(), strict=True):
+                row = rows[(rows.scope == scope) & (rows.measure == measure) & (rows.statistic == statistic)
+                           & (rows.weights == weights)]  # fmt: skip
+                if len(row):
+                    ax.hlines(y + shift, row.low, row.high, color=color, lw=2.2)
+                    ax.plot(
+                        row.estimate, [y + shift], marker, color=color, ms=8, ls="none", label=name if y == 0 else None
+                    )
+        categories(ax, list(names.values()))
+        ax.set(xlabel="effective depth (fraction of the layers)", xlim=(-0.02, 1.04))
+        ax.set_title(f"{about_of(result)}, n = {result.parameters['n']}; lines: 95 % over prompts")
+        ax.legend(loc="lower left", bbox_to_anchor=(1.0, 0.0))
+    return figure
+
+
+def depth_scores(result: Any, *, insensitive: Sequence[str] = ()) -> Figure:
+    """Depth score by level (hops, steps, terms) with intervals, and the slope that is fitted through the prompts.
+
+    Args:
+        insensitive: measures ("effect", "output") that failed their positive control; they are drawn in grey and named so.
+    """
+    rows, slopes = result.summary, result.tables["slopes"]
+    with classroom():
+        figure, axes = plt.subplots(1, 2, figsize=(11.5, 4.8), layout="constrained")
+        for ax, (measure, color, marker) in zip(axes, (("effect", BLUE, "o"), ("output", ORANGE, "s")), strict=True):
+            part = rows[rows.measure == measure].sort_values("level")
+            failed = measure in insensitive
+            ax.errorbar(
+                part.level, part.score, (part.score - part.low, part.high - part.score), color=GREY if failed else color,
+                marker=marker, ms=8, capsize=4, lw=2.2,
+            )  # fmt: skip
+            some = slopes[(slopes.measure == measure) & (slopes.questions == "all") & (slopes.covariate == "none")]
+            words = "later layers" if measure == "effect" else "output"
+            for row in some.itertuples():
+                words += f": {row.slope:+.2f} layers a level [{row.low:+.2f}, {row.high:+.2f}]"
+            words += "\n(insensitive: no rise in the control)" if failed else ""
+            ax.set(xlabel="level (hops, steps, terms)", title=words)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            ax.grid(alpha=0.25)
+        axes[0].set_ylabel("depth score (mean layer of the effect)")
+        figure.suptitle(f"{about_of(result)}; bars: 95 %")
+    return figure
+
+
+def positions_by_depth(table: Any, *, value: str, index: str, title: str = "") -> Figure:
+    """A value for each token (down) and each depth or layer (across): residual erasure, or attributions.
+
+    Position 0, often an attention sink whose loss breaks everything, has a strip of its own on top and no say in the scale.
+
+    Args:
+        table: position, token, and the columns named by `value` and `index`. Signed values get a scale around 0.
+    """
+    grid = table.pivot(index="position", columns=index, values=value)
+    tokens = table.drop_duplicates("position").set_index("position").token.loc[grid.index]
+    later = grid.index > 0
+    signed = bool((grid[later] < -1e-9).any(axis=None))
+    top = float(np.nanquantile(np.abs(grid[later].to_numpy()), 0.995))
+    with classroom():
+        figure, axes = plt.subplots(
+            2, 1, figsize=(10.5, 2.2 + 0.36 * len(grid)), sharex=True, layout="constrained",
+            height_ratios=[1, int(later.sum())],
+        )  # fmt: skip
+        for ax, part in zip(axes, (~later, later), strict=True):
+            image = ax.imshow(grid[part].to_numpy(), aspect="auto", cmap="PuOr_r" if signed else "viridis",
+                              vmin=-top if signed else 0, vmax=top)  # fmt: skip
+            ax.set_yticks(range(int(part.sum())), [f"{token!r}" for token in tokens[part]])
+        axes[0].set_title(f"{title}\nstrip on top: position 0 (not in the colour scale)")
+        at = np.arange(0, grid.shape[1], max(1, grid.shape[1] // 10))
+        axes[1].set_xticks(at, [str(depth) for depth in grid.columns[at]])
+        axes[1].set_xlabel(f"{index} (0 to {grid.columns[-1]})")
+        figure.colorbar(image, ax=axes, label=value, extend="both" if signed else "max")
+    return figure
+
+
+def integrator(result: Any) -> Figure:
+    """Error of one step, what other steps do to the loss, and how alike neighbours are, by layer; controls beside."""
+    whole = [result.tables[name] for name in ("steps", "splitting", "neighbours")]
+    steps, split, near = (table[table.weights == "trained"] for table in whole)
+    null_steps, null_split, null_near = (table[table.weights == "random"] for table in whole)
+    null = {"color": GREEN, "ls": (0, (1, 1)), "lw": 1.5}
+    with classroom():
+        figure, axes = plt.subplots(2, 2, figsize=(13.0, 9.2), layout="constrained")
+        ax = axes[0, 0]
+        looks = ((BLUE, "-"), (ORANGE, (0, (5, 1.5))), (GREEN, (0, (3, 1, 1, 1))), (PURPLE, (0, (1, 1))))
+        for n, (color, dash) in zip((1, 2, 4, 8), looks, strict=True):
+            part = steps[steps.n == n].groupby("layer").error.mean()
+            ax.plot(part.index, part, color=color, ls=dash, label=f"{n} substep{'s' * (n > 1)}")
+        if len(null_steps):
+            part = null_steps[null_steps.n == 1].groupby("layer").error.mean()
+            ax.plot(part.index, part, **null, label="1 substep, random weights")
+        ax.set(title="A. distance from the finest division", ylabel="share of the step's length", yscale="log")
+        ax.legend(ncol=2)
+        ax = axes[0, 1]
+        ways = {
+            "commutator": ("MLP before attention", RED, "-"),
+            "parallel": ("both from the same state", ORANGE, (0, (5, 1.5))),
+            "strang": ("Strang's half steps", BLUE, (0, (3, 1, 1, 1))),
+        }
+        for name, (words, color, dash) in ways.items():
+            part = split.groupby("layer")[name].mean()
+            ax.plot(part.index, part, color=color, ls=dash, label=words)
+        if len(null_split):
+            part = null_split.groupby("layer").commutator.mean()
+            ax.plot(part.index, part, **null, label="MLP before attention, random weights")
+        ax.set(title="B. distance from attention before MLP", ylabel="share of the step's length")
+        ax.set_ylim(bottom=0)
+        ax.legend()
+        ax = axes[1, 0]
+        for is_near, color, marker, words in (
+            (True, BLUE, "o", "next layer"),
+            (False, GREY, "X", "a random other layer"),
+        ):
+            part = near[near.neighbours == is_near].groupby("layer").cosine.mean()
+            ax.plot(part.index, part, marker, color=color, ls="-" if is_near else "none", label=words)
+        if len(null_near):
+            part = null_near[null_near.neighbours].groupby("layer").cosine.mean()
+            ax.plot(part.index, part, **null, label="next layer, random weights")
+        ax.axhline(0, color=GREY, lw=1)
+        ax.set(title="C. update of layer l and of another at the same state", xlabel="layer l", ylabel="cosine")
+        ax.legend()
+        ax = axes[1, 1]
+        means = result.summary[result.summary["where"] == "one layer, mean"].sort_values("rise")
+        for y, row in enumerate(means.itertuples()):
+            control = row.program in ("dropped", "random", "exchanged far")
+            ax.hlines(y, row.low, row.high, color=GREY if control else BLUE, lw=2.2)
+            ax.plot(row.rise, y, "X" if control else "o", color=GREY if control else BLUE, ms=8)
+        categories(ax, list(means.program))
+        ax.set_xscale("symlog", linthresh=0.1)
+        ax.set(title="rise of the loss, one layer changed", xlabel="nats a token, mean over layers (grey: controls)")
+        for ax in axes.flat[:3]:
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            ax.grid(alpha=0.25)
+            ax.set_xlabel("layer l" if ax is axes[1, 0] else "layer")
+        figure.suptitle(f"{about_of(result)}, loss {result.parameters['nll']:.2f} nats a token")
+    return figure
+
+
+def layers_off(tables: Any) -> Figure:
+    """Three views of a text with some layers left out: the next token, the loss of each token, and later layers."""
+    words, loss, later = (tables[name] for name in ("next_token", "loss", "later"))
+    with classroom():
+        figure, axes = plt.subplots(1, 3, figsize=(15.5, 5.2), layout="constrained", width_ratios=[1, 1.5, 1.1])
+        y = np.arange(min(10, len(words)))
+        some = words.head(len(y))
+        axes[0].barh(y - 0.2, some.whole, 0.38, color=BLUE, label="whole model")
+        axes[0].barh(y + 0.2, some["without"], 0.38, color=ORANGE, hatch="//", label="layers off")
+        axes[0].set_yticks(y, [repr(token) for token in some.token])
+        axes[0].invert_yaxis()
+        axes[0].set(xlabel="probability", title="next token", xlim=(0, 1))
+        axes[1].plot(loss.position, loss.whole, "-o", color=BLUE, ms=5, label="whole model")
+        axes[1].plot(
+            loss.position, loss["without"], ls=(0, (5, 1.5)), marker="s", color=ORANGE, ms=5, label="layers off"
+        )
+        stride = max(1, len(loss) // 16)
+        axes[1].set_xticks(loss.position[::stride], [repr(t) for t in loss.token[::stride]], rotation=60, ha="right")
+        axes[1].set(ylabel="loss (nats)", title="loss of each token")
+        axes[1].set_ylim(bottom=0)
+        axes[1].legend()
+        on = later[~later.off]
+        axes[2].plot(on.layer, on.change, "o", color=BLUE, label="change of a layer that is on")
+        off = later[later.off]
+        axes[2].plot(off.layer, np.zeros(len(off)), "X", color=RED, ms=9, label="off", clip_on=False)
+        axes[2].set(xlabel="layer", title="relative change of what layers add")
+        axes[2].set_ylim(0, max(1.05, 1.1 * float(on.change.max()) if len(on) else 1))
+        axes[2].xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes[2].legend(fontsize=10)
+        for ax in axes[1:]:
+            ax.grid(alpha=0.25)
+    return figure
+
+
+def linear_maps(result: Any) -> Figure:
+    """R2 of a linear map from each depth of one model to each depth of the other, and the best source for each target."""
+    rows = result.table
+    grid = rows.pivot(index="source_depth", columns="target_depth", values="r2")
+    best = grid.idxmax()
+    with classroom():
+        figure, axes = plt.subplots(1, 2, figsize=(13.0, 5.6), layout="constrained")
+        image = axes[0].imshow(grid.to_numpy(), origin="lower", cmap="viridis", vmin=0, vmax=1, aspect="auto")
+        rows_of_best = [list(grid.index).index(depth) for depth in best]
+        axes[0].plot(np.arange(len(best)), rows_of_best, "o", color="white", mec=BLACK, ms=6, ls="none")
+        for ticks, depths in ((axes[0].set_xticks, grid.columns), (axes[0].set_yticks, grid.index)):
+            stride = max(1, len(depths) // 10)
+            ticks(np.arange(len(depths))[::stride], depths[::stride])
+        axes[0].set(xlabel="depth of the target", ylabel="depth of the source", title="R2; dots: best source")
+        figure.colorbar(image, ax=axes[0], label="R2 on unseen documents")
+        top = grid.max()
+        axes[1].plot(top.index, top, "-o", color=BLUE, ms=5, label="best source depth")
+        axes[1].plot(
+            grid.columns,
+            grid.iloc[0],
+            ls=(0, (5, 1.5)),
+            marker="s",
+            ms=5,
+            color=ORANGE,
+            label="source's embedding only",
+        )
+        axes[1].set(xlabel="depth of the target", ylabel="R2", ylim=(min(0.0, float(grid.iloc[0].min())) - 0.02, 1.02))
+        axes[1].grid(alpha=0.25)
+        axes[1].legend()
+    return figure
+
+
+def _curve(ax: Axes, groups: Any, label: str, color: str, dash: Any, marker: str) -> None:
+    """Mean over prompts with a band from quartile to quartile."""
+    middle, low, high = groups.mean(), groups.quantile(0.25), groups.quantile(0.75)
+    if len(middle):
+        every = max(1, len(middle) // 10)
+        ax.plot(middle.index, middle, color=color, ls=dash, marker=marker, ms=6, markevery=every, label=label)
+        ax.fill_between(middle.index, low, high, color=color, alpha=0.13, lw=0)

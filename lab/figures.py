@@ -1,0 +1,72 @@
+"""What all figures share: colours, style, dots with intervals, names down an axis; and which room draws what.
+
+Colours are Okabe and Ito's, told apart by readers with any colour vision; every line also has its own dash or marker.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK, GREY = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000", "#7F7F7F",
+)  # fmt: skip
+
+
+CLASSROOM: Any = {  # legible from the last row
+    "font.size": 13,
+    "axes.titlesize": 14,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 2.2,
+    "legend.frameon": False,
+    "legend.fontsize": 11,
+    "figure.dpi": 96,
+}
+
+
+@contextmanager
+def classroom() -> Iterator[None]:
+    """Draw inside this block in the kit's style; no setting outlives it.
+
+    >>> with classroom():
+    ...     figure, ax = plt.subplots()
+    """
+    # The first use of pyplot in a notebook chooses a backend and turns interactive mode on. Inside an rc_context that
+    # would be undone at its end, and no later figure would be shown; so it is made to happen before.
+    plt.draw_if_interactive()
+    with plt.rc_context(CLASSROOM):
+        yield
+
+
+def dots(
+    ax: Axes, rows: Any, places: Sequence[Any], color: str, marker: str, *, label: str | None = None,
+    hollow: bool = False,
+) -> None:  # fmt: skip
+    """Shares as markers with their intervals, one a line of the page."""
+    ax.hlines(places, rows.low, rows.high, color=color, lw=2.2)
+    ax.plot(rows.share, places, marker, color="white" if hollow else color, mec=color, mew=1.8, ms=8, label=label)
+
+
+def categories(ax: Axes, names: Sequence[str]) -> None:
+    """Names down the y axis, the first at the top."""
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.grid(alpha=0.25, axis="x")
+
+
+def about_of(result: Any) -> str:
+    """Model and data set, for a title."""
+    return f"{result.parameters['model']} on {result.parameters['dataset']}"
+
+
+def axes_of(ax: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axes]:
+    """The axes that were passed, or a new figure of this size in inches."""
+    if ax is None:
+        return plt.subplots(figsize=size, layout="constrained")
+    figure = ax.get_figure()
+    assert isinstance(figure, Figure)
+    return figure, ax

@@ -1,0 +1,13 @@
+"""What are a layer's features good for elsewhere: frozen, tuned, stitched to another net, merged, read by a probe?"""
+
+from lab.transfer.curves import Preset as Preset
+from lab.transfer.curves import compare as compare
+from lab.transfer.curves import run as run
+from lab.transfer.curves import task_of as task_of
+
+FIGURES = {
+    **dict.fromkeys(("transfer", "transfer_pretrained", "transfer_tuned"), "lab.transfer.figures"),
+    **dict.fromkeys(
+        ("merging", "tuned_scaling", "layer_ensemble", "probe_transfer", "stitching"), "lab.transfer.merging_figures"
+    ),
+}
