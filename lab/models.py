@@ -274,6 +274,11 @@ def hooked(model: TransformerBridge, hooks: Sequence[tuple[str, Any]]) -> Iterat
         yield
 
 
+def depth_hook(depth: int, n_layers: int) -> str:
+    """Name of the hook where depth d is what block d reads; depth L is what the last block writes."""
+    return SITES["resid_pre" if depth < n_layers else "resid_post"].format(layer=min(depth, n_layers - 1))
+
+
 def require_site(model: TransformerBridge, site: str) -> None:
     """Raise a ValueError when this model's blocks have no such site, and say which they have."""
     if site != "resid" and site not in SITES:

@@ -9,11 +9,13 @@ streams are those of the same number typed by hand.
 
 import numbers as abstract
 import sys
+import unicodedata
 from collections.abc import Iterable, Set
 from typing import Any
 
 Bound = float | int | None
 _LARGEST = sys.float_info.max
+_INVISIBLE = {"Zs", "Zl", "Zp", "Cc", "Cf"}  # Unicode's spaces, line ends, control and format characters
 
 
 def whole(name: str, value: Any, low: int | None = None, high: int | None = None, *, hint: str = "") -> int:
@@ -124,6 +126,19 @@ def pairs(name: str, values: Any, ends: tuple[int, int]) -> list[tuple[int, int]
     if len(found) < len(given) or _repeated(found):
         raise ValueError(f"{_shown(name, given)}: give pairs of 0 to {ends[0]} and 0 to {ends[1]}, none twice")
     return found
+
+
+def why_no_text(value: object) -> str:
+    """What keeps a value from being a text that a model can read; "" if nothing does.
+
+    >>> why_no_text("Paris"), why_no_text("\\u200b "), why_no_text(None), why_no_text(7)
+    ('', 'empty', 'not a text', 'not a text')
+    """
+    if not isinstance(value, str):
+        return "not a text"
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        return "no text: it holds half a surrogate pair, as a file read in the wrong encoding may"
+    return "" if any(unicodedata.category(letter) not in _INVISIBLE for letter in value) else "empty"
 
 
 def _plain(value: Any) -> Any:

@@ -5,13 +5,16 @@ import functools
 import gzip
 import hashlib
 import importlib.util
+import inspect
 import io
 import json
 import os
 import platform
 import re
+import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -30,7 +33,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from lab import ROOMS
 from lab.cache import cache_folder, locked, room, writable
 from lab.identity import Identity
-from lab.models import in_use, to_send
+from lab.models import in_use, received, to_send
 
 
 @dataclass(frozen=True)
@@ -412,6 +415,8 @@ def _in_json(value: Any) -> Any:
     """numpy's numbers and arrays as plain ones; what is left out of a key would be mistaken for what differs in it."""
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
+    if isinstance(value, pd.DataFrame):
+        return value.to_csv()
     raise TypeError(f"a {type(value).__name__} in the key of a part: give numbers, texts, or lists of them")
 
 
@@ -438,6 +443,74 @@ def check_executor(executor: Any) -> None:
             f"executor is a {type(executor).__name__}: give a concurrent.futures.Executor (ProcessPoolExecutor(2), or "
             "client.get_executor() of a Dask client), or None to run here"
         )
+
+
+def study(
+    work: Callable[..., Result],
+    parts: Sequence[Mapping[str, Any]],
+    *,
+    kept: Kept,
+    known: Mapping[str, Any],
+    shared: Mapping[str, Any] | None = None,
+    models: Mapping[str, TransformerBridge] | None = None,
+    executor: Executor | None = None,
+    describe: str = "parts",
+    progress: bool = True,
+) -> list[Result]:
+    """Results of independent parts, in their order; those that were finished earlier are read, not computed.
+
+    Args:
+        work: called as `work(**models, **shared, **part)`; where it has an argument `scratch`, it gets a folder of its own
+            that outlives an interruption (None where nothing is kept).
+        parts: what differs from part to part; with `known`, the name under which a part is kept.
+        kept: of `keep`.
+        known: parameters that the numbers of a part depend on.
+        shared: further arguments, which `known` or the parts tell, too.
+        models: arguments that are models; in another process they are loaded there.
+        executor: a `concurrent.futures.Executor`: a pool of processes, `client.get_executor()` of a Dask client; None runs
+            here. In a pool of threads the parts take turns, since all threads would run the same model.
+
+    Raises:
+        ValueError: another kind of executor, a model that cannot be sent; before anything runs.
+    """
+    sent = {name: for_executor(model, executor) for name, model in (models or {}).items()}
+    scratch = "scratch" in inspect.signature(work).parameters
+    shards = [{"key": kept.key({**known, **part}), "arguments": {**(shared or {}), **part}} for part in parts]
+    whole = functools.partial(_work, work, sent, kept.folder if scratch else None, scratch)
+    return run_shards(whole, shards, folder=kept.folder, executor=executor, describe=describe, progress=progress)
+
+
+def joined(parts: Sequence[Result]) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """The parts' tables one below the other: `.table`, and each of `.tables`."""
+    names = dict.fromkeys(name for part in parts for name in part.tables)
+    tables = {
+        name: pd.concat([part.tables[name] for part in parts if name in part.tables], ignore_index=True)
+        for name in names
+    }
+    return pd.concat([part.table for part in parts], ignore_index=True), tables
+
+
+def _work(
+    work: Callable[..., Result],
+    sent: Mapping[str, Any],
+    folder: Path | None,
+    scratch: bool,
+    *,
+    key: str,
+    arguments: Any,
+) -> Result:
+    """One part, here or in another process; its scratch folder goes when it is finished."""
+    own = {name: _loaded(json.dumps(model)) if isinstance(model, dict) else model for name, model in sent.items()}
+    place = folder / f"{key}.scratch" if folder else None
+    found = work(**own, **arguments, **({"scratch": place} if scratch else {}))
+    if place is not None:
+        shutil.rmtree(place, ignore_errors=True)
+    return found
+
+
+@functools.lru_cache(maxsize=2)  # a process works on many parts
+def _loaded(sent: str) -> TransformerBridge:
+    return received(json.loads(sent))
 
 
 def run_shards(
@@ -475,11 +548,22 @@ def run_shards(
             return _finished(work, shard, folder)
 
     results: dict[int, Result] = {}
+    begun, told = time.monotonic(), hidden
+
+    def done() -> None:
+        """The one estimate: from the parts that are done."""
+        nonlocal told
+        bar.update()
+        left, spent = len(shards) - len(results), time.monotonic() - begun
+        if not told and len(results) > there and left and spent > 5:
+            told = True
+            tqdm.write(f"About {_time(spent / (len(results) - there) * left)} for the other {left} {describe}.")
+
     with tqdm(total=len(shards), desc=describe, disable=hidden, leave=False) as bar:
         if executor is None:
             for i, shard in enumerate(shards):
                 results[i] = _finished(work, shard, folder)
-                bar.update()
+                done()
         else:
             if isinstance(executor, ThreadPoolExecutor):
                 running = {executor.submit(in_turn, shard): i for i, shard in enumerate(shards)}
@@ -487,8 +571,12 @@ def run_shards(
                 running = {executor.submit(_finished, work, shard, folder): i for i, shard in enumerate(shards)}
             for future in as_completed(running):
                 results[running[future]] = future.result()
-                bar.update()
+                done()
     return [results[i] for i in range(len(shards))]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _finished(work: Callable[..., Result], shard: Mapping[str, Any], folder: Path | None) -> Result:

@@ -24,7 +24,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from lab import require
 from lab.lenses import unembed
-from lab.models import SITES, alone, hooked
+from lab.models import SITES, alone, depth_hook, hooked
 from lab.states import require_finite
 from lab.texts import pad_id
 
@@ -434,11 +434,6 @@ def _blocking_hooks(
 
 
 # --- small parts ----------------------------------------------------------------------------------------------------
-
-
-def depth_hook(depth: int, n_layers: int) -> str:
-    """Name of the hook where depth d is what block d reads; depth L is what the last block writes."""
-    return SITES["resid_pre" if depth < n_layers else "resid_post"].format(layer=min(depth, n_layers - 1))
 
 
 def _choose(

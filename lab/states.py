@@ -19,7 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lab import require
 from lab.identity import identity
-from lab.models import SITES, hooked, name_of, require_site
+from lab.models import SITES, depth_hook, hooked, name_of, require_site
 from lab.texts import Tokens, last_positions, tokenize
 
 
@@ -104,11 +104,7 @@ def collect_states(
         hooks = []
         for site in sites:
             for j, number in enumerate(chosen[site]):
-                if site == "resid":  # depth d is resid_pre of block d, and resid_post of the last block for d = L
-                    name = SITES["resid_pre" if number < n_layers else "resid_post"]
-                    name = name.format(layer=min(number, n_layers - 1))
-                else:
-                    name = SITES[site].format(layer=number)
+                name = depth_hook(number, n_layers) if site == "resid" else SITES[site].format(layer=number)
                 hooks.append((name, reader(site, j)))
         return hooks
 
@@ -185,8 +181,7 @@ def _stream(
         def read(value: torch.Tensor, hook: Any) -> None:
             keep[depth] = value[rows, where].float()
 
-        name = SITES["resid_pre" if depth < n_layers else "resid_post"]
-        return name.format(layer=min(depth, n_layers - 1)), read
+        return depth_hook(depth, n_layers), read
 
     for batch in batches:
         counts = [len(positions[text]) for text in batch]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab.datasets.tables import why_no_text
+from lab.require import why_no_text
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "catalogue": {"cache"},
     "datasets": {"datasets", "cache"},
     "models": {"cache", "catalogue", "identity"},
-    "texts": {"models", "datasets"},
+    "texts": {"models"},
     "states": {"identity", "models", "texts"},
     "interventions": {"models", "texts", "states"},
     "lenses": {"models", "texts", "states"},

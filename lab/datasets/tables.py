@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from lab import require
+
 COLUMNS = ("example", "text", "label", "group", "template", "difficulty")
 
 TWO_HOP_NEEDED = ("text", "e1", "e2", "e3")
@@ -23,21 +25,6 @@ TWO_HOP_ALIASES = ("e1_aliases", "e2_aliases", "e3_aliases")
 
 PROMPT_NEEDED = ("prompt", "level")
 PROMPT_LISTS = ("aliases", "hop_prompts", "hop_answers", "relations", "entities", "partial_sums")  # JSON in a CSV
-
-_INVISIBLE = {"Zs", "Zl", "Zp", "Cc", "Cf"}  # Unicode's spaces, line ends, control and format characters
-
-
-def why_no_text(value: object) -> str:
-    """What keeps a value from being a text that a model can read; "" if nothing does.
-
-    >>> why_no_text("Paris"), why_no_text("\\u200b "), why_no_text(None), why_no_text(7)
-    ('', 'empty', 'not a text', 'not a text')
-    """
-    if not isinstance(value, str):
-        return "not a text"
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
-        return "no text: it holds half a surrogate pair, as a file read in the wrong encoding may"
-    return "" if any(unicodedata.category(letter) not in _INVISIBLE for letter in value) else "empty"
 
 
 def read_csv(path: Path) -> pd.DataFrame:
@@ -111,7 +98,7 @@ def check_concept_data(frame: pd.DataFrame, *, name: str) -> None:
         raise ValueError(f"{name} has no rows: at least two statements of each class are needed")
     _check_index(frame, name=name)
     for row, value in enumerate(frame["text"]):
-        if why := why_no_text(value):
+        if why := require.why_no_text(value):
             shown = "" if why == "empty" else f"{value!r}, "
             raise ValueError(
                 f"{name}: the text in row {row} (example {frame['example'].iloc[row]!r}) is {shown}{why}: fill it or drop the "
@@ -234,7 +221,7 @@ def check_two_hop_data(frame: pd.DataFrame, *, name: str) -> None:
             if not aliases:
                 raise ValueError(f"{name}: {column} in {place(row)} is an empty list: name at least the label itself")
             for alias in aliases:
-                if why_no_text(alias):
+                if require.why_no_text(alias):
                     raise ValueError(f"{name}: {column} in {place(row)} contains {alias!r}: every alias is a text")
     for row, (e1, text) in enumerate(zip(frame["e1"], frame["text"], strict=True)):
         if e1 not in text:
@@ -384,7 +371,7 @@ def check_prompts(frame: pd.DataFrame, *, name: str) -> None:
                     f"{name}: {column} in {place(row)} is {cell!r}, not a list{' of lists' * (lists is cell)}, or an "
                     "empty one: as_prompts(table) reads JSON lists; leave the column out if there is nothing to say"
                 )
-            if wrong := [text for one in lists for text in one if why_no_text(text)]:
+            if wrong := [text for one in lists for text in one if require.why_no_text(text)]:
                 raise ValueError(f"{name}: {column} in {place(row)} contains {wrong[0]!r}: each is a text, not empty")
             if column != "aliases" and len(cell) != frame["level"].iloc[row]:
                 raise ValueError(
@@ -477,7 +464,7 @@ def _check_texts(frame: pd.DataFrame, columns: tuple[str, ...], *, name: str) ->
     place = _places(frame)
     for column in columns:
         for row, value in enumerate(frame[column] if column in frame else []):
-            why = why_no_text(value)
+            why = require.why_no_text(value)
             if why == "not a text":
                 raise ValueError(
                     f"{name}: {column} in {place(row)} is {value!r}, not a text: frame[{column!r}].astype(str) makes texts "
@@ -495,7 +482,7 @@ def _check_names(frame: pd.DataFrame, columns: tuple[str, ...], *, name: str) ->
     """Examples and groups: texts or whole numbers. A 7.0 was made of 007 or of 7, a nan of nothing or of "NA"."""
     for column in columns:
         for row, value in enumerate(frame[column] if column in frame else []):
-            if why_no_text(value) and (not isinstance(value, Integral) or isinstance(value, bool)):
+            if require.why_no_text(value) and (not isinstance(value, Integral) or isinstance(value, bool)):
                 raise ValueError(
                     f"{name}: {column} in row {row} is {value!r}, neither a text nor a whole number: "
                     f"pd.read_csv(path, dtype={{{column!r}: str}}, keep_default_na=False) reads what is written"

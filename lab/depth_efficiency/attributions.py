@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from transformer_lens.model_bridge import TransformerBridge
 
 from lab import require
-from lab.datasets.tables import why_no_text
 from lab.depth_efficiency.effects import gradients_at, replaced_outputs
+from lab.require import why_no_text
 from lab.runs import CleanRun, clean_run, why_plain
 from lab.texts import checked_texts, tokenize
 

@@ -23,8 +23,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers.cache_utils import DynamicCache
 
 from lab import lenses, require
-from lab.models import SITES, hooked
-from lab.runs import CleanRun, depth_hook
+from lab.models import SITES, depth_hook, hooked
+from lab.runs import CleanRun
 from lab.states import require_finite
 
 KINDS = ("layer", "attn", "mlp")

@@ -511,10 +511,11 @@ def installed(tmp_path: Path) -> ModuleType:
     """The module as a wheel carries it: the data folder inside the package."""
     package = tmp_path / "site-packages" / "lab"
     (package / "_data").mkdir(parents=True)
-    shutil.copy(ROOT / "lab" / "datasets.py", package)
+    (package / "datasets").mkdir()
+    shutil.copy(ROOT / "lab" / "datasets" / "__init__.py", package / "datasets")
     for name in ("cities.csv", "cities.md", "numbers.csv", "numbers.md"):
         shutil.copy(ROOT / "data" / name, package / "_data")
-    spec = importlib.util.spec_from_file_location("installed_datasets", package / "datasets.py")
+    spec = importlib.util.spec_from_file_location("installed_datasets", package / "datasets" / "__init__.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -524,7 +525,7 @@ def installed(tmp_path: Path) -> ModuleType:
 def test_installed_package_finds_its_data_and_notices_changes(installed: ModuleType):
     assert [name for name in installed.names() if "/" not in name] == ["cities", "numbers"]
     assert installed.load("numbers").equals(load("numbers"))
-    folder = Path(installed.__file__).parent / "_data"
+    folder = Path(installed.__file__).parents[1] / "_data"
     (folder / "numbers.csv").write_bytes((folder / "numbers.csv").read_bytes().replace(b",1,", b",0,", 1))
     with pytest.raises(
         ValueError, match=r"numbers\.csv has SHA-256 .*, its card says .*: the file was changed\. Restore it"
