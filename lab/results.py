@@ -58,6 +58,20 @@ class Result:
                 return getattr(import_module(found), self.kind)(self, **options)
         raise ValueError(f"there is no figure for results of kind {self.kind!r}: draw its .table or .summary yourself")
 
+    def columns(self) -> pd.DataFrame:
+        """What each column of each table means, with its unit (`COLUMNS` of the module that made the result)."""
+        for place in ROOMS:
+            if found := import_module(f"lab.{place}").RUNS.get(self.kind):
+                return _meanings(self, import_module(found).COLUMNS)
+        raise ValueError(f"no columns are described for results of kind {self.kind!r}")
+
+    def described(self, columns: Mapping[str, str]) -> "Result":
+        """The result itself, when each of its columns has a meaning: "column", or "table.column" where one table differs."""
+        found = _meanings(self, columns)
+        missing = (found.table + "." + found.column)[found.meaning == ""].tolist()
+        assert not missing, f"say in COLUMNS what these mean: {missing}"
+        return self
+
     def save(self, folder: str | os.PathLike) -> Path:
         """Write all tables (parquet, gzipped) and the parameters (result.json) into a folder, whole or not at all.
 
@@ -122,6 +136,13 @@ class Result:
                 raise ValueError(f"{path} is not as it was saved (its name holds its checksum): save the result again")
             frames[name] = _decoded(content, entry["json"], entry["attrs"], entry.get("categories", {}))
         return cls(about["kind"], frames.pop("table"), frames.pop("summary"), about["parameters"], frames)
+
+
+def _meanings(result: Result, columns: Mapping[str, str]) -> pd.DataFrame:
+    frames = {"table": result.table, "summary": result.summary, **result.tables}
+    rows = [(name, column, columns.get(f"{name}.{column}", columns.get(column, "")))
+            for name, frame in frames.items() for column in frame]  # fmt: skip
+    return pd.DataFrame(rows, columns=["table", "column", "meaning"])
 
 
 # --- what is in the folder of a result ------------------------------------------------------------------------------

@@ -146,13 +146,15 @@ def tables(found: Any) -> Iterator[tuple[str, pd.DataFrame]]:
 # --- record and compare ---------------------------------------------------------------------------------------------
 
 
-def record(folder: Path, *, notebooks: bool) -> None:
+def record(folder: Path, *, notebooks: bool, only: str = "") -> None:
     """Tables as csv (floats to the last digit) and figures as png, a folder an experiment."""
     import matplotlib.pyplot as plt
 
     with tempfile.TemporaryDirectory() as scratch:
         os.environ.setdefault("MPLBACKEND", "agg")
         for name, call in experiments(models(Path(scratch))).items():
+            if not re.search(only, name):
+                continue
             found, place = call(), folder / name
             place.mkdir(parents=True, exist_ok=True)
             for table, frame in tables(found):
@@ -227,13 +229,14 @@ def main() -> int:
     command = commands.add_parser("record")
     command.add_argument("folder", type=Path)
     command.add_argument("--notebooks", action="store_true")
+    command.add_argument("--only", default="", help="experiments whose name has this pattern")
     command = commands.add_parser("compare")
     command.add_argument("old", type=Path)
     command.add_argument("new", type=Path)
     commands.add_parser("numbers")
     options = parser.parse_args()
     if options.command == "record":
-        record(options.folder, notebooks=options.notebooks)
+        record(options.folder, notebooks=options.notebooks, only=options.only)
         return 0
     if options.command == "compare":
         return int(compare(options.old, options.new) > 0)

@@ -14,3 +14,8 @@ from lab.back_patching.patching import success_matrix as success_matrix
 from lab.back_patching.patching import sweep as sweep
 
 FIGURES = dict.fromkeys(("two_hop", "back_patching", "hop_stages"), "lab.back_patching.figures")
+RUNS = {
+    "two_hop": "lab.back_patching.two_hop",
+    "back_patching": "lab.back_patching.patching",
+    "hop_stages": "lab.back_patching.stages",
+}  # results by kind: the module that makes them, with its COLUMNS

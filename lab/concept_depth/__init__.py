@@ -4,3 +4,6 @@ from lab.concept_depth.accuracy import compare as compare
 from lab.concept_depth.accuracy import run as run
 
 FIGURES = {"concept_depth": "lab.concept_depth.figures"}
+RUNS = {
+    "concept_depth": "lab.concept_depth.accuracy",
+}  # results by kind: the module that makes them, with its COLUMNS

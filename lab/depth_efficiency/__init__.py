@@ -11,3 +11,8 @@ from lab.depth_efficiency.layers import without as without
 FIGURES = dict.fromkeys(
     ("depth_efficiency", "depth_scores", "integrator", "linear_maps"), "lab.depth_efficiency.figures"
 )
+RUNS = {
+    "depth_efficiency": "lab.depth_efficiency.layers",
+    "depth_scores": "lab.depth_efficiency.layers",
+    "integrator": "lab.depth_efficiency.integrator",
+}  # results by kind: the module that makes them, with its COLUMNS

@@ -11,3 +11,13 @@ FIGURES = {
         ("merging", "tuned_scaling", "layer_ensemble", "probe_transfer", "stitching"), "lab.transfer.merging_figures"
     ),
 }
+RUNS = {
+    "transfer": "lab.transfer.curves",
+    "transfer_pretrained": "lab.transfer.pretrained",
+    "transfer_tuned": "lab.transfer.tuned",
+    "merging": "lab.transfer.merging",
+    "tuned_scaling": "lab.transfer.scaling",
+    "layer_ensemble": "lab.transfer.ensemble",
+    "probe_transfer": "lab.transfer.probe_transfer",
+    "stitching": "lab.transfer.stitching",
+}  # results by kind: the module that makes them, with its COLUMNS
