@@ -40,12 +40,8 @@ def patch(
 
     Args:
         site: one of `WRITABLE`. Depth d of the residual stream is `resid_pre` of layer d.
-        layer: a block, 0..L-1.
         value: `[d_model]`, or with a position `[example d_model]`, without one `[example position d_model]`.
         position: a token position; None replaces all of them.
-
-    Raises:
-        ValueError: a site that cannot be written or that this model does not have, a layer or a width out of range.
     """
     layer = _check(model, site, layer)
     position = None if position is None else require.whole("position", position, 0)
@@ -109,14 +105,11 @@ def ablate(
 def block_attention(
     model: TransformerBridge, layers: Sequence[int], *, query: int, keys: Sequence[int]
 ) -> Iterator[None]:
-    """Cut attention of one position to others in some layers: their scores are set to the least number before softmax.
+    """Cut attention of one prompt position to others in some layers: their scores are set to the least number.
 
     Args:
-        query: the position that must not look, in the prompt; later (generated) positions look as before.
-        keys: the positions that it must not look at, none of them after it.
-
-    Raises:
-        ValueError: a layer out of range, no keys, a key after the query, or a query left with nothing to look at.
+        query: the position that must not look; generated positions look as before.
+        keys: positions that it must not look at, none after it; it must keep one to look at.
     """
     require_site(model, "attn_out")
     layers = require.wholes("layers", layers, 0, model.cfg.n_layers - 1, least=0, twice=True)
@@ -144,9 +137,8 @@ def block_attention(
 def rewritten(model: TransformerBridge, programs: Mapping[int, Program]) -> Iterator[None]:
     """Run other functions in the place of some blocks: a step twice, in another order, of another size.
 
-    A program gets the block's input x and `step(x, attn=1, mlp=1, layer=None)`: x plus `attn` times what attention adds to
-    x, plus `mlp` times what the MLP then adds; of this block, or of another one at the same place. The block itself is
-    `lambda x, step: step(x)`; without it: `lambda x, step: x`; MLP before attention:
+    A program gets the block's input x and `step(x, attn=1, mlp=1, layer=None)`: x plus `attn` times what attention adds to x,
+    plus `mlp` times what the MLP then adds; of this block or another one. MLP before attention:
 
         with rewritten(model, {3: lambda x, step: step(step(x, attn=0), mlp=0)}):
             logits = model(ids, use_cache=False)  # two steps of one layer: there are no keys and values to keep
@@ -154,8 +146,7 @@ def rewritten(model: TransformerBridge, programs: Mapping[int, Program]) -> Iter
     Inside another `rewritten`, a step of a block is what that one made of it.
 
     Raises:
-        ValueError: a layer out of range, or a model whose blocks run attention and MLP in parallel; when the model runs, a
-            program of several steps, or of another layer's, where keys and values are kept.
+        ValueError: a layer out of range, parallel blocks; when the model runs, steps whose keys and values cannot be kept.
     """
     require_site(model, "resid_mid")
     programs = {_check(model, "resid_post", layer): program for layer, program in programs.items()}
@@ -226,12 +217,9 @@ def rewritten(model: TransformerBridge, programs: Mapping[int, Program]) -> Iter
 def quantized(model: TransformerBridge, bits: int, *, group_size: int = 64) -> Iterator[None]:
     """Weights of every block's matrices rounded to `bits` bits inside the block of code, and back to the bit after it.
 
-    Round to nearest on an asymmetric grid of 2^bits levels between the least and the greatest weight of each group of
-    `group_size` neighbouring inputs (embeddings, norms and biases stay). The offline SmolLM2 comes from a file in just
-    this format with 4 bits and groups of 32 (Q4_1): with those settings nothing changes; take others.
-
-    Raises:
-        ValueError: bits outside 2..8, a group size that does not divide a matrix's input width.
+    Round to nearest on 2^bits levels between the least and the greatest of each group of `group_size` neighbouring inputs
+    (embeddings, norms and biases stay). The offline SmolLM2 comes with 4 bits and groups of 32 (Q4_1): there these settings
+    change nothing.
     """
     weights = quantizable(model, bits, group_size=group_size)
     before: list[torch.Tensor] = []

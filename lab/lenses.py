@@ -29,12 +29,8 @@ def readout(
 
     Args:
         kind: "logits", "log_probs" or "probs".
-        tokens: for each place on the last axis before d_model the one token that is wanted (the result's last axis is 1);
-            None is the whole vocabulary.
+        tokens: for each place on the last axis before d_model one token (the result's last axis is 1); None: the vocabulary.
         gradients: True keeps the way back to the states.
-
-    Raises:
-        FloatingPointError: a state, or what is read from it, that is not finite.
     """
     require_finite(states, lambda *at: f"state {', '.join(map(str, at[:-1]))} that the lens is to read")
     with alone(model):
@@ -59,11 +55,7 @@ def ranks(
     """Rank of the best of some tokens after final norm and unembedding, for each state its own tokens; 0 = top.
 
     Args:
-        states: of the residual stream or of what a sublayer adds to it.
         wanted: for each state the ids that count (`texts.first_tokens`); -1 is the rank where there are none.
-
-    Raises:
-        ValueError: not one list for each state.
 
     A lens reads with the last layer's eyes: a state may hold what it cannot show.
     """

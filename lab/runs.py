@@ -58,11 +58,7 @@ class Generations:
 
 
 def clean_run(model: TransformerBridge, ids: Int[torch.Tensor, " position"], *, sublayers: bool = False) -> CleanRun:
-    """Run a prompt once and keep its states at every depth, its keys and values, and what the sublayers add if asked.
-
-    Raises:
-        FloatingPointError: a state or a logit that is not finite, named by depth and prompt.
-    """
+    """Run a prompt once and keep its states at every depth, its keys and values, and what the sublayers add if asked."""
     n_layers, cache = model.cfg.n_layers, DynamicCache()
     kept: dict[Any, torch.Tensor] = {}
 
@@ -110,22 +106,18 @@ def generate(
     """Patch, once, in the prompt, and decode greedily: one row a patch, all rows side by side.
 
     Args:
-        run: of the prompt (`clean_run`).
         positions: the patched positions, the same for all rows.
-        depths: for each row the depth whose state is replaced, 0..L (depth d is `resid_pre` of block d; a patch "after
-            layer l" is depth l + 1).
+        depths: for each row the depth whose state is replaced, 0..L (a patch "after layer l" is depth l + 1).
         values: the states that are put there.
-        max_new_tokens: at most so many tokens a row.
-        go_on: whether a row with this text so far is worth another token; None decodes all. Rows that a rule of success
-            has decided need no more, and that is where most of the time goes.
+        go_on: whether a row with this text so far is worth another token; None decodes all. Rows that a rule of success has
+            decided need no more, and that is where most of the time goes.
         wanted: token ids; the rank of the best of them as first token is returned for each row.
-        blocked: for each row (layers, keys): attention of the last prompt position to these key positions is cut in
-            these layers. The rows' depths must not be above the first of them.
-        reuse: False runs the whole prompt in every row and step, without keys and values (see `why_plain`).
-        batch_rows: rows in one forward pass.
+        blocked: for each row (layers, keys): attention of the last prompt position to these keys is cut in these layers,
+            none below the row's depth.
+        reuse: False runs the whole prompt in every row and step (see `why_plain`).
 
     Raises:
-        ValueError: a position, depth or shape that does not fit; each names what is allowed.
+        ValueError: a position, depth or shape that does not fit.
         FloatingPointError: a value, or what a row says, that is not finite.
     """
     max_new_tokens, batch_rows = (
@@ -206,17 +198,13 @@ def greedy_ids(
     ends: set[int] | None = None,
     use_cache: bool = True,
 ) -> Int[torch.Tensor, "example new"]:
-    """The argmax of the logits again and again, as `generate` takes it, without a patch: by Hugging Face's own `generate`.
+    """The argmax of the logits again and again, without a patch, by Hugging Face's own `generate`.
 
-    What a model's generation_config asks for besides its end tokens (penalties, beams, forbidden or forced words, ...) is set
-    aside: passing `do_sample=False` alone leaves it in force.
+    What a generation_config asks for besides its end tokens (penalties, beams, forced words, ...) is set aside.
 
     Args:
         ids, mask: padded on the left.
         ends: tokens that end a text; None are the model's own.
-
-    Raises:
-        FloatingPointError: logits that are not finite, named by text and by the first depth that is not.
     """
     net, width = model.original_model, ids.shape[1]
     ends, said = _end_tokens(model) if ends is None else ends, ids

@@ -53,26 +53,22 @@ def collect_states(
 ) -> dict[str, States]:
     """The states of each text at one position, for every depth (or the chosen ones), site by site.
 
-    Texts are batched by length, padded on the right; hooks keep only the wanted position, and the unembedding is not
-    computed. Memory is one batch plus the result.
+    Texts are batched by length and padded on the right; the unembedding is not computed. Memory is one batch plus the result.
 
     Args:
-        texts: n texts.
-        sites: `resid` gives depths 0..L; `resid_mid`, `attn_out`, `mlp_out`, `mlp_in` ... give layers 0..L-1. `mlp_in`
-            is what the MLP reads: norm(resid_mid) in Llama, Gemma, Qwen, the reading of Jin et al. (arXiv 2404.07066).
+        sites: `resid` gives depths 0..L; `resid_mid`, `attn_out`, `mlp_out`, `mlp_in` ... layers 0..L-1. `mlp_in` is what the
+            MLP reads: norm(resid_mid) in Llama, Gemma, Qwen, the reading of Jin et al. (arXiv 2404.07066).
         positions: a token position for each text, counted without padding; None is the last token.
         index: which depths or layers; None is all.
         batch_tokens: tokens in one forward pass, padding included.
-        folder: where the result is kept as a memory-mapped file while it grows. A call that was interrupted and is
-            made again with the same folder goes on where it stopped. None keeps it in memory; so does, with a line that
-            says why, a model that is not the one of the folder (`lab.identity`), or that no hash can tell.
-        progress: show a progress bar, counting tokens.
+        folder: keeps the result as memory-mapped files while it grows, so that the same call goes on where it was
+            interrupted. Another model than the folder's, or one that no hash can tell, keeps it in memory and says so.
 
     Returns:
         For each site a `States`, rows in the order of the texts.
 
     Raises:
-        ValueError: unknown or absent site, a depth out of range, an empty or too long text, a position past the end.
+        ValueError: unknown or absent site, a depth or position out of range, a text that cannot be read.
         FloatingPointError: states that are not finite, named by text and depth.
     """
     n_layers = model.cfg.n_layers
@@ -148,16 +144,11 @@ def stream_states(
 
     Args:
         tokens: texts, padded on the right.
-        positions: for each text an array of the positions to read, counted without padding; it may be empty.
-        batches: which texts go together, as indices; None groups texts of similar length, at most `batch_tokens` with
-            padding.
+        positions: for each text the positions to read, counted without padding; may be empty.
+        batches: which texts go together, as indices; None groups similar lengths, at most `batch_tokens` with padding.
 
     Yields:
         The batch, and its states [depth token d_model] in float32: the tokens of its first text, then of the second ...
-
-    Raises:
-        ValueError: not one array of positions a text, or a position past the end; before the model runs.
-        FloatingPointError: states that are not finite, named by text and depth.
     """
     if len(positions) != len(tokens.texts):
         raise ValueError(f"{len(tokens.texts)} texts need one array of positions each; got {len(positions)}")
@@ -211,11 +202,7 @@ def _check_index(model: TransformerBridge, site: str, index: Sequence[int] | Non
 
 
 def require_finite(values: torch.Tensor, name: Callable[..., str]) -> None:
-    """Raise a FloatingPointError where a number is infinite or none at all: everything that is read from states asks here.
-
-    Args:
-        name: what the first such number belongs to, from its indices: text or prompt, and depth or layer.
-    """
+    """A FloatingPointError where a number is infinite or none; `name` says of its indices what it belongs to."""
     if not torch.isfinite(values).all():
         first = (~torch.isfinite(values)).nonzero()[0].tolist()
         raise FloatingPointError(
@@ -263,10 +250,7 @@ def _kept(folder: Path | None, asked: str, model: TransformerBridge) -> tuple[Pa
 
 
 def _batches(lengths: np.ndarray, todo: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
-    """Texts of similar length together, at most `batch_tokens` with padding (one text at the least), longest first.
-
-    Longest first, so that a model too large for the memory fails at once and not at the end.
-    """
+    """Texts of similar length together; longest first, so that a model too large for the memory fails at once."""
     order = todo[np.argsort(-lengths[todo], kind="stable")]
     batches, start = [], 0
     while start < len(order):

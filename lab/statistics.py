@@ -1,11 +1,8 @@
 """Numbers about depth, on plain arrays: where a concept becomes readable, and how sure we are. No model, no torch.
 
-Axes: `layer` counts a published curve (one value a layer), `depth` the columns of our own measurements, `example` the
-statements, `draw` the bootstrap draws. `groups` names, for each example, the subject it shares with others; examples of
-a group are not independent, so every interval here resamples whole groups.
-
-Fractions of depth: column 0 of `[example depth]` is depth `first_depth`: 0 where the embedding was measured too (depths
-0..L), 1 where only the L layers were (depths 1..L). The fraction is depth / L.
+Axes: `layer` counts a published curve, `depth` the columns of our own measurements, `example` the statements, `draw` the
+bootstrap draws. Examples of a group (one subject) are not independent, so every interval resamples whole groups.
+Column 0 of `[example depth]` is depth `first_depth`: 0 with the embedding (depths 0..L), 1 without; a fraction is depth / L.
 """
 
 from collections.abc import Callable
@@ -43,56 +40,27 @@ class Peak(NamedTuple):
 def jump_point(accuracy: Shaped[np.ndarray, " layer"], ratio: float = 1.1) -> float:
     """First layer, as a fraction of depth, whose accuracy is at least `ratio` times that of the layer before.
 
-    With layers numbered 1..d: min{ i/d : a_i / a_(i-1) >= ratio } (after Jin et al., arXiv 2404.07066). Entry k of the
-    array is layer k + 1, so a jump into the last layer is 1.0. The plotted converging points follow that numbering; no
-    published value fixes it for the jump point and the authors' repository computes neither number, so here it is our
-    reading. To put our own depths 0..L on the same scale, pass depths 1..L.
+    min{ i/d : a_i / a_(i-1) >= ratio } with layers 1..d (after Jin et al., arXiv 2404.07066; no published value fixes the
+    numbering: it is our reading). nan where no layer qualifies; after an accuracy of 0 any rise does. It does not show that the
+    concept is readable there: 0.40 to 0.45 counts, 0.90 to 0.98 does not.
 
-    Args:
-        accuracy: [layer], in [0, 1], at least two layers.
-        ratio: above 1.
-
-    Returns:
-        Fraction of depth in (0, 1], or nan where no layer qualifies. After an accuracy of 0, any rise qualifies.
-
-    Raises:
-        ValueError: `accuracy` is not such a curve, or `ratio` is not above 1.
-
-    It does not show that the concept is readable there: a jump from 0.40 to 0.45 counts, 0.90 to 0.98 does not, and
-    noise alone makes jumps. `depth_points` gives the interval.
-
-    >>> jump_point(np.array([0.5, 0.5, 0.6, 0.9]))
-    0.75
-    >>> jump_point(np.array([0.8, 0.8, 0.81]))
-    nan
+    >>> jump_point(np.array([0.5, 0.5, 0.6, 0.9])), jump_point(np.array([0.8, 0.8, 0.81]))
+    (0.75, nan)
     """
-    return float(_jump(_curve(accuracy), _above(ratio, "ratio", 1.0)))
+    return float(_jump(_curve(accuracy), require.number("ratio", ratio, above=1)))
 
 
 def converging_point(accuracy: Shaped[np.ndarray, " layer"], tolerance: float = 0.03) -> float:
     """First layer, as a fraction of depth, after the last change of accuracy by `tolerance` or more.
 
-    With entries k = 0..d-1: min(d, 2 + max{ k : |a_k / a_(k-1) - 1| >= tolerance }) / d, and min(d, 3) / d where no
-    entry changes that much. In layers numbered 1..d this is the one after the last change. The rule was recovered from
-    the plotted values of Jin et al. (arXiv 2404.07066): it reproduces all published curves whose values could be read.
-
-    Args:
-        accuracy: [layer], in [0, 1], at least two layers.
-        tolerance: relative change from one layer to the next, above 0.
-
-    Returns:
-        Fraction of depth in (0, 1].
-
-    Raises:
-        ValueError: `accuracy` is not such a curve, or `tolerance` is not above 0.
-
-    It does not show where accuracy is high: one late wiggle moves it to 1.0, and a flat curve at chance converges at
-    once.
+    min(d, 2 + max{ k : |a_k / a_(k-1) - 1| >= tolerance }) / d for entries k = 0..d-1, and min(d, 3) / d where no entry changes
+    that much. Recovered from the plotted values of Jin et al. (arXiv 2404.07066): it reproduces all curves that could be read.
+    It does not show where accuracy is high: one late wiggle moves it to 1.0, and a flat curve at chance converges at once.
 
     >>> converging_point(np.array([0.5, 0.6, 0.9, 0.91, 0.91, 0.9, 0.91, 0.91]))
     0.5
     """
-    return float(_converging(_curve(accuracy), _above(tolerance, "tolerance", 0.0)))
+    return float(_converging(_curve(accuracy), require.number("tolerance", tolerance, above=0)))
 
 
 def _jump(curves: np.ndarray, ratio: float) -> np.ndarray | float:
@@ -124,28 +92,15 @@ def corrected_interval(
 ) -> Interval:
     """Mean score over repeated random splits of one data set, with the interval for overlapping training sets.
 
-    Corrected resampled t: mean +- t(R-1) * sqrt(variance * (1/R + n_test/n_train)) over R repeats (Nadeau and Bengio,
-    Machine Learning 52, 2003). Without the second term the interval shrinks to nothing as repeats are added, although
-    they reuse the same data. It is a heuristic correction, and it does not cover another choice of statements.
+    Corrected resampled t: mean +- t(R-1) * sqrt(variance * (1/R + n_test/n_train)) (Nadeau and Bengio, Machine Learning 52,
+    2003); further axes of `values` one by one; of one repeat the ends are nan. It does not cover another choice of statements.
 
-    Args:
-        values: [repeat, ...], one score a split; further axes (depth, ...) are treated one by one.
-        test_fraction: share of examples tested in each split, in (0, 1).
-        confidence: in (0, 1).
-
-    Returns:
-        Interval of arrays with the trailing shape of `values`; of one repeat the ends are nan.
-
-    Raises:
-        ValueError: non-finite scores, a fraction outside (0, 1).
-
-    >>> mean, low, high = corrected_interval(np.array([0.7, 0.8, 0.9]), test_fraction=0.4)
-    >>> [round(float(x), 3) for x in (mean, low, high)]
+    >>> [round(float(x), 3) for x in corrected_interval(np.array([0.7, 0.8, 0.9]), test_fraction=0.4)]
     [0.8, 0.37, 1.23]
     """
     values = _finite(values, "values")
-    _inside(test_fraction, "test_fraction")
-    _inside(confidence, "confidence")
+    require.fraction("test_fraction", test_fraction)
+    require.fraction("confidence", confidence)
     repeats = len(values)
     mean = values.mean(0)
     if repeats == 1:  # one split says nothing about the spread over splits
@@ -158,22 +113,9 @@ def corrected_interval(
 def cluster_means(
     values: Shaped[np.ndarray, "example ..."], groups: Shaped[np.ndarray, " example"], *, draws: int = 1000, seed: int
 ) -> Float[np.ndarray, "draw ..."]:
-    """Bootstrap draws of the mean over examples, whole groups resampled with replacement.
+    """Bootstrap draws of the mean over examples, whole groups resampled with replacement; by one matrix product.
 
-    One matrix product: draws x groups counts times the sums of each group. The same seed, groups and draws give the
-    same resampled groups, so draws of two arrays of the same examples are paired.
-
-    Args:
-        values: [example, ...], finite.
-        groups: [example], at least two different ones.
-        draws: number of bootstrap draws.
-        seed: of the resampling.
-
-    Returns:
-        [draw, ...]: mean over the examples of the resampled groups.
-
-    >>> cluster_means(np.array([[1.0], [1.0], [1.0]]), np.array(["a", "a", "b"]), draws=2, seed=0).ravel().tolist()
-    [1.0, 1.0]
+    The same seed, groups and draws give the same resampled groups, so draws of two arrays of the same examples are paired.
     """
     return _Clusters(values, groups).resample(draws, seed)[0]
 
@@ -204,23 +146,12 @@ def cluster_bootstrap(
     """A statistic of the examples with its percentile interval, whole groups resampled with replacement.
 
     Args:
-        values: [example, ...], finite.
-        groups: [example], at least two different ones; with fewer than about 20 the interval is too narrow.
-        statistic: function of an array [example, ...] with any number of examples; None is the mean over examples,
-            which needs no loop over draws (`cluster_means`).
-        draws, seed, confidence: of the bootstrap.
-
-    Returns:
-        Interval, of the shape that `statistic` returns.
-
-    Raises:
-        ValueError: shapes differ, non-finite values, a single group.
+        groups: at least two different ones; with fewer than about 20 the interval is too narrow.
+        statistic: function of an array [example, ...] of any length; None is the mean, which needs no loop over draws.
 
     >>> correct, city = np.array([1.0, 1.0, 0.0, 0.0, 1.0, 1.0]), np.array(["a", "a", "b", "b", "c", "c"])
     >>> [round(float(x), 2) for x in cluster_bootstrap(correct, city, seed=0)]
     [0.67, 0.0, 1.0]
-    >>> [round(float(x), 2) for x in cluster_bootstrap(correct, city, np.median, draws=200, seed=0)]
-    [1.0, 0.0, 1.0]
     """
     clusters = _Clusters(values, groups)
     if statistic is None:
@@ -296,49 +227,12 @@ def _counts(groups: int, draws: int, seed: int) -> np.ndarray:
 
 
 def _percentiles(estimate: np.ndarray | float, drawn: np.ndarray, confidence: float) -> Interval:
-    _inside(confidence, "confidence")
+    require.fraction("confidence", confidence)
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return Interval(np.asarray(estimate)[()], low, high)  # a number, not an array without axes
 
 
 # --- points on the depth axis, with intervals ----------------------------------------------------------------------
-
-
-def readable_depth(
-    correct: Shaped[np.ndarray, "example depth"],
-    groups: Shaped[np.ndarray, " example"],
-    *,
-    first_depth: int = 0,
-    draws: int = 1000,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> Interval:
-    """First depth, as a fraction, whose mean accuracy is within one standard error of the peak.
-
-    Ours, the robust alternative to the converging point: a late wiggle doesn't move it, and noise is measured instead
-    of assumed to be 3 %. The standard error is that of the accuracy at the peak, groups counted as the independent
-    units (`cluster_standard_error`), and is computed anew in every bootstrap draw. The percentile interval is
-    conservative: a resampled curve is noisier than the measured one. On a curve at chance it says where chance is
-    reached, so look at the control first.
-
-    Args:
-        correct: [example, depth], 1 where the probe was right (or the share of splits in which it was), in [0, 1].
-        groups: [example].
-        first_depth: depth of column 0: 0 (embedding measured) or 1.
-        draws, seed, confidence: of the bootstrap over groups.
-
-    Returns:
-        Interval of fractions of depth.
-
-    Raises:
-        ValueError: shapes differ, values outside [0, 1] or missing, a single group, `first_depth` not 0 or 1.
-
-    >>> correct = np.array([[0, 1, 1], [1, 1, 1], [0, 1, 1], [1, 0, 1], [0, 1, 0], [1, 1, 1]], float)
-    >>> readable_depth(correct, np.arange(6), draws=200).estimate
-    0.5
-    """
-    row = depth_points(correct, groups, first_depth=first_depth, draws=draws, seed=seed, confidence=confidence)
-    return Interval(*(float(x) for x in row.loc["readable_depth", ["estimate", "low", "high"]]))
 
 
 def depth_points(
@@ -354,22 +248,22 @@ def depth_points(
 ) -> pd.DataFrame:
     """Jump point, converging point and readable depth of one probe, with intervals from one bootstrap over groups.
 
-    The two published points are computed on depths 1..L (the published code has no embedding depth), so that all three
-    are depth / L. Arguments as in `readable_depth`, `jump_point` and `converging_point`.
+    `readable_depth` is the first depth whose mean accuracy is within one standard error (`cluster_standard_error`) of the peak:
+    ours, robust against a late wiggle. On a curve at chance it says where chance is reached, so look at the control first. The
+    two published points are computed on depths 1..L, so that all three are depth / L.
 
     Returns:
-        One row a point (index jump_point, converging_point, readable_depth) with columns estimate, low, high (fractions
-        of depth; the interval is over the draws where the point exists), n_groups, undefined (share of draws without
-        it).
+        One row a point: estimate, low, high (fractions of depth, over the draws where the point exists), n_groups, undefined
+        (share of draws without it).
 
     >>> correct = np.tile([[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0]], (10, 1))
     >>> depth_points(correct, np.arange(40))["estimate"].round(2).to_dict()
     {'jump_point': 0.67, 'converging_point': 1.0, 'readable_depth': 0.67}
     """
     correct, depths = _correct(correct, first_depth)
-    _above(ratio, "ratio", 1.0)
-    _above(tolerance, "tolerance", 0.0)
-    _inside(confidence, "confidence")
+    require.number("ratio", ratio, above=1)
+    require.number("tolerance", tolerance, above=0)
+    require.fraction("confidence", confidence)
     clusters = _Clusters(correct, groups)
 
     def points(mean: np.ndarray, error: np.ndarray) -> np.ndarray:
@@ -399,20 +293,10 @@ def crossfit_peak(
 ) -> Peak:
     """Peak accuracy over depths, the depth chosen on half of the groups and its accuracy read on the other half.
 
-    The maximum of a noisy curve is too high, because the noise helps to choose it. Here choice and report never share a
-    group: both directions of `halves` random halvings are averaged. The naive maximum stands beside it.
+    The maximum of a noisy curve is too high, because the noise helps to choose it. Both directions of `halves` random halvings
+    are averaged; `depths` [2 * halves] are the chosen columns: if they scatter, the peak's place is not known.
 
-    Args:
-        correct: [example, depth] in [0, 1].
-        groups: [example], at least two different ones.
-        halves: number of random halvings.
-        seed: of the halvings.
-
-    Returns:
-        Peak; `depths` [2 * halves] are the chosen columns: if they scatter, the peak's place is not known.
-
-    >>> correct = np.random.default_rng(0).integers(0, 2, size=(40, 30))
-    >>> peak = crossfit_peak(correct, np.arange(40))
+    >>> peak = crossfit_peak(np.random.default_rng(0).integers(0, 2, size=(40, 30)), np.arange(40))
     >>> round(peak.naive, 3), round(peak.crossfit, 2)
     (0.7, 0.56)
     """
@@ -427,8 +311,6 @@ def crossfit_peak(
 
 def selectivity(real: Shaped[np.ndarray, "..."], control: Shaped[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """Accuracy on the real labels minus accuracy on the shuffled ones (Hewitt and Liang, arXiv 1909.03368).
-
-    Both in [0, 1] and of one shape. Near 0 the probe reads nothing that it could not have memorised.
 
     >>> selectivity(np.array([0.9, 0.5]), np.array([0.5, 0.5])).tolist()
     [0.4, 0.0]
@@ -454,19 +336,8 @@ def paired_difference(
 ) -> pd.DataFrame:
     """Accuracy of model a minus that of model b on the same examples, at equal fractions of depth.
 
-    Both curves are interpolated linearly to a common grid. Each bootstrap draw takes the same groups for both models,
-    so what makes an item easy for both cancels. The interval holds for each grid point by itself, not for all at once
-    (`scipy.stats.false_discovery_control` corrects p-values for that).
-
-    Args:
-        a, b: [example, depth] in [0, 1], the same examples in the same order; the number of depths may differ.
-        groups: [example].
-        first_depth: depth of column 0 in both, 0 or 1.
-        points: grid points between the first common fraction and 1, at least 2.
-        draws, seed, confidence: of the bootstrap over groups.
-
-    Returns:
-        Columns fraction, a, b, difference, low, high; one row a grid point.
+    Both curves are interpolated linearly to `points` fractions; each draw takes the same groups for both models. The interval
+    holds for each point by itself, not for all at once. `a`, `b`: the same examples in the same order, any number of depths.
 
     >>> a, b = np.array([[0, 1, 1], [0, 0, 1]]), np.array([[0, 0, 0, 1, 1], [0, 0, 1, 1, 1]])
     >>> paired_difference(a, b, np.array(["x", "y"]), points=3, draws=50)["difference"].tolist()
@@ -532,15 +403,3 @@ def _correct(correct: np.ndarray, first_depth: int, name: str = "correct") -> tu
     if correct.ndim != 2 or correct.shape[1] < least:
         raise ValueError(f"{name} has shape {correct.shape}: pass [example, depth] with at least {least} depths")
     return _unit(_finite(correct, name), name), first_depth + np.arange(correct.shape[1])
-
-
-def _above(value: float, name: str, bound: float) -> float:
-    if not (np.isfinite(value) and value > bound):
-        raise ValueError(f"{name}={value}: pass a number above {bound:g}")
-    return value
-
-
-def _inside(value: float, name: str) -> float:
-    if not 0 < value < 1:
-        raise ValueError(f"{name}={value}: pass a fraction between 0 and 1, ends excluded")
-    return value

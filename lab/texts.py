@@ -1,7 +1,6 @@
 """Texts to tokens, and positions by meaning: the last token of the text, the last token of a phrase in it.
 
-Token ids are `[example position]`. The start token is the model's own rule (`model.cfg.default_prepend_bos`, which
-`lab.load` takes from the model's tokenizer), and it is written here, once: the model only ever gets ids.
+The start token is the model's own rule (`model.cfg.default_prepend_bos`), written here, once: the model only gets ids.
 """
 
 from collections.abc import Sequence
@@ -33,9 +32,8 @@ def tokenize(model: TransformerBridge, texts: Sequence[str], *, padding_side: st
     """Texts as ids, padded to the longest.
 
     Raises:
-        ValueError: no texts, something else than a text (None, nan, a number), a text without a visible character, one
-            that becomes no token, one with a token that the model has no embedding for, or one longer than the model's
-            context (each named by its index).
+        ValueError: no texts, no text (None, nan, a number), one that is empty or becomes no token, has a token without an
+            embedding, or is longer than the model's context (each named by its index).
     """
     texts = tuple(checked_texts(texts))
     encoded = model.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
@@ -87,10 +85,7 @@ def checked_texts(texts: Sequence[str], *, what: str = "text") -> list[str]:
 
 
 def pad_id(model: TransformerBridge) -> int:
-    """The id that stands on padding: the tokenizer's own, or 0 where it has none or the model has no embedding for it.
-
-    Which one makes no difference: the mask hides it, whatever it is.
-    """
+    """The id on padding: the tokenizer's own, or 0 where the model has no embedding for it. The mask hides it anyway."""
     own = model.tokenizer.pad_token_id
     n_embeddings = model.original_model.get_input_embeddings().weight.shape[0]
     return own if own is not None and 0 <= own < n_embeddings else 0
@@ -99,14 +94,9 @@ def pad_id(model: TransformerBridge) -> int:
 def first_tokens(model: TransformerBridge, prompt: str, answers: Sequence[str]) -> list[int]:
     """Ids of the first token of each of an answer's names, said behind a prompt: what a lens or a rank looks for.
 
-    Prompt and name are tokenized together, with one space between them unless the prompt ends in white space; the token
-    right after the prompt's own counts. A name is left out where this token has nothing of it (a lone space or marker, as
-    many tokenizers put it before digits; a sign, such as the + of every calling code; the token for unknown words), or
-    where the name melts into the prompt's last token: where no name is left, the list is empty, and no lens can read the
-    answer.
-
-    Raises:
-        ValueError: a name that is no text (None, nan, a number), by its index; one text instead of a list.
+    The token right after the prompt's own counts, with one space between unless the prompt ends in white space. A name is left
+    out where this token has nothing of it (a lone space or marker, the + of every calling code, the unknown token) or where it
+    melts into the prompt's last token. No name left: an empty list, and no lens can read the answer.
     """
     start = prompt if prompt[-1:].isspace() else prompt + " "
     if isinstance(answers, str | bytes) or not all(isinstance(name, str) for name in answers):

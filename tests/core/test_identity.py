@@ -281,15 +281,16 @@ def test_figures_are_no_part_of_what_a_run_measures():
         seen.add(name := waiting.pop())
         waiting += results._code(name)[1] - seen
     assert {"lab.runs", "lab.states", "lab.probes", "lab.results"} <= seen
-    assert not {name for name in seen if "plots" in name or "widgets" in name or name == "lab.__main__"}
+    assert not {name for name in seen if "figures" in name or "explorer" in name or name == "lab.__main__"}
 
 
 def test_what_a_key_cannot_hold_is_refused():
     kept = results.keep(test_what_a_key_cannot_hold_is_refused, resume=False)
     assert kept.key({"a": np.int64(3), "b": np.arange(2)}) == kept.key({"a": 3, "b": [0, 1]})
     assert kept.key({"a": np.arange(2000)}) != kept.key({"a": np.arange(2000) % 1999})
-    with pytest.raises(TypeError, match="a DataFrame in the key"):
-        kept.key({"a": pd.DataFrame()})
+    assert kept.key({"a": pd.DataFrame({"b": [1]})}) != kept.key({"a": pd.DataFrame({"b": [2]})})
+    with pytest.raises(TypeError, match="a Series in the key"):
+        kept.key({"a": pd.Series()})
 
 
 # --- a Bridge of the user's own -------------------------------------------------------------------------------------
