@@ -507,7 +507,7 @@ def test_a_wheel_carries_data_and_notebooks(tmp_path: Path) -> None:
     subprocess.run(command, check=True)
     with zipfile.ZipFile(next(tmp_path.glob("depth_lab-*.whl"))) as wheel:
         names = set(wheel.namelist())
-    data = {f"lab/_data/{path.name}" for path in (ROOT / "data").iterdir() if path.suffix in (".csv", ".md")}
+    data = {f"lab/_data/{path.name}" for path in (ROOT / "data").iterdir() if path.suffix in (".csv", ".md", ".json")}
     notebooks = {f"lab/_notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.py")}
     assert data and data | notebooks <= names
     assert {name.split("/")[0] for name in names} == {"lab", "depth_lab-0.1.0.dist-info"}
