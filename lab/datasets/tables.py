@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from functools import cache
 from numbers import Integral
+from typing import Any
 
 import pandas as pd
 
@@ -41,17 +42,18 @@ def check_concept_data(frame: pd.DataFrame, *, name: str) -> None:
     """
     check_columns(frame, COLUMNS, name=name, least="two statements of each class")
     _check_texts(frame, ("text",), name=name)
-    place = _places(frame)
     strange = ~frame["label"].isin([0, 1])
     if strange.any():
         row = int(strange.to_numpy().argmax())
-        one = f"label {frame['label'].iloc[row]!r} in {place(row)}"
+        one = f"label {frame['label'].iloc[row]!r} in {_place(frame, row)}"
         raise ValueError(f"{name}: {one}: labels are 0 or 1 (1 = true, positive, yes)")
     _check_examples(frame, name=name)
     nameless = frame["group"].isna() | (frame["group"].astype(str).str.strip() == "")
     if nameless.any():
-        mend = "give it one, its own name if it shares its subject with no other"
-        raise ValueError(f"{name}: {place(int(nameless.to_numpy().argmax()))} has no group: {mend}")
+        row = _place(frame, int(nameless.to_numpy().argmax()))
+        raise ValueError(
+            f"{name}: {row} has no group: give it one, its own name if it shares its subject with no other"
+        )
     _check_names(frame, ("group",), name=name)
     for column, trouble in (("label", "both labels"), ("group", "several groups, so that a split could separate them")):
         mixed = frame.groupby("text", sort=False)[column].nunique() > 1
@@ -121,32 +123,31 @@ def check_two_hop_data(frame: pd.DataFrame, *, name: str) -> None:
     """
     _check_two_hop_columns(frame, name=name)
     check_texts(frame, TWO_HOP_NEEDED, name=name)
-    place = _places(frame)
-    for column in TWO_HOP_ALIASES:
-        for row, aliases in enumerate(frame[column] if column in frame else []):
-            where = f"{name}: {column} in {place(row)}"
-            if not isinstance(aliases, list):
-                raise ValueError(f"{where} is {aliases!r}, not a list: as_two_hop(table) reads JSON")
-            if not aliases:
-                raise ValueError(f"{where} is an empty list: name at least the label itself")
-            if wrong := [alias for alias in aliases if require.why_no_text(alias)]:
-                raise ValueError(f"{where} contains {wrong[0]!r}: every alias is a text")
+    _check_cells(frame, TWO_HOP_ALIASES, _why_no_aliases, name=name)
     for row, (e1, text) in enumerate(zip(frame["e1"], frame["text"], strict=True)):
         if e1 not in text:
-            looked = f"e1 {e1!r} of {place(row)} was looked for in {text!r} and isn't there"
+            looked = f"e1 {e1!r} of {_place(frame, row)} was looked for in {text!r} and isn't there"
             raise ValueError(f"{name}: {looked}: e1 must stand in the text letter by letter")
     for row, text in enumerate([] if name.startswith("published/") else frame["text"]):
         bridges, answers = _forms_of(frame, "e2", row), _forms_of(frame, "e3", row)
         if given := [answer for answer in answers if _stands_in(answer, text)]:
-            answer = f"the answer {given[0]!r} of {place(row)} stands in its own text {text!r}"
+            answer = f"the answer {given[0]!r} of {_place(frame, row)} stands in its own text {text!r}"
             raise ValueError(f"{name}: {answer}: drop the row, or the alias")
         if same := {_fold(bridge) for bridge in bridges} & {_fold(answer) for answer in answers}:
-            both = f"bridge {bridges[0]!r} and answer {answers[0]!r} of {place(row)} share the name {sorted(same)[0]!r}"
-            raise ValueError(f"{name}: {both}: then one hop is enough; drop the row, or the alias")
+            both = f"bridge {bridges[0]!r} and answer {answers[0]!r} of {_place(frame, row)} share the name"
+            raise ValueError(f"{name}: {both} {sorted(same)[0]!r}: then one hop is enough; drop the row, or the alias")
 
 
 def _check_two_hop_columns(frame: pd.DataFrame, *, name: str) -> None:
     check_columns(frame, TWO_HOP_NEEDED, name=name, what="two-hop queries", least="one query")
+
+
+def _why_no_aliases(column: str, row: int, aliases: object) -> str:
+    if not isinstance(aliases, list):
+        return f"is {aliases!r}, not a list: as_two_hop(table) reads JSON"
+    wrong = [alias for alias in aliases if require.why_no_text(alias)]
+    empty = "" if aliases else "is an empty list: name at least the label itself"
+    return f"contains {wrong[0]!r}: every alias is a text" if wrong else empty
 
 
 def _forms_of(frame: pd.DataFrame, entity: str, row: int) -> list[str]:
@@ -218,27 +219,26 @@ def check_prompts(frame: pd.DataFrame, *, name: str) -> None:
     """
     check_columns(frame, PROMPT_NEEDED, name=name, what="prompts", least="one prompt")
     _check_texts(frame, ("prompt", "answer", "solution", "group"), name=name)
-    place = _places(frame)
-    for row, level in enumerate(frame["level"].tolist()):
+    levels = frame["level"].tolist()
+    for row, level in enumerate(levels):
         if not isinstance(level, Integral) or isinstance(level, bool) or level < 1:
             raise ValueError(
-                f"{name}: level {level!r} in {place(row)}: levels are whole numbers from 1 on (steps, hops, terms), of an "
+                f"{name}: level {level!r} in {_place(frame, row)}: levels are whole numbers from 1 on (steps, hops, terms), of an "
                 "integer type; frame['level'].astype(int) turns 2.0 into 2, and 1 for all rows will do where there are none"
             )
     _check_examples(frame, name=name)
-    for column in ("aliases", "hop_prompts", "hop_answers"):
-        for row, cell in enumerate(frame[column] if column in frame else []):
-            where, level = f"{name}: {column} in {place(row)}", frame["level"].iloc[row]
-            lists = cell if column == "hop_answers" and isinstance(cell, list) else [cell]
-            if not all(isinstance(one, list) and one for one in lists):
-                raise ValueError(
-                    f"{where} is {cell!r}, not a list{' of lists' * (lists is cell)}, or an empty one: as_prompts(table) "
-                    "reads JSON lists; leave the column out if there is nothing to say"
-                )
-            if wrong := [text for one in lists for text in one if require.why_no_text(text)]:
-                raise ValueError(f"{where} contains {wrong[0]!r}: each is a text, not empty")
-            if column != "aliases" and len(cell) != level:
-                raise ValueError(f"{where} has {len(cell)} hops, its level is {level}: one entry a hop is needed")
+
+    def why(column: str, row: int, cell: Any) -> str:
+        lists = cell if column == "hop_answers" and isinstance(cell, list) else [cell]
+        if not all(isinstance(one, list) and one for one in lists):
+            mend = "as_prompts(table) reads JSON lists; leave the column out if there is nothing to say"
+            return f"is {cell!r}, not a list{' of lists' * (lists is cell)}, or an empty one: {mend}"
+        if wrong := [text for one in lists for text in one if require.why_no_text(text)]:
+            return f"contains {wrong[0]!r}: each is a text, not empty"
+        as_many = column == "aliases" or len(cell) == levels[row]
+        return "" if as_many else f"has {len(cell)} hops, its level is {levels[row]}: one entry a hop is needed"
+
+    _check_cells(frame, ("aliases", "hop_prompts", "hop_answers"), why, name=name)
 
 
 def as_prose(frame: pd.DataFrame, *, name: str = "your table") -> pd.DataFrame:
@@ -324,7 +324,7 @@ def _filled(frame: pd.DataFrame, what: str, lists: Sequence[str], *, name: str) 
                 parsed.append(json.loads(cell) if isinstance(cell, str) else cell)
             except json.JSONDecodeError as error:
                 what = f'is {cell!r}, neither a list nor a JSON list such as ["New Delhi", "Delhi"]'
-                raise ValueError(f"{name}: {column} in {_places(frame)(row)} {what}") from error
+                raise ValueError(f"{name}: {column} in {_place(frame, row)} {what}") from error
         frame[column] = _lists(parsed, frame)
     return frame
 
@@ -333,27 +333,33 @@ def _lists(cells: list, frame: pd.DataFrame) -> pd.Series:
     return pd.Series(cells, index=frame.index, dtype=object)
 
 
-def _places(frame: pd.DataFrame) -> Callable[[int], str]:
+def _place(frame: pd.DataFrame, row: int) -> str:
     """How messages call a row."""
-    if "example" not in frame:
-        return lambda row: f"row {row}"
-    return lambda row: f"row {row} (example {frame['example'].iloc[row]!r})"
+    return f"row {row} (example {frame['example'].iloc[row]!r})" if "example" in frame else f"row {row}"
+
+
+def _check_cells(
+    frame: pd.DataFrame, columns: Sequence[str], why: Callable[[str, int, Any], str], *, name: str
+) -> None:
+    """Refuse a cell of these columns, where they are there, of which `why(column, row, cell)` says what is wrong."""
+    for column in columns:
+        for row, cell in enumerate(frame[column] if column in frame else []):
+            if wrong := why(column, row, cell):
+                raise ValueError(f"{name}: {column} in {_place(frame, row)} {wrong}")
 
 
 def _check_texts(frame: pd.DataFrame, columns: tuple[str, ...], *, name: str) -> None:
-    place = _places(frame)
-    for column in columns:
-        for row, value in enumerate(frame[column] if column in frame else []):
-            why = require.why_no_text(value)
-            one = f"{name}: {column} in {place(row)} is {value!r}" if why else ""
-            if why == "not a text":
-                raise ValueError(
-                    f"{one}, not a text: frame[{column!r}].astype(str) makes texts of numbers, pd.read_csv(path, "
-                    f"dtype={{{column!r}: str}}, keep_default_na=False) reads them as they are written; drop the row if "
-                    "there is nothing"
-                )
-            if why:
-                raise ValueError(f"{one}{'' if why == 'empty' else f', {why}'}: give it a text or drop the row")
+    _check_cells(frame, columns, _why_no_text, name=name)
+
+
+def _why_no_text(column: str, row: int, value: object) -> str:
+    why = require.why_no_text(value)
+    if why == "not a text":
+        return (
+            f"is {value!r}, not a text: frame[{column!r}].astype(str) makes texts of numbers, pd.read_csv(path, dtype="
+            f"{{{column!r}: str}}, keep_default_na=False) reads them as they are written; drop the row if there is nothing"
+        )
+    return why and f"is {value!r}{'' if why == 'empty' else f', {why}'}: give it a text or drop the row"
 
 
 def _check_names(frame: pd.DataFrame, columns: tuple[str, ...], *, name: str) -> None:
