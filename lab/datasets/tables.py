@@ -50,10 +50,9 @@ def check_concept_data(frame: pd.DataFrame, *, name: str) -> None:
     _check_examples(frame, name=name)
     nameless = frame["group"].isna() | (frame["group"].astype(str).str.strip() == "")
     if nameless.any():
-        row = _place(frame, int(nameless.to_numpy().argmax()))
-        raise ValueError(
-            f"{name}: {row} has no group: give it one, its own name if it shares its subject with no other"
-        )
+        place = _place(frame, int(nameless.to_numpy().argmax()))
+        mend = "give it one, its own name if it shares its subject with no other"
+        raise ValueError(f"{name}: {place} has no group: {mend}")
     _check_names(frame, ("group",), name=name)
     for column, trouble in (("label", "both labels"), ("group", "several groups, so that a split could separate them")):
         mixed = frame.groupby("text", sort=False)[column].nunique() > 1
@@ -222,9 +221,10 @@ def check_prompts(frame: pd.DataFrame, *, name: str) -> None:
     levels = frame["level"].tolist()
     for row, level in enumerate(levels):
         if not isinstance(level, Integral) or isinstance(level, bool) or level < 1:
+            one = f"level {level!r} in {_place(frame, row)}"
             raise ValueError(
-                f"{name}: level {level!r} in {_place(frame, row)}: levels are whole numbers from 1 on (steps, hops, terms), of an "
-                "integer type; frame['level'].astype(int) turns 2.0 into 2, and 1 for all rows will do where there are none"
+                f"{name}: {one}: levels are whole numbers from 1 on (steps, hops, terms), of an integer type; "
+                "frame['level'].astype(int) turns 2.0 into 2, and 1 for all rows will do where there are none"
             )
     _check_examples(frame, name=name)
 
