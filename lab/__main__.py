@@ -9,14 +9,13 @@ import math
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lab import run_folders
+from lab import jupyterlab, run_folders
 from lab.cache import cache_folder
 
 if TYPE_CHECKING:
@@ -57,9 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="open | run | check")
     folder: dict[str, Any] = {"type": Path, "metavar": "DIR", "help": "take the notebook scripts from this folder"}
 
-    text = (
-        "build the notebooks and open them in JupyterLab, which gets all further arguments (--no-browser, --port=8890)"
-    )
+    text = "build the notebooks and open JupyterLab, which gets all further arguments (--no-browser, --port=8890)"
     command = commands.add_parser("open", help=text, description=text)
     command.add_argument("--notebooks", **folder)
 
@@ -70,16 +67,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("-p", "--parameter", action="append", default=[], metavar="KEY=VALUE", help="set a parameter")
     command.add_argument("--out", type=Path, metavar="DIR", help="where it goes (default depth-lab-out/<today>)")
     command.add_argument(
-        "--timeout", type=_seconds, metavar="S", help="seconds that one cell may take (default: no limit)"
+        "--timeout", type=_seconds, metavar="S", help="seconds that a cell may take (default: no limit)"
     )
     command.add_argument("--notebooks", **folder)
 
     text = "load a model and hold it against plain Hugging Face; prints the health table"
     command = commands.add_parser("check", help=text, description=text)
     command.add_argument("model", nargs="?", default="smollm2-135m", metavar="MODEL", help="as in lab.load")
-    command.add_argument(
-        "--accept-license", action="store_true", help="accept the terms of a model that has some (Gemma)"
-    )
+    command.add_argument("--accept-license", action="store_true", help="accept a model's terms, if it has some (Gemma)")
     return parser
 
 
@@ -90,16 +85,13 @@ def _seconds(text: str) -> float:
         seconds = math.nan
     if not 0 < seconds <= 1_000_000:  # about what the clocks below take; and not nan
         raise argparse.ArgumentTypeError(
-            f"{text!r}: give seconds, above 0 and up to 1000000; leave it out for no limit"
+            f"{text!r}: give seconds, above 0 and up to 1000000, or leave it out: no limit"
         )
     return seconds
 
 
-# --- open -----------------------------------------------------------------------------------------------------------
-
-
 def open_notebooks(folder: Path | None, arguments: list[str]) -> int:
-    """Build what is missing or out of date, then start JupyterLab on the folder; returns its exit status."""
+    """Build what is missing or out of date, then open the first notebook in JupyterLab; returns the exit status."""
     if folder is None:
         folder = PACKAGE.parent / "notebooks"
         if not any(folder.glob("*.py")):  # an installed package: leave its own files alone, work on copies
@@ -109,17 +101,7 @@ def open_notebooks(folder: Path | None, arguments: list[str]) -> int:
                 if not (folder / script.name).exists():
                     shutil.copy2(script, folder / script.name)
     built = [build(script) for script in scripts(folder)]
-    print(f"Opening {folder} in JupyterLab. Stop it with Ctrl-C in this window.", flush=True)
-    server = subprocess.Popen(
-        [sys.executable, "-m", "jupyterlab", built[0].name, *arguments],
-        cwd=folder,
-        env={**os.environ, "JUPYTER_PREFER_ENV_PATH": "1"},  # else a kernel registered elsewhere may run another Python
-    )
-    while True:
-        try:
-            return server.wait()
-        except KeyboardInterrupt:  # JupyterLab got it too, and asks or stops by itself
-            continue
+    return jupyterlab.start_or_show(built[0], arguments)
 
 
 def scripts(folder: Path | None) -> list[Path]:
@@ -137,6 +119,8 @@ def build(script: Path) -> Path:
     A built notebook gets the time stamp of its script, so that "saved later" means "saved by a user". One that is older
     than its script is kept under another name before the new one takes its place.
     """
+    import nbformat
+
     notebook, written = script.with_suffix(".ipynb"), script.stat().st_mtime
     if notebook.exists():
         saved = notebook.stat().st_mtime
@@ -148,7 +132,7 @@ def build(script: Path) -> Path:
         kept = notebook.with_name(f"{script.stem}.{day}.ipynb")
         notebook.rename(kept)
         print(f"{notebook.name}: the script is newer; built again. The notebook of before is {kept.name}.")
-    _write(notebook, _to_text(read(script)))
+    _write(notebook, nbformat.writes(read(script)) + "\n")
     os.utime(notebook, (written, written))
     return notebook
 
@@ -182,8 +166,8 @@ def run(options: argparse.Namespace) -> int:
             place = out / there.relative_to(out.resolve()) / f"{script.stem}.html"
             if error:
                 failed.append(script.stem)
-                colours = sys.stderr.isatty()
-                print(f"\n{script.stem} failed:\n{error if colours else _plain(error)}", file=sys.stderr)
+                error = error if sys.stderr.isatty() else re.sub(r"\x1b\[[0-9;]*m", "", error)  # no colours in a file
+                print(f"\n{script.stem} failed:\n{error}", file=sys.stderr)
             how = "interrupted" if interrupted else "FAILED" if error else "ran"
             print(f"{script.stem}: {how}, {time.monotonic() - start:.0f} s, {place}", flush=True)
             if interrupted:
@@ -217,26 +201,20 @@ def _values(pairs: list[str]) -> dict[str, str]:
 
 def parameters(notebook: "NotebookNode") -> dict[str, Any]:
     """Names set in the cells tagged `parameters`, with their values where those are plain constants (else `...`)."""
+    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     found: dict[str, Any] = {}
-    for cell in notebook.cells:
-        if "parameters" in cell.metadata.get("tags", []):
-            for line in ast.parse(cell.source).body:
-                targets = line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
-                for target in targets:
-                    if isinstance(target, ast.Name):
-                        try:
-                            found[target.id] = ast.literal_eval(line.value)
-                        except ValueError:
-                            found[target.id] = ...
+    for line in (line for cell in cells for line in ast.parse(cell.source).body):
+        targets = line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
+        for name in [target.id for target in targets if isinstance(target, ast.Name)]:
+            try:
+                found[name] = ast.literal_eval(line.value)
+            except ValueError:
+                found[name] = ...
     return found
 
 
 def inject(notebook: "NotebookNode", name: str, values: dict[str, str]) -> "NotebookNode":
-    """Put a cell that sets `values` after the cell tagged `parameters`; each takes the type of the parameter's default.
-
-    Raises:
-        ValueError: a parameter that the notebook does not have, or a value that cannot be one of this parameter.
-    """
+    """Put a cell that sets `values` after the cell tagged `parameters`; each takes the type of the parameter's default."""
     from nbformat.v4 import new_code_cell
 
     known = parameters(notebook)
@@ -301,10 +279,8 @@ def _like(value: Any, default: Any) -> Any:
 def execute(notebook: "NotebookNode", script: Path, out: Path, *, timeout: float | None) -> tuple[str, bool]:
     """Run a notebook in a fresh kernel of this Python, and write what it made into `out`, also when a cell failed.
 
-    The kernel finds a folder for its tables, `out/<name>`, in the environment variable LAB_OUT.
-
-    Returns:
-        What failed: number, source and traceback of the cell; empty when all cells ran. And whether it was interrupted.
+    The kernel finds a folder for its tables, `out/<name>`, in the environment variable LAB_OUT. Returned: number, source
+    and traceback of the cell that failed, empty when all ran; and whether it was interrupted.
     """
     from nbclient import NotebookClient
     from nbclient.exceptions import CellControlSignal, DeadKernelError
@@ -317,19 +293,12 @@ def execute(notebook: "NotebookNode", script: Path, out: Path, *, timeout: float
     cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     at = {"cell": 0}
     with tqdm(total=len(cells), desc=script.stem, unit="cell") as bar:
-
-        def started(cell: "NotebookNode", cell_index: int) -> None:
-            at["cell"] = cell_index
-
-        def executed(cell: "NotebookNode", cell_index: int, execute_reply: dict) -> None:
-            bar.update()
-
         client = NotebookClient(
             notebook,
             timeout=None if timeout is None else max(1, round(timeout)),
             resources={"metadata": {"path": str(script.parent)}},
-            on_cell_execute=started,
-            on_cell_executed=executed,
+            on_cell_execute=lambda cell, cell_index: at.update(cell=cell_index),
+            on_cell_executed=lambda cell, cell_index, execute_reply: bar.update(),
         )
         _use_this_python(client.create_kernel_manager())
         try:
@@ -369,9 +338,10 @@ _PAGE = "{% extends 'index.html.j2' %}" + "".join(
 
 def _write_all(notebook: "NotebookNode", name: str, out: Path) -> None:
     """NAME.ipynb, NAME.html and NAME-<code cell>-<n>.png."""
+    import nbformat
     from nbconvert import HTMLExporter
 
-    _write(out / f"{name}.ipynb", _to_text(notebook))
+    _write(out / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
     exporter = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True, raw_template=_PAGE)
     html, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": name}})
     _write(out / f"{name}.html", html)
@@ -382,16 +352,6 @@ def _write_all(notebook: "NotebookNode", name: str, out: Path) -> None:
             _write(out / f"{name}-{number:02d}-{n}.png", base64.b64decode(figure))
 
 
-def _plain(text: str) -> str:
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
-
-
-def _to_text(notebook: "NotebookNode") -> str:
-    import nbformat
-
-    return nbformat.writes(notebook) + "\n"
-
-
 def _write(path: Path, content: str | bytes) -> None:
     """Write aside and rename, so that a file is whole or absent."""
     aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
@@ -400,9 +360,6 @@ def _write(path: Path, content: str | bytes) -> None:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
-
-
-# --- check ----------------------------------------------------------------------------------------------------------
 
 
 def check(name: str, *, accept_license: bool) -> int:

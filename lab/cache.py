@@ -3,8 +3,9 @@
 import errno
 import functools
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,3 +85,25 @@ def locked(lock: Path, work: str) -> Iterator[None]:
         yield
     finally:
         guard.release()
+
+
+def made_once(folder: Path, work: str, make: Callable[[Path], None], *, needs: str = "") -> Path:
+    """A folder with a `lab.json`; where it is not there, `make(empty folder)` makes it. `work` is what messages call that.
+
+    It is made aside, under a lock, and renamed at the end: a folder is whole or absent, and two processes do the work once.
+    """
+    if (folder / "lab.json").exists():
+        return folder
+    with locked(writable(folder.parent) / f"{folder.name}.lock", work):
+        if not (folder / "lab.json").exists():  # another process may have made it
+            for stale in (folder, *folder.parent.glob(f"{folder.name}.partial-*")):  # left by a process that was killed
+                shutil.rmtree(stale, ignore_errors=True)
+            partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+            try:
+                with room(folder.parent, work + needs):
+                    partial.mkdir()
+                    make(partial)
+                    partial.rename(folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    return folder

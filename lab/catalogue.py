@@ -4,14 +4,12 @@ The one data file of a model is downloaded, verified against a pinned SHA-256, c
 kept in the cache folder.
 """
 
-import errno
 import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import zipfile
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ import transformers
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lab.cache import NO_ROOM, cache_folder, locked, room, writable
+from lab.cache import NO_ROOM, cache_folder, made_once
 
 
 @dataclass(frozen=True)
@@ -75,41 +73,26 @@ CATALOGUE = {
 
 
 def prepare(entry: OfflineModel, *, accept_license: bool = False) -> Path:
-    """The folder of a converted catalogue model; downloads and converts it when it is not there yet.
-
-    The folder is whole or absent: everything is made in a neighbouring folder and renamed at the end, under a lock, so
-    that a killed conversion leaves nothing that would be taken for a model, and two processes do the work once.
-    """
-    root = cache_folder() / "models"
-    folder = root / f"{entry.name}-{entry.sha256[:12]}"
-    if (folder / "lab.json").exists():
-        return folder
-    if entry.needs_consent and not accept_license:
+    """The folder of a converted catalogue model; downloads and converts it when it is not there yet."""
+    folder = cache_folder() / "models" / f"{entry.name}-{entry.sha256[:12]}"
+    if entry.needs_consent and not accept_license and not (folder / "lab.json").exists():
         raise ValueError(
             f"{entry.name} comes under the {entry.licence}: read them at {entry.terms}, and if you agree call "
             f"lab.load({entry.name!r}, accept_license=True) once, or run `python -m lab check {entry.name} --accept-license`"
         )
-    with locked(writable(root) / f"{entry.name}.lock", f"preparing {entry.name}"):
-        if (folder / "lab.json").exists():  # the other process made it
-            return folder
-        for stale in (*root.glob(f"{entry.name}.partial-*"), folder):  # left by a process that was killed
-            shutil.rmtree(stale, ignore_errors=True)
-        needed = 2 * entry.download_mb + entry.converted_mb + 50
-        free = shutil.disk_usage(root).free // 10**6
-        if free < needed:
-            raise OSError(errno.ENOSPC, f"{entry.name} needs {needed} MB in {root}, and {free} MB are free. "
-                          "Make room, or set LAB_CACHE to a folder on another disk")  # fmt: skip
-        partial = Path(tempfile.mkdtemp(prefix=f"{entry.name}.partial-", dir=root))
-        try:
-            with room(root, f"preparing {entry.name} (it needs {needed} MB at the most)"):
-                print(f"Preparing {entry.name}, once: {entry.about}; {entry.licence}.", flush=True)
-                gguf = _download(entry, partial / "download")
-                print("Converting to float32 safetensors (20 to 60 s) ...", flush=True)
-                _convert(gguf, partial / "model", entry)
-                os.rename(partial / "model", folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return folder
+    needed = 2 * entry.download_mb + entry.converted_mb + 50
+
+    def make(made: Path) -> None:
+        if (free := shutil.disk_usage(made).free // 10**6) < needed:
+            where = "Make room, or set LAB_CACHE to a folder on another disk"
+            raise OSError(f"{entry.name} needs {needed} MB in {made.parent}, and {free} MB are free. {where}")
+        print(f"Preparing {entry.name}, once: {entry.about}; {entry.licence}.", flush=True)
+        gguf = _download(entry, made / "download")
+        print("Converting to float32 safetensors (20 to 60 s) ...", flush=True)
+        _convert(gguf, made, entry)
+        shutil.rmtree(made / "download")
+
+    return made_once(folder, f"preparing {entry.name}", make, needs=f" (it needs {needed} MB at the most)")
 
 
 def _download(entry: OfflineModel, folder: Path) -> Path:

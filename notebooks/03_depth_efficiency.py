@@ -298,11 +298,7 @@ distance.head(4).round(2)
 # Skipped is before the position that predicts the answer; measured is there.
 
 # %%
-small = (
-    lab.nets.small_models.k_hop(max_hops=2, n_layers=4, batch=128, max_steps=700)
-    if quick
-    else lab.nets.small_models.k_hop()
-)
+small = lab.nets.k_hop.k_hop(max_hops=2, n_layers=4, batch=128, max_steps=700) if quick else lab.nets.k_hop.k_hop()
 small.accuracy
 
 # %%
@@ -450,9 +446,7 @@ figure = self_maps.plot()
 
 # %%
 pair = (
-    lab.nets.small_models.text_models(n_layers=(2, 4), d_model=32, steps=60)
-    if quick
-    else lab.nets.small_models.text_models()
+    lab.nets.language.text_models(n_layers=(2, 4), d_model=32, steps=60) if quick else lab.nets.language.text_models()
 )
 print({blocks: {k: round(v, 2) for k, v in found_model.loss.items()} for blocks, found_model in pair.items()})
 shallow, deep = (lab.load(found_model.folder) for found_model in pair.values())

@@ -325,8 +325,8 @@ stitched.summary.query("condition in ['mapped', 'clean', 'token_identity', 'unig
 # %%
 small = {"n_layers": (2, 4), "d_model": 32, "steps": 60} if quick else {"n_layers": (4, 8)}
 few, many = small["n_layers"]
-shallow, deep = (lab.load(net.folder) for net in lab.nets.small_models.text_models(**small).values())
-other = lab.load(lab.nets.small_models.text_models(**{**small, "n_layers": (few,)}, seed=1)[few].folder)
+shallow, deep = (lab.load(net.folder) for net in lab.nets.language.text_models(**small).values())
+other = lab.load(lab.nets.language.text_models(**{**small, "n_layers": (few,)}, seed=1)[few].folder)
 depths_x = [few // 2, few] if quick else [1, 2, 3]
 options = {"groups": prose.group.to_numpy(), "seed": seed, "progress": False}
 apart = {

@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "explorers": set(),
     "cache": set(),
     "run_folders": set(),
+    "jupyterlab": set(),
     "identity": set(),
     "catalogue": {"cache"},
     "datasets": {"datasets", "cache"},
@@ -46,7 +47,7 @@ MAY_IMPORT = {
     "checks": {"models", "texts", "states", "interventions", "runs"},
     "maps": {"cache", "identity", "models", "texts", "states", "statistics", "results"},
     "nets": {"nets", "cache", "models", "datasets", "texts"},
-    "__main__": {"cache", "run_folders", "models", "checks"},
+    "__main__": {"cache", "jupyterlab", "run_folders", "models", "checks"},
 }
 CORE = {"checks", "identity", "interventions", "lenses", "models", "probes", "results", "runs", "states", "statistics"}
 MAY_IMPORT |= {room: {room, "texts", *CORE, *SHARED} for room in ROOMS}

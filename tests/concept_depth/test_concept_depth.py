@@ -261,7 +261,7 @@ BAD = {
     "missing column": (letters().drop(columns="label"), {}, "label"),
     "one class": (changed(label=1), {}, "class"),
     "label 2": (changed(label=[0, 2] * 40), {}, "2"),
-    "empty text": (changed(text=["a."] + [" "] * 79), {}, "empty"),
+    "empty text": (changed(text=["a."] + [" "] * 79), {}, "give it a text"),
     "too long": (changed(text=[f"{i}." + "b" * 200 for i in range(80)]), {}, "context holds 128"),
     "group spans all": (changed(group="one"), {}, "group"),
     "depth": (

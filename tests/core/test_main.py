@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from lab import run_folders
+from lab import jupyterlab, run_folders
 from lab.__main__ import _typed, build
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -448,34 +447,79 @@ def test_building_keeps_what_a_user_saved(folder: Path, capsys: pytest.CaptureFi
     assert len(kept) == 1 and "# Mine" in kept[0].read_text() and kept[0].name in capsys.readouterr().out
 
 
-def test_open_builds_the_notebooks_and_starts_jupyterlab(folder: Path) -> None:
+@pytest.fixture
+def browser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """Takes the place of the browser; gives the addresses that were opened in it so far."""
+    script, opened = tmp_path / "browser.py", tmp_path / "opened"
+    script.write_text(f"import sys\nopen({str(opened)!r}, 'a').write(sys.argv[1] + '\\n')")
+    monkeypatch.setenv("BROWSER", f"{sys.executable} {script} %s")
+    return lambda: opened.read_text().splitlines() if opened.exists() else []
+
+
+@pytest.fixture
+def jupyter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folders of Jupyter's own: no settings of whoever runs this, none of their servers."""
+    for name in ("config", "runtime", "data"):
+        monkeypatch.setenv(f"JUPYTER_{name.upper()}_DIR", str(tmp_path / "jupyter" / name))
+    monkeypatch.setenv("JUPYTERLAB_SETTINGS_DIR", str(tmp_path / "jupyter" / "settings"))
+    monkeypatch.setenv("JUPYTERLAB_WORKSPACES_DIR", str(tmp_path / "jupyter" / "workspaces"))
+    return tmp_path / "jupyter"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="ends a group of processes")
+def test_open_starts_jupyterlab_once_without_questions(folder: Path, browser: Callable, jupyter: Path) -> None:
+    (folder / "00_good.py").rename(folder / "00_a good.py")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = ["--no-browser", f"--port={port}", "--IdentityProvider.token=secret", "--allow-root"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lab", "open", "--notebooks", str(folder), *arguments],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    url = f"http://127.0.0.1:{port}/api/contents?token=secret"
+    root = f"http://localhost:{port}"
+    arguments = [f"--port={port}", "--IdentityProvider.token=secret", "--allow-root"]
+    command = [sys.executable, "-m", "lab", "open", "--notebooks", str(folder)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([*command, *arguments], **quiet, start_new_session=True)
 
-    def listing() -> list[str]:
-        try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
-                return [entry["name"] for entry in json.load(answer)["content"]]
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            return []
+    def ask(path: str, **more: str) -> dict:
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{root}/{path}?token=secret", **more), timeout=30
+        ) as answer:
+            return json.loads(answer.read() or b"{}")
 
     try:
-        wait_for(lambda: process.poll() is not None or bool(listing()))
-        assert {"00_good.ipynb", "01_bad.ipynb"} <= set(listing())
-        urllib.request.urlopen(urllib.request.Request(url.replace("contents", "shutdown"), method="POST"), timeout=10)
-        assert process.wait(60) == 0
+        wait_for(lambda: process.poll() is not None or bool(browser()))
+        redirect = Path(urllib.request.url2pathname(browser()[0].removeprefix("file://"))).read_text()
+        assert f"{root}/lab/tree/00_a%20good.ipynb?token=secret" in redirect
+        listing = [entry["name"] for entry in ask("api/contents")["content"]]
+        assert {"00_a good.ipynb", "01_bad.ipynb"} <= set(listing)
+        notification = ask("lab/api/settings/@jupyterlab/apputils-extension:notification")
+        assert notification["schema"]["properties"]["fetchNews"]["default"] == "false"  # else it asks
+        assert notification["raw"] == "{}" and not list(
+            jupyter.glob("settings/**/*")
+        )  # the user's own stay as they were
+
+        page = f"{root}/lab/tree/00_a%20good.ipynb?token=secret"
+        again = subprocess.run([*command, "--port=1"], capture_output=True, text=True, timeout=60)
+        assert again.returncode == 0 and f"JupyterLab already runs on {folder}: {page}" in again.stdout
+        assert "Not used: --port=1. To start another, stop that one first" in again.stdout
+        again = subprocess.run([*command, "--no-browser"], capture_output=True, text=True, timeout=60)
+        assert again.returncode == 0 and page in again.stdout and "Not used" not in again.stdout
+        assert browser()[1:] == [page]  # by the first of these two
+        assert jupyterlab.running(folder) and jupyterlab.running(folder.parent) is None
+
+        ask("api/shutdown", method="POST")
+        assert process.wait(60) == 0 and jupyterlab.running(folder) is None
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_server_that_lab_open_did_not_start_is_left_alone(folder: Path, jupyter: Path) -> None:
+    """Its kernels may be another Python's. This one is any process that Jupyter notes as a server in the folder."""
+    (jupyter / "runtime").mkdir(parents=True)
+    note = jupyter / "runtime" / f"jpserver-{os.getpid()}.json"
+    note.write_text(
+        json.dumps({"pid": os.getpid(), "root_dir": str(folder), "url": "http://localhost:1/", "token": ""})
+    )
+    assert jupyterlab.running(folder) is None and note.exists()
 
 
 def wait_for(ready: Callable[[], bool], seconds: float = 90) -> None:
@@ -507,7 +551,7 @@ def test_a_wheel_carries_data_and_notebooks(tmp_path: Path) -> None:
     subprocess.run(command, check=True)
     with zipfile.ZipFile(next(tmp_path.glob("depth_lab-*.whl"))) as wheel:
         names = set(wheel.namelist())
-    data = {f"lab/_data/{path.name}" for path in (ROOT / "data").iterdir() if path.suffix in (".csv", ".md")}
+    data = {f"lab/_data/{path.name}" for path in (ROOT / "data").iterdir() if path.suffix in (".csv", ".md", ".json")}
     notebooks = {f"lab/_notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.py")}
     assert data and data | notebooks <= names
     assert {name.split("/")[0] for name in names} == {"lab", "depth_lab-0.1.0.dist-info"}

@@ -8,7 +8,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
 from lab import maps
-from lab.nets import small_models
+from lab.nets import training
 from lab.results import Result
 from lab.states import collect_states, stream_states
 from lab.texts import Tokens, tokenize
@@ -125,7 +125,7 @@ def test_the_same_tokens_are_all_compared(tiny_model, documents):
 
 def test_bytes_and_words_meet_at_word_ends(tiny_model):
     texts = ["the cat saw", "a dog, it ran"]
-    words = small_models._word_tokenizer([*small_models._SPECIAL, *WORDS, ","])
+    words = training.word_tokenizer([*training.SPECIAL, *WORDS, ","])
     encoded = words(texts, return_offsets_mapping=True)
     tokens_b = tokens_of(texts, encoded["offset_mapping"])
     found = maps.align(tokenize(tiny_model("llama"), texts), tokens_b)

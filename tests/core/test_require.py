@@ -24,7 +24,7 @@ from lab import (
 )
 from lab.back_patching import stages, two_hop
 from lab.depth_efficiency import attributions, effects, integrator
-from lab.nets import replicas, small_models
+from lab.nets import k_hop, language, replicas
 from lab.transfer import ensemble, merging, pretrained, probe_transfer, scaling, stitching, tasks, tuned
 
 pytestmark = pytest.mark.usefixtures("unchecked")
@@ -253,8 +253,8 @@ REFUSED = {
     "skipped": lambda m: effects.skipped(m, None, ["layer"]),
     "splits": lambda m: probes.group_splits(np.arange(8) % 2, np.arange(8), repeats=1.0),
     "replicas": lambda m: replicas.Recipe(steps=2.5),
-    "k_hop": lambda m: small_models.k_hop(max_hops=2.0),
-    "text_models": lambda m: small_models.text_models(n_layers=4),
+    "k_hop": lambda m: k_hop.k_hop(max_hops=2.0),
+    "text_models": lambda m: language.text_models(n_layers=4),
 }
 
 

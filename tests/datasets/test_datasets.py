@@ -3,9 +3,9 @@
 import dataclasses
 import functools
 import hashlib
-import importlib.util
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -29,7 +28,7 @@ from sklearn.model_selection import GroupShuffleSplit
 from sklearn.pipeline import make_pipeline
 
 from lab import datasets
-from lab.datasets import published, tables
+from lab.datasets import files, published
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = [name for name in datasets.names() if not name.startswith("published/")]
@@ -332,14 +331,17 @@ def table(**changes: object) -> pd.DataFrame:
         (table(label=["yes", "no", "yes", "no"]), r"mine: label 'yes' in row 0 \(example 'a'\): labels are 0 or 1"),
         (
             table(text=["one", " ", "three", "four"]),
-            r"mine: the text in row 1 \(example 'b'\) is empty: fill it or drop the row",
+            r"mine: text in row 1 \(example 'b'\) is ' ': give it a text or drop the row",
         ),
         (
             table(text=["one", None, "three", "four"]),
-            r"mine: the text in row 1 \(example 'b'\) is (None|nan), not a text: fill",
+            r"mine: text in row 1 \(example 'b'\) is (None|nan), not a text: .*drop the row if",
         ),
-        (table(text=[1, 2, 3, 4]), r"mine: the text in row 0 \(example 'a'\) is 1, not a text"),
-        (table(text=["one", "\u200b", "three", "four"]), r"mine: the text in row 1 \(example 'b'\) is empty"),
+        (table(text=[1, 2, 3, 4]), r"mine: text in row 0 \(example 'a'\) is 1, not a text"),
+        (
+            table(text=["one", "\u200b", "three", "four"]),
+            r"mine: text in row 1 \(example 'b'\) is '.*': give it a text",
+        ),
         (table(group=[1.0, 1.0, 2.0, 2.0]), "mine: group in row 0 is 1.0, neither a text nor a whole number"),
         (table(group=["g", "g", "h", None]), r"mine: row 3 \(example 'd'\) has no group"),
         (table(example=[1, "1", "c", "d"]), "mine: example '1' occurs twice"),
@@ -392,7 +394,7 @@ def test_read_your_own(tmp_path: Path):
     with pytest.raises(ValueError, match=r"mine\.csv: label '' in row 1 \(example 'mine-0002'\): labels are 0 or 1"):
         datasets.read(path)
     path.write_text("text,label\nOne,1\n,0\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"mine\.csv: the text in row 1 \(example 'mine-0002'\) is empty"):
+    with pytest.raises(ValueError, match=r"mine\.csv: text in row 1 \(example 'mine-0002'\) is '': give it a text"):
         datasets.read(path)
 
 
@@ -430,7 +432,7 @@ def test_read_takes_each_cell_as_it_is_written(tmp_path: Path):
         (
             b"Two,",
             b"Two, halves,",
-            r"line 3: 4 cells, the header has 3 \(text, label, group\): put a text that holds commas",
+            r"line 3: 4 cells, the header has 3 \(text, label, group\)\. Put a text that holds commas",
         ),
         (b"e,", b"e, so,", "line 2: 4 cells, the header has 3"),  # more in every row
         (b"Two,0,1", b"Two,0", "line 3: 2 cells, the header has 3"),
@@ -451,7 +453,7 @@ def test_read_takes_each_cell_as_it_is_written(tmp_path: Path):
         (b"Two,0", b"Two,0.0", r"label '0\.0' in row 1 \(example 'mine-0002'\): labels are 0 or 1"),
         (b"Two,0", b"Two,False", "label 'False' in row 1"),
         (b"Two,0", b"Two, 0", "label ' 0' in row 1"),
-        (b"Two", "\u200b".encode(), r"the text in row 1 \(example 'mine-0002'\) is empty"),
+        (b"Two", "\u200b".encode(), r"text in row 1 \(example 'mine-0002'\) is '.*': give it a text"),
         (b"0,1\n", b"0,\n", r"row 1 \(example 'mine-0002'\) has no group"),
         (b"label", b"difficulty,label", "line 2: 3 cells, the header has 4"),
     ],
@@ -469,7 +471,7 @@ def test_texts_in_quotes_are_read_as_they_were_written(tmp_path_factory: pytest.
     path = tmp_path_factory.mktemp("csv") / "mine.csv"
     quoted = "\n".join('"' + cell.replace('"', '""') + '",x' for cell in ["text", *cells])
     path.write_bytes(quoted.replace(",x", ",other", 1).encode())
-    assert tables.read_csv(path)["text"].tolist() == cells
+    assert files.read_csv(path)["text"].tolist() == cells
 
 
 def test_published_texts_that_look_like_missing_values_stay_texts(tmp_path: Path):
@@ -506,37 +508,43 @@ def test_tables_that_pandas_guessed_are_refused():
         datasets.as_two_hop(guessed.assign(e2="Japan", group=7.0))
 
 
-@pytest.fixture
-def installed(tmp_path: Path) -> ModuleType:
-    """The module as a wheel carries it: the data folder inside the package."""
-    package = tmp_path / "site-packages" / "lab"
-    (package / "_data").mkdir(parents=True)
-    (package / "datasets").mkdir()
-    shutil.copy(ROOT / "lab" / "datasets" / "__init__.py", package / "datasets")
-    for name in ("cities.csv", "cities.md", "numbers.csv", "numbers.md"):
-        shutil.copy(ROOT / "data" / name, package / "_data")
-    spec = importlib.util.spec_from_file_location("installed_datasets", package / "datasets" / "__init__.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+INSTALLED = """
+import pathlib, sys
+import lab
+from lab import datasets
+package = pathlib.Path(lab.__file__).parent
+assert package.parent == pathlib.Path(sys.argv[1]), package
+print([name for name in datasets.names() if "/" not in name], datasets.load("numbers").shape)
+folder = package / "_data"
+(folder / "numbers.csv").write_bytes((folder / "numbers.csv").read_bytes().replace(b",1,", b",0,", 1))
+def refused(name):
+    try:
+        datasets.load(name)
+    except ValueError as error:
+        print(error)
+refused("numbers")
+(folder / "cities.md").unlink()
+refused("cities")
+(folder / "cities.csv").unlink()
+refused("numbers")
+"""
 
 
-def test_installed_package_finds_its_data_and_notices_changes(installed: ModuleType):
-    assert [name for name in installed.names() if "/" not in name] == ["cities", "numbers"]
-    assert installed.load("numbers").equals(load("numbers"))
-    folder = Path(installed.__file__).parents[1] / "_data"
-    (folder / "numbers.csv").write_bytes((folder / "numbers.csv").read_bytes().replace(b",1,", b",0,", 1))
-    with pytest.raises(
-        ValueError, match=r"numbers\.csv has SHA-256 .*, its card says .*: the file was changed\. Restore it"
-    ):
-        installed.load("numbers")
-    (folder / "cities.md").unlink()
-    with pytest.raises(ValueError, match=r"cities\.md is missing: every data set has a card beside it"):
-        installed.load("cities")
-    (folder / "cities.csv").unlink()
-    with pytest.raises(ValueError, match="no data folder beside .* or in it: install the kit again"):
-        installed.load("numbers")
+def test_installed_package_finds_its_data_and_notices_changes(tmp_path: Path):
+    """The package as a wheel carries it: the data folder inside of it."""
+    shutil.copytree(ROOT / "lab", tmp_path / "lab", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "lab" / "_data").mkdir()
+    for name in ("cities.csv", "cities.md", "numbers.csv", "numbers.md", "published_sets.json"):
+        shutil.copy(ROOT / "data" / name, tmp_path / "lab" / "_data")
+    command, environment = [sys.executable, "-c", INSTALLED, tmp_path], {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    there, changed, no_card, no_data = done.stdout.splitlines()
+    assert there == f"['cities', 'numbers'] {load('numbers').shape}"
+    assert re.fullmatch(
+        r"numbers\.csv has SHA-256 .*, its card says .*: the file was changed\. Restore it, .*", changed
+    )
+    assert no_card == "cities.md is missing: every data set has a card beside it"
+    assert re.fullmatch("no data folder beside .* or in it: install the kit again", no_data)
 
 
 # --- published sets, through a real download from a server of our own ------------------------------------------------
@@ -666,8 +674,10 @@ def test_source_folder_is_verified(small: published.Published, tmp_path: Path):
 
 
 def test_counts_are_verified(small: published.Published):
-    with pytest.raises(ValueError, match="published/coinflip: 4 rows, 2 of label 1, where 500 and 253 are expected"):
-        published.load_published(dataclasses.replace(small, n=500, positive=253))
+    with pytest.raises(ValueError, match="published/coinflip: n is 4, where 500 is expected: please report this"):
+        published.load_published(dataclasses.replace(small, n=500))
+    with pytest.raises(ValueError, match="published/coinflip: positive is 2, where 253 is expected"):
+        published.load_published(dataclasses.replace(small, positive=253))
 
 
 def test_readers_whose_files_were_not_at_hand(tmp_path: Path):
@@ -698,4 +708,4 @@ def test_readers_whose_files_were_not_at_hand(tmp_path: Path):
 def test_a_long_text_is_read(tmp_path):
     """The csv module stops at 131,072 letters by itself."""
     (tmp_path / "long.csv").write_text(f"text\n{'word ' * 40_000}\n")
-    assert len(tables.read_csv(tmp_path / "long.csv").text[0]) == 200_000
+    assert len(files.read_csv(tmp_path / "long.csv").text[0]) == 200_000

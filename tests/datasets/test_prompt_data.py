@@ -477,22 +477,22 @@ def test_published_prompts_are_verified(tmp_path: Path):
     ):
         datasets.load("published/gsm8k", source=tmp_path)
     pinned = dataclasses.replace(
-        published_data.PUBLISHED_PROMPTS["published/gsm8k"],
+        published_data.PUBLISHED["published/gsm8k"],
         checksum=f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}",
         n=2,
     )
-    frame = published_data.load_published_prompts(pinned, source=tmp_path)
+    frame = published_data.load_published(pinned, source=tmp_path)
     card = frame.attrs["card"]
     assert (card["kind"], card["n"], card["groups"], card["levels"]) == ("prompts", 2, 2, "1, 2")
     assert card["source"] == pinned.url and "MIT" in card["licence"] and "the gold solution" in card["text"]
-    with pytest.raises(ValueError, match="published/gsm8k: 2 rows where 3 are expected: please report this"):
-        published_data.load_published_prompts(dataclasses.replace(pinned, n=3), source=tmp_path)
+    with pytest.raises(ValueError, match="published/gsm8k: n is 2, where 3 is expected: please report this"):
+        published_data.load_published(dataclasses.replace(pinned, n=3), source=tmp_path)
 
 
 def test_files_of_one_name_do_not_meet_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Two published sets come in a file called test.jsonl."""
     monkeypatch.setenv("LAB_CACHE", str(tmp_path))
-    sets = published_data.PUBLISHED_PROMPTS
+    sets = published_data.PUBLISHED
     names = [sets[name].url.rsplit("/", 1)[1] for name in ("published/gsm8k", "published/math_intermediate_algebra")]
     assert names == ["test.jsonl", "test.jsonl"]
     folder = tmp_path / "datasets" / "gsm8k"
@@ -501,8 +501,8 @@ def test_files_of_one_name_do_not_meet_in_the_cache(tmp_path: Path, monkeypatch:
     pinned = dataclasses.replace(
         sets["published/gsm8k"], checksum=f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}", n=1
     )
-    assert len(published_data.load_published_prompts(pinned)) == 1
+    assert len(published_data.load_published(pinned)) == 1
     other = dataclasses.replace(sets["published/math_intermediate_algebra"], url="http://127.0.0.1:9/test.jsonl")
     with pytest.raises(ConnectionError, match="could not be reached"):
-        published_data.load_published_prompts(other)
+        published_data.load_published(other)
     assert path.is_file()

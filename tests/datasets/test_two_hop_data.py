@@ -1,5 +1,6 @@
 """Two-hop queries: the set is what its card says, keeps its rules row by row, and bad tables are refused."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -348,12 +349,12 @@ def test_published_file_is_verified(published: Path):
 
 def test_published_card(published: Path):
     content = published.read_bytes()
-    pinned = published_data.PublishedTwoHop(
-        name="published/two_hop",
+    pinned = dataclasses.replace(
+        published_data.PUBLISHED["published/two_hop"],
         url="https://example.org/two_hop.csv",
         checksum=f"git:{hashlib.sha1(b'blob %d' % len(content) + bytes(1) + content).hexdigest()}",
     )
-    frame = published_data.load_published_two_hop(pinned, source=published.parent)
+    frame = published_data.load_published(pinned, source=published.parent)
     card = frame.attrs["card"]
     assert len(frame) == 2 and card["n"] == 2 and card["pairs"] == 2 and card["source"] == pinned.url
     assert "MIT" in card["licence"] and "SHA-256 NOT PINNED" in card["text"]

@@ -9,7 +9,7 @@ import torch
 import lab
 from lab import depth_efficiency
 from lab.identity import identity
-from lab.nets import small_models
+from lab.nets import k_hop, language, training
 
 TINY_HOPS = {"max_hops": 2, "n_layers": 2, "d_model": 32, "n_names": 6, "n_relations": 3, "batch": 64, "n_prompts": 20}
 TINY_TEXT = {"d_model": 32, "steps": 40, "batch": 8, "length": 16, "n_words": 40}
@@ -33,7 +33,7 @@ def hops(cache):
 def warned():
     """So few chains of two are learnt by heart: those kept out of training are not solved, and the model says so."""
     with pytest.warns(UserWarning, match=r"right less than 95% of the time: 0\.\d\d at k = 2\. Give it more blocks"):
-        return small_models.k_hop(**TINY_HOPS, max_steps=600, seed=1, progress=False)
+        return k_hop.k_hop(**TINY_HOPS, max_steps=600, seed=1, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -53,32 +53,32 @@ def test_the_facts_of_a_small_world_are_learned(hops):
 
 
 def test_prompts_are_right_of_one_length_and_new(hops):
-    world = small_models._World(2, 6, 3, 1)
+    world = k_hop._World(2, 6, 3, 1)
     assert hops.prompts.text.str.split().str.len().eq(4).all()
-    people = {name: i for i, name in enumerate(small_models.NAMES)}
+    people = {name: i for i, name in enumerate(k_hop.NAMES)}
     for row in hops.prompts.itertuples():
         start, *words, last = row.text.split()
         relations = [word for word in words if word != "."]
         assert last == "is" and len(relations) == row.k and words[: row.k] == relations
         at = people[start]
         for hop, relation in enumerate(relations, 1):
-            at = world.table[small_models.RELATIONS.index(relation), at]
-            assert getattr(row, f"hop_{hop}") == small_models.NAMES[at]
-        assert row.answer == small_models.NAMES[at]
+            at = world.table[k_hop.RELATIONS.index(relation), at]
+            assert getattr(row, f"hop_{hop}") == k_hop.NAMES[at]
+        assert row.answer == k_hop.NAMES[at]
         assert row.hop_2 == ("" if row.k == 1 else row.answer)
     assert (hops.prompts.new == (hops.prompts.k > 1)).all() and not hops.prompts.text.duplicated().any()
 
 
 def test_some_chain_is_kept_out_even_of_a_tiny_world():
     for seed in range(30):
-        assert all(out.any() for out in small_models._World(2, 2, 1, seed).kept_out[2:])
+        assert all(out.any() for out in k_hop._World(2, 2, 1, seed).kept_out[2:])
 
 
 def test_chains_kept_out_are_never_trained_on():
-    world = small_models._World(3, 4, 2, 0)
+    world = k_hop._World(3, 4, 2, 0)
     ids = np.concatenate([world.batch(np.full(500, k), np.random.default_rng(k))[0] for k in (1, 2, 3)])
     trained = {" ".join(world.words[i] for i in row[1:]) for row in ids}
-    prompts = world.prompts(1000, 0)
+    prompts = world.prompts(1000)
     assert not trained & set(prompts.text[prompts.new]) and prompts.new.any()
     assert set(prompts.text[prompts.k == 1]) <= trained  # single facts must be
 
@@ -95,7 +95,7 @@ def test_the_model_loads_and_is_healthy(hops):
 
 
 def test_the_second_time_it_is_read(hops, cache, monkeypatch):
-    monkeypatch.setattr(small_models, "_train_k_hop", None)  # a second training would fail
+    monkeypatch.setattr(k_hop, "_train", None)  # a second training would fail
     again = warned()
     assert again.folder == hops.folder and again.about == hops.about
     assert again.prompts.equals(hops.prompts) and again.accuracy.equals(hops.accuracy)
@@ -108,7 +108,7 @@ def test_training_repeats_to_the_bit_and_leaves_no_trace(cache, monkeypatch, tmp
     for place, seed in (("a", 0), ("b", 0), ("c", 1)):
         monkeypatch.setenv("LAB_CACHE", str(tmp_path / place))
         with pytest.warns(UserWarning, match="right less than 95% of the time: 0.* at k = 1.*more max_steps"):
-            found = small_models.k_hop(**TINY_HOPS, max_steps=5, seed=seed, progress=False)
+            found = k_hop.k_hop(**TINY_HOPS, max_steps=5, seed=seed, progress=False)
         digests.append(identity(lab.load(found.folder, device="cpu")).digest)
     assert digests[0] == digests[1] != digests[2]
     assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)
@@ -120,9 +120,9 @@ def test_an_interrupted_training_leaves_nothing(monkeypatch, tmp_path):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(small_models, "_save", interrupted)
+    monkeypatch.setattr(training, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        small_models.k_hop(**TINY_HOPS, max_steps=2, progress=False)
+        k_hop.k_hop(**TINY_HOPS, max_steps=2, progress=False)
     assert [path.suffix for path in (tmp_path / "small_models").iterdir()] in ([], [".lock"])
 
 
@@ -138,14 +138,14 @@ def test_an_interrupted_training_leaves_nothing(monkeypatch, tmp_path):
 )
 def test_hops_refuse(change, message, unchecked):
     with pytest.raises(ValueError, match=message):
-        small_models.k_hop(**change)
+        k_hop.k_hop(**change)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error")  # the model must be right at every k
 def test_the_depth_score_rises_with_the_hops():
     """The positive control: each hop needs a block, so a later layer must matter; the answer is scored, not its length."""
-    found = small_models.k_hop(progress=False)
+    found = k_hop.k_hop(progress=False)
     chains = found.prompts.rename(columns={"k": "level", "text": "prompt"})[["level", "prompt", "answer"]]
     chains = chains.assign(group=chains.prompt.str.split().str[0], answer=" " + chains.answer)
     result = depth_efficiency.depth_scores(lab.load(found.folder, device="cpu"), chains, n_per_level=40, progress=False)
@@ -159,7 +159,7 @@ def test_the_depth_score_rises_with_the_hops():
 
 @pytest.fixture(scope="module")
 def pair(cache, documents):
-    return small_models.text_models(documents, n_layers=(1, 2), **TINY_TEXT, progress=False)
+    return language.text_models(documents, n_layers=(1, 2), **TINY_TEXT, progress=False)
 
 
 def test_text_models_learn_and_load(pair):
@@ -181,15 +181,15 @@ def test_text_models_share_their_tokenizer(pair):
 
 def test_text_models_repeat_and_are_kept(pair, documents, monkeypatch, tmp_path):
     monkeypatch.setenv("LAB_CACHE", str(tmp_path))
-    again = small_models.text_models(documents, n_layers=[2], **TINY_TEXT, progress=False)
+    again = language.text_models(documents, n_layers=[2], **TINY_TEXT, progress=False)
     assert again[2].folder.name == pair[2].folder.name and again[2].loss == pair[2].loss
-    monkeypatch.setattr(small_models, "_train_text", None)
-    third = small_models.text_models(documents, n_layers=[2], **TINY_TEXT, progress=False)
+    monkeypatch.setattr(language, "_train", None)
+    third = language.text_models(documents, n_layers=[2], **TINY_TEXT, progress=False)
     assert third[2].about == again[2].about
 
 
 def test_shipped_text_is_there():
-    documents = small_models._shipped_documents()
+    documents = language._shipped_documents()
     assert len(documents) > 9000 and all(text.strip() for text in documents)
     assert any(
         text.startswith("The native language of the author of the book Frankenstein is Eng") for text in documents
@@ -211,4 +211,4 @@ def test_shipped_text_is_there():
 def test_text_models_refuse(documents, change, message, unchecked, monkeypatch, tmp_path):
     monkeypatch.setenv("LAB_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match=message):
-        small_models.text_models(documents, **change, progress=False)
+        language.text_models(documents, **change, progress=False)

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 import lab
 from lab import maps, models
-from lab.nets import small_models
+from lab.nets import language
 from lab.results import Result
 from lab.texts import tokenize
 from lab.transfer import stitching
@@ -110,7 +110,7 @@ def test_the_identity_map_gives_no_divergence(tiny_model, documents):
 
 def test_two_tokenizers_meet_at_word_ends(tiny_model, documents, tmp_path, monkeypatch):
     monkeypatch.setenv("LAB_CACHE", str(tmp_path))
-    made = small_models.text_models(
+    made = language.text_models(
         documents, n_layers=(2,), d_model=16, n_words=30, steps=5, batch=2, length=8, progress=False
     )
     words, letters = lab.load(made[2].folder, device="cpu"), tiny_model("llama")
