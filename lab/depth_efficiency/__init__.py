@@ -15,4 +15,5 @@ RUNS = {
     "depth_efficiency": "lab.depth_efficiency.layers",
     "depth_scores": "lab.depth_efficiency.layers",
     "integrator": "lab.depth_efficiency.integrator",
+    "linear_maps": "lab.depth_efficiency.linear_maps",
 }  # results by kind: the module that makes them, with its COLUMNS
