@@ -41,8 +41,8 @@ import numpy as np
 import pandas as pd
 
 import lab
+from lab import depth_efficiency
 from lab.depth_efficiency import attributions, figures, integrator, statistics
-from lab.depth_efficiency import layers as depth_efficiency
 from lab.depth_efficiency.linear_maps import linear_maps
 
 pd.options.display.max_colwidth = 120
