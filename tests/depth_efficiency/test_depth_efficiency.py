@@ -494,25 +494,6 @@ def test_rewritten_leaves_nothing_behind_after_an_error(tiny_model):
     assert hooks_left(model) == 0 and torch.equal(logits(model), plain)
 
 
-def test_observed_orders_of_toy_integrators():
-    """On a linear flow x' = -3x, split in -x and -2x: Euler steps are of first order, also in Strang's order; midpoint
-    steps are of first order when the parts follow each other, of second in Strang's order only."""
-    exact = float(np.exp(-3))
-
-    def euler(rate):
-        return lambda x, h: x - rate * h * x
-
-    def midpoint(rate):
-        return lambda x, h: x - rate * h * (x - rate * h / 2 * x)
-
-    def strang(one, two):
-        return lambda x, h: one(two(one(x, h / 2), h), h / 2)
-
-    assert abs(integrator.order_of(lambda x, h: euler(2)(euler(1)(x, h), h), exact) - 1) < 0.1
-    assert abs(integrator.order_of(strang(euler(1), euler(2)), exact) - 1) < 0.1
-    assert abs(integrator.order_of(strang(midpoint(1), midpoint(2)), exact) - 2) < 0.1
-
-
 def test_integrator_tables(tiny_model):
     model = tiny_model("llama")
     result = integrator.run(model, TEXTS, n_texts=3, n_tokens=20, n_step_texts=1, substeps=16, progress=False)
@@ -527,6 +508,7 @@ def test_integrator_tables(tiny_model):
     assert {"first third", "middle third", "last third", "all"} <= set(result.table["where"])
     assert set(result.tables["neighbours"].neighbours) == {True, False}
     assert set(steps.weights) == {"trained"} and hooks_left(model) == 0
+    assert (result.columns().meaning != "").all()
 
 
 def test_integrator_programs_leave_position_0_alone(tiny_model):
