@@ -11,21 +11,21 @@ from lab import require
 from lab.statistics import cluster_means
 
 STATISTICS = {
-    "slope": "of the best source's depth on the target's (fractions); 1 on the diagonal, 0 where one source is best for all; "
-    "it alone does not tell a diagonal from a rise that saturates: see the gains",
+    "slope": "best source's depth on the target's (fractions); 1 on the diagonal, 0 where one source is best for all; it "
+             "alone does not tell a diagonal from a rise that saturates: see the gains",
     "spearman": "rank correlation of the same (0 where all best sources are equal)",
     "distance": "mean distance of the best source from the diagonal, |i/L1 - j/L2|",
     "distance_same_depth": "the same from the rival i = j, the same number of blocks",
     "distance_saturates": "the same from the rival i = min(j, L1)",
     "gain_over_same_depth": "rival minus diagonal: above 0 where the diagonal is nearer; 0 where L1 = L2",
     "gain_over_saturates": "the same for the other rival",
-    "target_slope": "from the other side: best target of each source by R2(i, j) - mean over i of R2(i, j), which takes out that "
-    "some targets are easy for every source",
+    "target_slope": "from the other side: best target of each source by R2(i, j) - mean over i of R2(i, j), which takes out "
+                    "that some targets are easy for every source",
     "target_distance": "mean distance of that from the diagonal",
-    "error_trend": "slope on j/L2 of the smallest relative error; the paper's argument for no new computation is that it does "
-    "not rise; a common mean that grows with depth lowers it for any map",
+    "error_trend": "slope on j/L2 of the smallest relative error; the paper's argument for no new computation is that it "
+                   "does not rise; a common mean that grows with depth lowers it for any map",
     "r2_trend": "the same of the largest R2, which a common mean does not raise",
-}
+}  # fmt: skip
 
 
 def diagonal_test(
@@ -50,24 +50,13 @@ def diagonal_test(
     Raises:
         ValueError: fewer than two depths above 0 on an axis, a single group, shapes that differ.
     """
-    shape = (len(sse), len(source_depths), len(target_depths))
-    if sse.shape != shape or relative.shape != shape or sst.shape != (shape[0], shape[2]) or len(n_tokens) != shape[0]:
-        raise ValueError(
-            f"sse {sse.shape}, relative {relative.shape}, sst {sst.shape}, n_tokens {n_tokens.shape}: pass [document, "
-            f"source, target] for {shape[1]} source and {shape[2]} target depths"
-        )
-    rows, columns = source_depths > 0, target_depths > 0
-    if min(rows.sum(), columns.sum()) < 2:
-        raise ValueError(
-            f"source depths {source_depths.tolist()}, target depths {target_depths.tolist()}: the test needs at least two "
-            "depths above 0 of each"
-        )
+    _check(sse, sst, relative, n_tokens, source_depths, target_depths)
     draws, seed = require.whole("draws", draws, 1), require.seed(seed)
+    rows, columns = source_depths > 0, target_depths > 0
     x, target = source_depths[rows] / n_layers[0], target_depths[columns]
     y = target / n_layers[1]
     sse, relative = (values[:, rows][:, :, columns] for values in (sse, relative))
-    wide = [sst[:, None, columns], n_tokens[:, None, None].astype(float)]
-    wide = [np.broadcast_to(values, sse.shape) for values in wide]
+    wide = [np.broadcast_to(part, sse.shape) for part in (sst[:, None, columns], n_tokens[:, None, None].astype(float))]
     # sums of each document side by side: a resampled ratio of sums is the ratio of their resampled means
     parts = np.stack([sse, wide[0], relative, wide[1]], 1)
     sums = np.concatenate(
@@ -88,30 +77,46 @@ def diagonal_test(
     values |= {f"distance_{name}": distance for name, distance in far.items()}
     values |= {f"gain_over_{name}": distance - values["distance"] for name, distance in far.items()}
 
+    source, r2s, errors = map(_interval, (found, highest, lowest))
+    table = {
+        "target_depth": target, "relative_target": y, "source_depth": source_depths[rows][best[0]],
+        "relative_source": found[0], "source_low": source[0], "source_high": source[1], "r2": highest[0],
+        "r2_low": r2s[0], "r2_high": r2s[1], "relative_error": lowest[0], "error_low": errors[0], "error_high": errors[1],
+    }  # fmt: skip
     rng = np.random.default_rng([seed, 1])
     shuffles = np.stack([rng.permutation(len(target)) for _ in range(1000)])
-    shuffled = {"slope": found[0][shuffles], "target_slope": y[shuffles][:, own_targets[0]]}
-    shuffled |= {
-        "spearman": shuffled["slope"],
-        "distance": shuffled["slope"],
-        "target_distance": shuffled["target_slope"],
-    }
-    lines = []
+    shuffled = {"source": found[0][shuffles], "target": y[shuffles][:, own_targets[0]]}
+    n_groups, lines = len(pd.unique(np.asarray(groups))), []
     for name in STATISTICS:
         here, mean, p = values[name], np.nan, np.nan
-        if name in shuffled:
+        if name in ("slope", "spearman", "distance", "target_slope", "target_distance"):
             sign, (of, at, _) = -1 if name.endswith("distance") else 1, measured[name]
-            null = sign * of(at, shuffled[name])
+            null = sign * of(at, shuffled["target" if name.startswith("target") else "source"])
             mean, p = sign * null.mean(), (1 + (null >= sign * here[0] - 1e-12).sum()) / 1001
-        lines.append((name, here[0], *_interval(here), mean, p, len(pd.unique(np.asarray(groups)))))
-    summary = pd.DataFrame(lines, columns=["statistic", "estimate", "low", "high", "null_mean", "null_p", "n_groups"])
-    table = {"target_depth": target, "relative_target": y, "source_depth": source_depths[rows][best[0]],
-             "relative_source": found[0]}  # fmt: skip
-    ends = {"source": found, "r2": highest, "error": lowest}
-    for name, here in ends.items():
-        own = {} if name == "source" else {"relative_error" if name == "error" else name: here[0]}
-        table |= {**own, **dict(zip((f"{name}_low", f"{name}_high"), _interval(here), strict=True))}
-    return summary, pd.DataFrame(table)
+        lines.append((name, here[0], *_interval(here), mean, p, n_groups))
+    names = ["statistic", "estimate", "low", "high", "null_mean", "null_p", "n_groups"]
+    return pd.DataFrame(lines, columns=names), pd.DataFrame(table)
+
+
+def _check(
+    sse: np.ndarray,
+    sst: np.ndarray,
+    relative: np.ndarray,
+    n_tokens: np.ndarray,
+    sources: np.ndarray,
+    targets: np.ndarray,
+) -> None:
+    shape = (len(sse), len(sources), len(targets))
+    if sse.shape != shape or relative.shape != shape or sst.shape != (shape[0], shape[2]) or len(n_tokens) != shape[0]:
+        raise ValueError(
+            f"sse {sse.shape}, relative {relative.shape}, sst {sst.shape}, n_tokens {n_tokens.shape}: pass [document, "
+            f"source, target] for {shape[1]} source and {shape[2]} target depths"
+        )
+    if min((sources > 0).sum(), (targets > 0).sum()) < 2:
+        raise ValueError(
+            f"source depths {sources.tolist()}, target depths {targets.tolist()}: the test needs at least two depths above "
+            "0 of each"
+        )
 
 
 def _interval(values: np.ndarray) -> np.ndarray:

@@ -105,15 +105,7 @@ def run(
     push, (local, null) = require.number("push", push, above=0), require.flags(local=local, null=null)
     for site in ("attn_out", "mlp_out"):
         models.require_site(model, site)
-    frame, name = prompts(data)
-    chosen = frame.sample(n=min(n, len(frame)), random_state=seed).reset_index(drop=True)
-    require_groups(chosen, name)
-    lengths, needed = [len(row) for row in ids_of(model, chosen.text, max_tokens)], CUT_STEP + CUT_MARGIN + 1
-    if short := [i for i, length in enumerate(lengths) if length < needed]:
-        raise ValueError(
-            f"prompt {chosen.example[short[0]]!r} has {lengths[short[0]]} tokens; cuts at {CUT_STEP}, {2 * CUT_STEP}, ... need "
-            f"{needed} at least. Take longer prompts ({len(short)} of {len(lengths)} are too short)"
-        )
+    chosen, name = _drawn(model, data, n, seed, max_tokens)
     own = identity(model)
     parameters = {
         **models.facts(model), "identity": str(own), "dataset": name, "n": len(chosen), "seed": seed, "kinds": kinds,
@@ -131,16 +123,26 @@ def run(
     table, tables = joined(done)
     measured = (table, tables["lens"], tables["contributions"])
     tables["against_null"] = statistics.against(*measured, seed=seed)
-    others = [other for other in treatments if other != "skip" and "skip" in treatments]
-    paired = [statistics.against(*measured, seed=seed, column="treatment", base="skip", other=other)
-              .rename(columns={other: "other"}).assign(treatment=other) for other in others]  # fmt: skip
-    tables["against_treatments"] = pd.concat(paired, ignore_index=True) if paired else pd.DataFrame()
+    tables["against_treatments"] = statistics.against_treatments(*measured, treatments=treatments, seed=seed)
     if "skip" in treatments and "layer" in kinds:
         tables["claims"] = statistics.claims(*measured, seed=seed)
-    tables["queries"] = chosen
-    summary = statistics.summary(*measured, seed=seed)
+    tables["queries"], summary = chosen, statistics.summary(*measured, seed=seed)
     given = {f"queries.{column}": "of the prompts that were drawn" for column in chosen}
     return Result("depth_efficiency", table, summary, parameters, tables).described({**COLUMNS, **given})
+
+
+def _drawn(model: TransformerBridge, data: Any, n: int, seed: int, max_tokens: int) -> tuple[pd.DataFrame, str]:
+    """Prompts that are long enough for a cut, and the data's name."""
+    frame, name = prompts(data)
+    chosen = frame.sample(n=min(n, len(frame)), random_state=seed).reset_index(drop=True)
+    require_groups(chosen, name)
+    lengths, needed = [len(row) for row in ids_of(model, chosen.text, max_tokens)], CUT_STEP + CUT_MARGIN + 1
+    if short := [i for i, length in enumerate(lengths) if length < needed]:
+        raise ValueError(
+            f"prompt {chosen.example[short[0]]!r} has {lengths[short[0]]} tokens; cuts at {CUT_STEP}, {2 * CUT_STEP}, ... need "
+            f"{needed} at least. Take longer prompts ({len(short)} of {len(lengths)} are too short)"
+        )
+    return chosen, name
 
 
 def prompts(data: str | pd.DataFrame) -> tuple[pd.DataFrame, str]:

@@ -5,7 +5,7 @@ Formulas of Csordas et al. (arXiv 2505.13898) and, for the three effective depth
 2512.14064). Intervals resample prompts (groups of prompts where they share a story), never a maximum.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,7 +127,7 @@ def _rise(curves: np.ndarray) -> np.ndarray:
     return curves[..., 3 * quarter - 1 : 3 * quarter + 1].mean(-1) - curves[..., quarter - 1 : quarter + 1].mean(-1)
 
 
-# --- tables of `depth_efficiency.run`, with intervals over prompts ---------------------------------------------------
+# --- intervals over prompts; `measured`: table, lens and contributions of `depth_efficiency.run` --------------------
 
 
 def of_mean(
@@ -148,55 +148,56 @@ def of_mean(
     return _interval(estimate, drawn), drawn
 
 
-def summary(table: pd.DataFrame, lens: pd.DataFrame, contributions: pd.DataFrame, *, seed: int) -> pd.DataFrame:
+def summary(*measured: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Effective depths and second-half shares with intervals over prompts, for each way of changing and each measure."""
-    return pd.DataFrame([row for row, _ in _statistics(table, lens, contributions, seed)])
+    return pd.DataFrame([row for row, _ in _statistics(*measured, seed=seed)])
 
 
 def against(
-    table: pd.DataFrame,
-    lens: pd.DataFrame,
-    contributions: pd.DataFrame,
-    *,
-    seed: int,
-    column: str = "weights",
-    base: str = "trained",
-    other: str = "random",
+    *measured: pd.DataFrame, seed: int, column: str = "weights", base: str = "trained", other: str = "random"
 ) -> pd.DataFrame:
     """Statistic of the base minus that of the other, the same prompts resampled for both; does the interval exclude zero?"""
     keys = [*CHANGES, "measure", "statistic"]
-    found = {tuple(row[key] for key in keys): (row, drawn)
-             for row, drawn in _statistics(table, lens, contributions, seed)}  # fmt: skip
-    rows = []
+    rows = _statistics(*measured, seed=seed)
+    found = {tuple(row[key] for key in keys): (row, drawn) for row, drawn in rows}
+    out = []
     for key, (row, drawn) in found.items():
         partner = tuple(other if name == column else value for name, value in zip(keys, key, strict=True))
         if row[column] == base and partner in found:
             its, theirs = found[partner]
             there = _interval(row["estimate"] - its["estimate"], drawn - theirs)
-            rows.append({**{name: row[name] for name in keys if name != column}, base: row["estimate"],
+            out.append({**{name: row[name] for name in keys if name != column}, base: row["estimate"],
                          other: its["estimate"], "difference": there.estimate, "low": there.low, "high": there.high,
                          "excludes_zero": bool(there.low > 0 or there.high < 0), "n_groups": row["n_groups"],
                          "few": row["n_groups"] < FEW})  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(out)
 
 
-def claims(table: pd.DataFrame, lens: pd.DataFrame, contributions: pd.DataFrame, *, seed: int) -> pd.DataFrame:
+def against_treatments(*measured: pd.DataFrame, treatments: Sequence[str], seed: int) -> pd.DataFrame:
+    """Skipping minus each other treatment."""
+    others = [other for other in treatments if other != "skip" and "skip" in treatments]
+    tables = [against(*measured, seed=seed, column="treatment", base="skip", other=other)
+              .rename(columns={other: "other"}).assign(treatment=other) for other in others]  # fmt: skip
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def claims(*measured: pd.DataFrame, seed: int) -> pd.DataFrame:
     """A reading aid: which published claims hold for this model, by stated rules, and whether random weights do as well.
 
     The verdict says of a claim that holds what random weights do: a claim that holds for both is not evidence of what was
     learnt. The columns of the null are nan where none was run.
     """
-    trained = _claims(table, lens, contributions, seed, "trained")
-    random = {row["claim"]: (row, drawn) for row, drawn, _ in _claims(table, lens, contributions, seed, "random")}
+    trained, null = (_claims(*measured, seed=seed, weights=weights) for weights in ("trained", "random"))
+    random = {row["claim"]: (row, drawn) for row, drawn, _ in null}
     nothing, rows = statistics.Interval(np.nan, np.nan, np.nan), []
     for row, drawn, inside in trained:
         said, its, apart = verdict(pd.Series(row), inside, row["n"]), nothing, nothing
         if row["claim"] in random:
-            null, theirs = random[row["claim"]]
-            its = statistics.Interval(null["estimate"], null["low"], null["high"])
+            other, theirs = random[row["claim"]]
+            its = statistics.Interval(other["estimate"], other["low"], other["high"])
             apart = _interval(row["estimate"] - its.estimate, drawn - theirs)
             beside = {"holds": ", and so does the null", "undecided": ", the null is undecided"}
-            said += beside.get(verdict(its, inside, null["n"]), "") if said == "holds" else ""
+            said += beside.get(verdict(its, inside, other["n"]), "") if said == "holds" else ""
         ends = zip(("null", "null_low", "null_high", "difference", "difference_low", "difference_high"), (*its, *apart),
                    strict=True)  # fmt: skip
         rows.append({**row, **dict(ends), "verdict": said})
@@ -271,7 +272,7 @@ _CLAIMS: list[tuple[str, str, tuple[str, str], Callable[..., Any], tuple[float, 
 
 
 def _claims(
-    table: pd.DataFrame, lens: pd.DataFrame, contributions: pd.DataFrame, seed: int, weights: str
+    table: pd.DataFrame, lens: pd.DataFrame, contributions: pd.DataFrame, *, seed: int, weights: str
 ) -> list[tuple[dict[str, Any], np.ndarray, tuple[float, float]]]:
     """For each claim its row, its draws, and the bounds between which it holds."""
     here = contributions[(contributions.weights == weights) & ~contributions.position_0]
@@ -293,7 +294,7 @@ def _claims(
 
 
 def _statistics(
-    table: pd.DataFrame, lens: pd.DataFrame, contributions: pd.DataFrame, seed: int
+    table: pd.DataFrame, lens: pd.DataFrame, contributions: pd.DataFrame, *, seed: int
 ) -> list[tuple[dict[str, Any], np.ndarray]]:
     rows = []
 
