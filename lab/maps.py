@@ -92,12 +92,9 @@ def _not_empty(found: Alignment) -> Alignment:
 
 
 def split_documents(
-    groups: Shaped[np.ndarray, " document"],
-    *,
-    validation_fraction: float = 0.15,
-    test_fraction: float = 0.25,
+    groups: Shaped[np.ndarray, " document"], *, validation_fraction: float = 0.15, test_fraction: float = 0.25,
     seed: int,
-) -> Int[np.ndarray, " document"]:
+) -> Int[np.ndarray, " document"]:  # fmt: skip
     """0 (train), 1 (validation) or 2 (test) for each document; a group is never cut.
 
     Raises:
@@ -129,16 +126,10 @@ def split_documents(
 
 @contextmanager
 def collected(
-    models: tuple[TransformerBridge, TransformerBridge],
-    tokens: tuple[Tokens, Tokens],
-    aligned: Alignment,
-    depths: tuple[Sequence[int], Sequence[int]],
-    order: Int[np.ndarray, " document"],
-    *,
-    memory_mb: int = 1000,
-    batch_tokens: int = 1024,
-    progress: bool = True,
-) -> Iterator[tuple[Float[np.ndarray, "source token d_a"], Float[np.ndarray, "target token d_b"]]]:
+    models: tuple[TransformerBridge, TransformerBridge], tokens: tuple[Tokens, Tokens], aligned: Alignment,
+    depths: tuple[Sequence[int], Sequence[int]], order: Int[np.ndarray, " document"], *, memory_mb: int = 1000,
+    batch_tokens: int = 1024, progress: bool = True,
+) -> Iterator[tuple[Float[np.ndarray, "source token d_a"], Float[np.ndarray, "target token d_b"]]]:  # fmt: skip
     """States of both models at the tokens that are compared, the documents in this order, in float32.
 
     One forward pass of each model a batch of documents; states of more than `memory_mb` are kept in temporary files.

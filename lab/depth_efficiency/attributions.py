@@ -40,13 +40,9 @@ def joint(
 
 
 def erasure(
-    model: TransformerBridge,
-    prompt: str,
-    answer: str,
-    *,
-    mean: Float[torch.Tensor, "depth d_model"] | None = None,
+    model: TransformerBridge, prompt: str, answer: str, *, mean: Float[torch.Tensor, "depth d_model"] | None = None,
     background: Sequence[str] = (),
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """How much the answer's distribution changes when the state of one position at one depth is replaced by a mean state.
 
     The change goes on through the later layers. The mean is over tokens of other texts, position 0 left out (the paper has it
@@ -75,15 +71,9 @@ def erasure(
 
 
 def integrated_gradients(
-    model: TransformerBridge,
-    prompt: str,
-    answer: str,
-    *,
-    site: str = "resid",
-    layers: Sequence[int] | None = None,
-    nodes: int = 32,
-    position_0: bool = False,
-) -> pd.DataFrame:
+    model: TransformerBridge, prompt: str, answer: str, *, site: str = "resid", layers: Sequence[int] | None = None,
+    nodes: int = 32, position_0: bool = False,
+) -> pd.DataFrame:  # fmt: skip
     """How much of the answer's probability each position's state accounts for, layer by layer.
 
     F is the sum over answer tokens of their probability; the baseline is the mean of the state over the positions of the same

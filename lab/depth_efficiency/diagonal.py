@@ -29,18 +29,11 @@ STATISTICS = {
 
 
 def diagonal_test(
-    sse: Float[np.ndarray, "document source target"],
-    sst: Float[np.ndarray, "document target"],
-    relative: Float[np.ndarray, "document source target"],
-    n_tokens: Int[np.ndarray, " document"],
-    groups: Shaped[np.ndarray, " document"],
-    *,
-    source_depths: Int[np.ndarray, " source"],
-    target_depths: Int[np.ndarray, " target"],
-    n_layers: tuple[int, int],
-    draws: int = 1000,
-    seed: int = 0,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+    sse: Float[np.ndarray, "document source target"], sst: Float[np.ndarray, "document target"],
+    relative: Float[np.ndarray, "document source target"], n_tokens: Int[np.ndarray, " document"],
+    groups: Shaped[np.ndarray, " document"], *, source_depths: Int[np.ndarray, " source"],
+    target_depths: Int[np.ndarray, " target"], n_layers: tuple[int, int], draws: int = 1000, seed: int = 0,
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     """Statistics of the best sources (`STATISTICS`), and the best source of each target depth.
 
     For each target j the best source is i(j) = argmax over i of R2(i, j). Depth 0 of both is left out, as published:
@@ -99,13 +92,9 @@ def diagonal_test(
 
 
 def _check(
-    sse: np.ndarray,
-    sst: np.ndarray,
-    relative: np.ndarray,
-    n_tokens: np.ndarray,
-    sources: np.ndarray,
+    sse: np.ndarray, sst: np.ndarray, relative: np.ndarray, n_tokens: np.ndarray, sources: np.ndarray,
     targets: np.ndarray,
-) -> None:
+) -> None:  # fmt: skip
     shape = (len(sse), len(sources), len(targets))
     if sse.shape != shape or relative.shape != shape or sst.shape != (shape[0], shape[2]) or len(n_tokens) != shape[0]:
         raise ValueError(

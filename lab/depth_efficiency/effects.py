@@ -70,16 +70,10 @@ def skipped(model: TransformerBridge, run: CleanRun, kind: str) -> tuple[list[in
 
 
 def global_effects(
-    model: TransformerBridge,
-    run: CleanRun,
-    depths: Sequence[int] | Int[np.ndarray, " row"],
-    states: Float[torch.Tensor, "row position d_model"],
-    *,
-    cuts: Sequence[int | None] = (None,),
-    read: Sequence[int] | None = None,
-    reuse: bool = True,
-    batch_tokens: int = 8192,
-) -> list[Effects]:
+    model: TransformerBridge, run: CleanRun, depths: Sequence[int] | Int[np.ndarray, " row"],
+    states: Float[torch.Tensor, "row position d_model"], *, cuts: Sequence[int | None] = (None,),
+    read: Sequence[int] | None = None, reuse: bool = True, batch_tokens: int = 8192,
+) -> list[Effects]:  # fmt: skip
     """Effects that go on through all later layers.
 
     Args:
@@ -110,15 +104,10 @@ def global_effects(
 
 
 def local_effects(
-    model: TransformerBridge,
-    run: CleanRun,
-    layers: Sequence[int] | Int[np.ndarray, " row"],
-    removed: Float[torch.Tensor, "row position d_model"],
-    *,
-    cuts: Sequence[int | None] = (None,),
-    reuse: bool = True,
-    batch_tokens: int = 8192,
-) -> list[Effects]:
+    model: TransformerBridge, run: CleanRun, layers: Sequence[int] | Int[np.ndarray, " row"],
+    removed: Float[torch.Tensor, "row position d_model"], *, cuts: Sequence[int | None] = (None,),
+    reuse: bool = True, batch_tokens: int = 8192,
+) -> list[Effects]:  # fmt: skip
     """Effects of taking one layer's contribution out of the input of each later layer, one layer at a time.
 
     What layer l adds when its input is h_l - c_s (s < l), not propagated. The paper's formula subtracts h_s; its code, which
@@ -151,14 +140,9 @@ def probabilities(
 
 
 def replaced_outputs(
-    model: TransformerBridge,
-    run: CleanRun,
-    position: int,
-    states: Float[torch.Tensor, "depth d_model"],
-    read: Sequence[int],
-    *,
-    reuse: bool = True,
-) -> Float[np.ndarray, "depth read"]:
+    model: TransformerBridge, run: CleanRun, position: int, states: Float[torch.Tensor, "depth d_model"],
+    read: Sequence[int], *, reuse: bool = True,
+) -> Float[np.ndarray, "depth read"]:  # fmt: skip
     """|y - y'| at some positions (0 before the replaced one) when the state of one position is replaced, at each depth 0..L in
     turn. Only positions and depths from the replaced one on are run."""
     position = require.whole("position", position, 0, len(run.ids) - 1)
@@ -179,14 +163,9 @@ def replaced_outputs(
 
 
 def gradients_at(
-    model: TransformerBridge,
-    run: CleanRun,
-    site: str,
-    layer: int,
-    values: Float[torch.Tensor, "row position d_model"],
-    tokens: Sequence[int],
-    positions: Sequence[int],
-) -> tuple[Float[torch.Tensor, " row"], Float[torch.Tensor, "row position d_model"]]:
+    model: TransformerBridge, run: CleanRun, site: str, layer: int,
+    values: Float[torch.Tensor, "row position d_model"], tokens: Sequence[int], positions: Sequence[int],
+) -> tuple[Float[torch.Tensor, " row"], Float[torch.Tensor, "row position d_model"]]:  # fmt: skip
     """Summed probability of some tokens at some positions, for rows of one site's states, and its gradient in them.
 
     Args:
@@ -239,16 +218,9 @@ class _Rows(DynamicCache):
 
 
 def _pass(
-    model: TransformerBridge,
-    run: CleanRun,
-    start: int,
-    feed: Callable[[int, torch.Tensor], torch.Tensor],
-    past: Any,
-    *,
-    measured: int,
-    read: Sequence[int],
-    n_rows: int,
-) -> tuple[Effects, Any]:
+    model: TransformerBridge, run: CleanRun, start: int, feed: Callable[[int, torch.Tensor], torch.Tensor],
+    past: Any, *, measured: int, read: Sequence[int], n_rows: int,
+) -> tuple[Effects, Any]:  # fmt: skip
     """One forward pass from position `start` on. Row 0 of the batch is the clean prompt; `feed` adds the others.
 
     Returns the effects from position `measured` on, and the rows' keys and values.
@@ -290,16 +262,9 @@ def _pass(
 
 
 def _in_batches(
-    model: TransformerBridge,
-    run: CleanRun,
-    states: torch.Tensor,
-    at: np.ndarray,
-    feed: Callable[..., torch.Tensor],
-    cuts: Sequence[int | None],
-    read: Sequence[int],
-    reuse: bool,
-    batch_tokens: int,
-) -> list[Effects]:
+    model: TransformerBridge, run: CleanRun, states: torch.Tensor, at: np.ndarray, feed: Callable[..., torch.Tensor],
+    cuts: Sequence[int | None], read: Sequence[int], reuse: bool, batch_tokens: int,
+) -> list[Effects]:  # fmt: skip
     """Some rows at a time, sorted by depth; for each batch first the pass without a cut, which the others build on."""
     length, wanted = len(run.ids), (len(at), *run.states.shape[1:])
     if states.shape != wanted:

@@ -66,19 +66,10 @@ _SPLIT: dict[str, Program] = {  # one block's step, taken otherwise
 
 
 def run(
-    model: TransformerBridge,
-    data: str | pd.DataFrame = "prose",
-    *,
-    seed: int = 0,
-    n_texts: int = 6,
-    n_tokens: int = 40,
-    n_step_texts: int = 2,
-    substeps: int = 64,
-    programs: Sequence[str] = tuple(PROGRAMS),
-    layers: Sequence[int] | None = None,
-    null: TransformerBridge | None = None,
-    progress: bool = True,
-) -> Result:
+    model: TransformerBridge, data: str | pd.DataFrame = "prose", *, seed: int = 0, n_texts: int = 6,
+    n_tokens: int = 40, n_step_texts: int = 2, substeps: int = 64, programs: Sequence[str] = tuple(PROGRAMS),
+    layers: Sequence[int] | None = None, null: TransformerBridge | None = None, progress: bool = True,
+) -> Result:  # fmt: skip
     """Errors of one step at every block's real input, and what other steps do to the loss.
 
     In the programs position 0, often an attention sink, takes each block as usual; its loss would break the model by itself.

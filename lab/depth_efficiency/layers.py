@@ -70,23 +70,11 @@ _LENS_STATES = 256  # whose distributions over the vocabulary are held at once
 
 
 def run(
-    model: TransformerBridge,
-    data: str | pd.DataFrame = "word_problems",
-    *,
-    seed: int = 0,
-    n: int = 12,
-    kinds: Sequence[str] = KINDS,
-    treatments: Sequence[str] = tuple(TREATMENTS),
-    local: bool = True,
-    null: bool = True,
-    n_cuts: int = 4,
-    n_read: int = 12,
-    push: float = 0.1,
-    max_tokens: int = 96,
-    resume: bool = True,
-    executor: Executor | None = None,
-    progress: bool = True,
-) -> Result:
+    model: TransformerBridge, data: str | pd.DataFrame = "word_problems", *, seed: int = 0, n: int = 12,
+    kinds: Sequence[str] = KINDS, treatments: Sequence[str] = tuple(TREATMENTS), local: bool = True,
+    null: bool = True, n_cuts: int = 4, n_read: int = 12, push: float = 0.1, max_tokens: int = 96,
+    resume: bool = True, executor: Executor | None = None, progress: bool = True,
+) -> Result:  # fmt: skip
     """Contributions, effects of skipping, and the logit lens, for n prompts and for the same model with random weights.
 
     Args:
@@ -238,15 +226,9 @@ def without(model: TransformerBridge, text: str, layers: Sequence[int], *, top: 
 
 
 def work(
-    model: TransformerBridge,
-    twin: TransformerBridge | None = None,
-    *,
-    weights: str,
-    which: int,
-    queries: pd.DataFrame,
-    parameters: dict[str, Any],
-    sums: list[Any],
-) -> Result:
+    model: TransformerBridge, twin: TransformerBridge | None = None, *, weights: str, which: int,
+    queries: pd.DataFrame, parameters: dict[str, Any], sums: list[Any],
+) -> Result:  # fmt: skip
     """All tables of one prompt. `sums`: what layers add in every prompt, filled where it is wanted first."""
     kinds, treatments, local = (parameters[name] for name in ("kinds", "treatments", "local"))
     if weights == "random":

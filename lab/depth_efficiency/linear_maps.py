@@ -101,24 +101,12 @@ def linear_maps(
 
 
 def fit_maps(
-    model_a: TransformerBridge,
-    model_b: TransformerBridge,
-    documents: Sequence[str],
-    *,
-    groups: Shaped[np.ndarray, " text"] | None = None,
-    source_depths: Sequence[int] | None = None,
-    target_depths: Sequence[int] | None = None,
-    ridges: Sequence[float] = RIDGES,
-    validation_fraction: float = 0.15,
-    test_fraction: float = 0.25,
-    keep: Sequence[tuple[int, int]] = (),
-    draws: int = 1000,
-    batch_tokens: int = 1024,
-    memory_mb: int = 1000,
-    device: str = "cpu",
-    seed: int = 0,
-    progress: bool = True,
-) -> LinearMaps:
+    model_a: TransformerBridge, model_b: TransformerBridge, documents: Sequence[str], *,
+    groups: Shaped[np.ndarray, " text"] | None = None, source_depths: Sequence[int] | None = None,
+    target_depths: Sequence[int] | None = None, ridges: Sequence[float] = RIDGES, validation_fraction: float = 0.15,
+    test_fraction: float = 0.25, keep: Sequence[tuple[int, int]] = (), draws: int = 1000, batch_tokens: int = 1024,
+    memory_mb: int = 1000, device: str = "cpu", seed: int = 0, progress: bool = True,
+) -> LinearMaps:  # fmt: skip
     """Affine ridge maps from one model's stream at each depth to another's, chosen and tested on documents of their own.
 
     The same model twice: against its own depths (i = j is trivially perfect); `lab.models.random_twin` is the null.
@@ -216,14 +204,9 @@ def _table(fitted: Fitted, sources: Sequence[int], targets: Sequence[int], n_lay
 
 def fit_all(
     states: tuple[Float[np.ndarray, "source token d_a"], Float[np.ndarray, "target token d_b"]],
-    parts: Sequence[slice],
-    tested: Int[np.ndarray, " document"],
-    ridges: Sequence[float],
-    *,
-    keep: Collection[tuple[int, int]] = (),
-    device: str = "cpu",
-    progress: bool = False,
-) -> Fitted:
+    parts: Sequence[slice], tested: Int[np.ndarray, " document"], ridges: Sequence[float], *,
+    keep: Collection[tuple[int, int]] = (), device: str = "cpu", progress: bool = False,
+) -> Fitted:  # fmt: skip
     """Fits and tests every pair; `parts`: tokens of each split; `tested`: tokens of each tested document, in order."""
     document = torch.repeat_interleave(torch.arange(len(tested)), torch.as_tensor(tested)).to(device)
     targets = [_Target(y, parts, document, len(tested)) for y in states[1]]

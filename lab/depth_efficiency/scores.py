@@ -35,16 +35,9 @@ COLUMNS = {
 
 
 def depth_scores(
-    model: TransformerBridge,
-    data: str | pd.DataFrame = "chains",
-    *,
-    seed: int = 0,
-    n_per_level: int = 20,
-    levels: Sequence[int] | None = None,
-    prompt_column: str = "prompt",
-    known: bool = True,
-    progress: bool = True,
-) -> Result:
+    model: TransformerBridge, data: str | pd.DataFrame = "chains", *, seed: int = 0, n_per_level: int = 20,
+    levels: Sequence[int] | None = None, prompt_column: str = "prompt", known: bool = True, progress: bool = True,
+) -> Result:  # fmt: skip
     """Depth scores of prompts by level: skip each layer before the position that predicts the answer, measure there.
 
     The published score measures after that position, where the answer is already in the input, and takes maxima over as many

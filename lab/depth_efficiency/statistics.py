@@ -131,13 +131,9 @@ def _rise(curves: np.ndarray) -> np.ndarray:
 
 
 def of_mean(
-    values: Shaped[np.ndarray, "example ..."],
-    groups: Shaped[np.ndarray, " example"],
-    statistic: Callable[[np.ndarray], np.ndarray | float],
-    *,
-    seed: int,
-    draws: int = 2000,
-) -> tuple[statistics.Interval, np.ndarray]:
+    values: Shaped[np.ndarray, "example ..."], groups: Shaped[np.ndarray, " example"],
+    statistic: Callable[[np.ndarray], np.ndarray | float], *, seed: int, draws: int = 2000,
+) -> tuple[statistics.Interval, np.ndarray]:  # fmt: skip
     """A statistic of the mean over prompts, with its percentile interval over prompts; and the draws, for differences.
 
     Args:
