@@ -44,6 +44,7 @@ import lab
 from lab import depth_efficiency
 from lab.depth_efficiency import attributions, figures, integrator, statistics
 from lab.depth_efficiency.linear_maps import linear_maps
+from lab.nets import small_models
 
 pd.options.display.max_colwidth = 120
 if quick:
@@ -299,11 +300,7 @@ distance.head(4).round(2)
 # Skipped is before the position that predicts the answer; measured is there.
 
 # %%
-small = (
-    lab.nets.small_models.k_hop(max_hops=2, n_layers=4, batch=128, max_steps=700)
-    if quick
-    else lab.nets.small_models.k_hop()
-)
+small = small_models.k_hop(max_hops=2, n_layers=4, batch=128, max_steps=700) if quick else small_models.k_hop()
 small.accuracy
 
 # %%
@@ -450,11 +447,7 @@ figure = self_maps.plot()
 # that are printed). And the same pair with random weights.
 
 # %%
-pair = (
-    lab.nets.small_models.text_models(n_layers=(2, 4), d_model=32, steps=60)
-    if quick
-    else lab.nets.small_models.text_models()
-)
+pair = small_models.text_models(n_layers=(2, 4), d_model=32, steps=60) if quick else small_models.text_models()
 print({blocks: {k: round(v, 2) for k, v in found_model.loss.items()} for blocks, found_model in pair.items()})
 shallow, deep = (lab.load(found_model.folder) for found_model in pair.values())
 twins = [lab.models.random_twin(one, seed=seed + i) for i, one in enumerate((shallow, deep))]  # no weights in common

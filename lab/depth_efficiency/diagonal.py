@@ -39,9 +39,6 @@ def diagonal_test(
     For each target j the best source is i(j) = argmax over i of R2(i, j). Depth 0 of both is left out, as published:
     embeddings give each other trivially. Intervals: a bootstrap over whole groups of documents, in which the best
     sources are chosen anew. The null: 1,000 shuffles of the target labels; nan where a shuffle means nothing.
-
-    Raises:
-        ValueError: fewer than two depths above 0 on an axis, a single group, shapes that differ.
     """
     _check(sse, sst, relative, n_tokens, source_depths, target_depths)
     draws, seed = require.whole("draws", draws, 1), require.seed(seed)
@@ -52,9 +49,8 @@ def diagonal_test(
     wide = [np.broadcast_to(part, sse.shape) for part in (sst[:, None, columns], n_tokens[:, None, None].astype(float))]
     # sums of each document side by side: a resampled ratio of sums is the ratio of their resampled means
     parts = np.stack([sse, wide[0], relative, wide[1]], 1)
-    sums = np.concatenate(
-        [parts.mean(0)[None], cluster_means(parts, groups, draws=draws, seed=seed)]
-    )  # row 0: measured
+    drawn = cluster_means(parts, groups, draws=draws, seed=seed)
+    sums = np.concatenate([parts.mean(0)[None], drawn])  # row 0 is the measured one
     r2, error = 1 - sums[:, 0] / sums[:, 1], sums[:, 2] / sums[:, 3]  # [draw source target]
     best, own_targets = r2.argmax(1), (r2 - r2.mean(1, keepdims=True)).argmax(2)  # [draw target], [draw source]
     found, theirs, lowest, highest = x[best], y[own_targets], error.min(1), r2.max(1)
@@ -91,10 +87,8 @@ def diagonal_test(
     return pd.DataFrame(lines, columns=names), pd.DataFrame(table)
 
 
-def _check(
-    sse: np.ndarray, sst: np.ndarray, relative: np.ndarray, n_tokens: np.ndarray, sources: np.ndarray,
-    targets: np.ndarray,
-) -> None:  # fmt: skip
+def _check(*arrays: np.ndarray) -> None:
+    sse, sst, relative, n_tokens, sources, targets = arrays
     shape = (len(sse), len(sources), len(targets))
     if sse.shape != shape or relative.shape != shape or sst.shape != (shape[0], shape[2]) or len(n_tokens) != shape[0]:
         raise ValueError(

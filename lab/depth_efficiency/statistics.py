@@ -59,11 +59,7 @@ def depth_score(profile: Float[np.ndarray, "*draw layer"]) -> Float[np.ndarray, 
 
 
 def effective_depth(profile: Float[np.ndarray, "*draw layer"], share: float) -> Float[np.ndarray, "*draw"] | float:
-    """First layer s at which the summed profile reaches a share of its total, as (s + 1)/L: ED_50 for 0.5.
-
-    Raises:
-        ValueError: a share outside (0, 1], or a profile that is nowhere positive.
-    """
+    """First layer s at which the summed profile reaches a share of its total, as (s + 1)/L: ED_50 for 0.5."""
     require.number("share", share, above=0, high=1)
     total = profile.sum(-1, keepdims=True)
     if not (total > 0).all():
@@ -72,11 +68,7 @@ def effective_depth(profile: Float[np.ndarray, "*draw layer"], share: float) -> 
 
 
 def depth_by_cosine(cosine: Float[np.ndarray, "*draw layer"]) -> Float[np.ndarray, "*draw"] | float:
-    """ED_cos: last layer where the mean of the three cosines goes from below 0 to 0 or above, as (l + 1)/L; nan if none.
-
-    >>> depth_by_cosine(np.array([0.1, -0.2, -0.1, 0.3]))
-    1.0
-    """
+    """ED_cos: last layer where the mean of the three cosines goes from below 0 to 0 or above, as (l + 1)/L; nan if none."""
     n = cosine.shape[-1]
     turn = (cosine[..., :-1] < 0) & (cosine[..., 1:] >= 0)
     last = n - 1 - turn[..., ::-1].argmax(-1)  # the layer after the turn
@@ -194,9 +186,8 @@ def claims(*measured: pd.DataFrame, seed: int) -> pd.DataFrame:
             apart = _interval(row["estimate"] - its.estimate, drawn - theirs)
             beside = {"holds": ", and so does the null", "undecided": ", the null is undecided"}
             said += beside.get(verdict(its, inside, other["n"]), "") if said == "holds" else ""
-        ends = zip(("null", "null_low", "null_high", "difference", "difference_low", "difference_high"), (*its, *apart),
-                   strict=True)  # fmt: skip
-        rows.append({**row, **dict(ends), "verdict": said})
+        rows.append({**row, "null": its.estimate, "null_low": its.low, "null_high": its.high, "difference": apart.estimate,
+                     "difference_low": apart.low, "difference_high": apart.high, "verdict": said})  # fmt: skip
     return pd.DataFrame(rows)
 
 
@@ -205,15 +196,10 @@ def slope_against(trained: pd.DataFrame, random: pd.DataFrame, *, seed: int) -> 
 
     Args:
         trained, random: `.table` of two `depth_efficiency.depth_scores` of the same prompts.
-
-    Returns:
-        Columns measure, n (groups), trained, random, difference, low, high.
     """
     both = trained.merge(random[["example", "measure", "score"]], on=["example", "measure"], suffixes=("", "_random"))
-    if len(both) < len(trained):
-        raise ValueError(
-            f"{len(both)} of {len(trained)} scores have a partner: run both on the same prompts, same seed"
-        )
+    if (n := len(both)) < len(trained):
+        raise ValueError(f"{n} of {len(trained)} scores have a partner: run both on the same prompts, same seed")
     rows = []
     for measure, part in both.groupby("measure"):
         apart = slope(part.assign(score=part.score - part.score_random), seed=seed)
