@@ -245,15 +245,17 @@ def work(
     drawn = np.random.default_rng([*seeds, 1]).permutation(np.arange(1, length - 1))[: parameters["n_read"] - 1]
     read, reuse = sorted([*drawn.tolist(), length - 1]), parameters["reuse"]
     where = {"example": query.example, "group": query.group, "weights": weights}
-    floor = pd.DataFrame(columns=[*where, "scope", "layer", "mean", "max"])
-    reduced = []
+    reduced, floors = [], [pd.DataFrame(columns=[*where, "scope", "layer", "mean", "max"])]
     for (treatment, kind), variants in changed.items():
         with named(query.example):
             found = global_effects(model, clean, *variants, cuts=cuts, read=read, reuse=reuse)
             about = {**where, "treatment": treatment, "kind": kind}
             reduced.append(_reduced(found, {**about, "mode": "global"}))
             if (treatment, kind) == ("skip", "layer"):
-                floor = _floor(found, where)
+                floors = [
+                    _floor(found[:1], 1, {**where, "scope": "all"}),
+                    _floor(found[1:], 0, {**where, "scope": "future"}),
+                ]
             if local and treatment == "skip":
                 part = {"layer": _added(clean), "attn": clean.attn_out, "mlp": clean.mlp_out}[kind].clone()  # type: ignore[union-attr]
                 part[:, 0] = 0
@@ -265,7 +267,7 @@ def work(
     added = contributions(clean, parallel=models.facts(model)["parallel_blocks"])
     table, pairs = (pd.concat(some, ignore_index=True) for some in zip(*reduced, strict=True))
     tables = {"pairs": pairs, "contributions": added.assign(**where), "lens": pd.concat(lens).assign(**where),
-              "floor": floor}  # fmt: skip
+              "floor": pd.concat(floors, ignore_index=True)}  # fmt: skip
     return Result("depth_efficiency", table, pd.DataFrame(), {}, tables)
 
 
@@ -280,8 +282,8 @@ def _others(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the layers add in the next prompt, and the mean over all other prompts (position 0 left out)."""
     if not sums:
-        every = [_added(run_of(model, row, name))[:, 1:] for row, name in zip(ids, examples, strict=True)]
-        sums += [(added.sum(1), added.shape[1]) for added in every]
+        every = (_added(run_of(model, row, name))[:, 1:] for row, name in zip(ids, examples, strict=True))
+        sums[:] = [(added.sum(1), added.shape[1]) for added in every]  # one prompt's states at a time
     rest = [part for i, part in enumerate(sums) if i != which]
     mean = sum(total for total, _ in rest) / sum(count for _, count in rest)
     donor = (which + 1) % len(ids)
@@ -329,14 +331,11 @@ def _reduced(found: list[Effects], about: dict[str, Any]) -> tuple[pd.DataFrame,
     return pd.concat(rows, ignore_index=True), pd.concat(pairs, ignore_index=True)
 
 
-def _floor(found: list[Effects], where: dict[str, Any]) -> pd.DataFrame:
+def _floor(some: list[Effects], first: int, where: dict[str, Any]) -> pd.DataFrame:
     """Changes in the row that was not changed."""
-    parts = []
-    for scope, some, first in (("all", found[:1], 1), ("future", found[1:], 0)):
-        noise = np.concatenate([e.floor[:, first:] for e in some], 1)
-        parts.append(pd.DataFrame({**where, "scope": scope, "layer": range(len(noise)), "mean": noise.mean(1).astype(float),
-                                   "max": noise.max(1).astype(float)}))  # fmt: skip
-    return pd.concat(parts, ignore_index=True)
+    noise = np.concatenate([e.floor[:, first:] for e in some], 1)
+    return pd.DataFrame({**where, "layer": range(len(noise)), "mean": noise.mean(1).astype(float),
+                         "max": noise.max(1).astype(float)})  # fmt: skip
 
 
 def _lens(model: TransformerBridge, run: CleanRun, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
