@@ -41,8 +41,9 @@ import numpy as np
 import pandas as pd
 
 import lab
+from lab import depth_efficiency
 from lab.depth_efficiency import attributions, figures, integrator, statistics
-from lab.depth_efficiency import layers as depth_efficiency
+from lab.depth_efficiency.linear_maps import linear_maps
 
 pd.options.display.max_colwidth = 120
 if quick:
@@ -436,7 +437,7 @@ prose = lab.datasets.load("prose").sample(n=n_documents, random_state=seed)
 documents, groups = prose.text.str[: 300 if quick else None].tolist(), prose.group.to_numpy()
 depths = range(0, n_layers + 1, 10 if quick else 2)  # step 1 takes four times as long as step 2
 some = {"source_depths": depths, "target_depths": depths}
-self_maps = lab.maps.linear_maps(model, model, documents, groups=groups, seed=seed, **some)
+self_maps = linear_maps(model, model, documents, groups=groups, seed=seed, **some)
 figure = self_maps.plot()
 
 # %% [markdown]
@@ -452,7 +453,7 @@ print({blocks: {k: round(v, 2) for k, v in found_model.loss.items()} for blocks,
 shallow, deep = (lab.load(found_model.folder) for found_model in pair.values())
 twins = [lab.models.random_twin(one, seed=seed + i) for i, one in enumerate((shallow, deep))]  # no weights in common
 pair_maps, null_maps = (
-    lab.maps.linear_maps(a, b, documents, groups=groups, seed=seed, progress=False) for a, b in ((shallow, deep), twins)
+    linear_maps(a, b, documents, groups=groups, seed=seed, progress=False) for a, b in ((shallow, deep), twins)
 )
 figure = pair_maps.plot()
 
@@ -470,7 +471,7 @@ if accept_license:
     other = lab.load("smollm2-135m" if is_gemma else "gemma3-270m", accept_license=True)
     source, target = (model, other) if is_gemma else (other, model)
     by = [range(0, one.cfg.n_layers + 1, 6 if quick else 2) for one in (source, target)]
-    tests["Gemma to the other model"] = lab.maps.linear_maps(
+    tests["Gemma to the other model"] = linear_maps(
         source, target, documents, groups=groups, seed=seed, source_depths=by[0], target_depths=by[1],
     )  # fmt: skip
     figure = tests["Gemma to the other model"].plot()

@@ -40,7 +40,7 @@ def experiments(model: Make) -> dict[str, Callable[[], Any]]:
     from lab import back_patching, concept_depth, depth_efficiency, transfer
     from lab.back_patching import stages, two_hop
     from lab.depth_efficiency import attributions, integrator
-    from lab.maps import fit_maps
+    from lab.depth_efficiency.linear_maps import fit_maps
     from lab.transfer import ensemble, merging, pretrained, probe_transfer, scaling, stitching, tuned
 
     quiet: dict[str, Any] = {"progress": False, "resume": False}

@@ -16,7 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from lab import require
 from lab.depth_efficiency.effects import gradients_at, replaced_outputs
 from lab.require import why_no_text
-from lab.runs import CleanRun, clean_run, why_plain
+from lab.runs import clean_run, why_plain
 from lab.texts import checked_texts, tokenize
 
 SITES = ("resid", "attn_out", "mlp_out")
@@ -25,11 +25,7 @@ SITES = ("resid", "attn_out", "mlp_out")
 def joint(
     model: TransformerBridge, prompt: str, answer: str
 ) -> tuple[Int[torch.Tensor, " position"], Int[np.ndarray, " answer"]]:
-    """Ids of prompt and answer tokenized together, and the positions that predict the answer's tokens.
-
-    Raises:
-        ValueError: an empty answer, or one whose beginning melts into the prompt's last token.
-    """
+    """Ids of prompt and answer tokenized together, and the positions that predict the answer's tokens."""
     alone = tokenize(model, checked_texts([prompt], what="prompt")).ids[0]
     if why := why_no_text(answer):
         shown = f"{answer!r}, {why}" if not isinstance(answer, str) or answer.strip() else why
@@ -44,21 +40,13 @@ def joint(
 
 
 def erasure(
-    model: TransformerBridge,
-    prompt: str,
-    answer: str,
-    *,
-    mean: Float[torch.Tensor, "depth d_model"] | None = None,
+    model: TransformerBridge, prompt: str, answer: str, *, mean: Float[torch.Tensor, "depth d_model"] | None = None,
     background: Sequence[str] = (),
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """How much the answer's distribution changes when the state of one position at one depth is replaced by a mean state.
 
     The change goes on through the later layers. The mean is over tokens of other texts, position 0 left out (the paper has it
-    in: it is often an attention sink with an enormous norm).
-
-    Args:
-        mean: [depth d_model], depths 0..L; or
-        background: texts to take it from.
+    in: it is often an attention sink with an enormous norm): `mean`, or that of the texts in `background`.
 
     Returns:
         Columns position, token, depth, change: the largest |y - y'| (L2 over the vocabulary, 0 to sqrt 2) over the
@@ -74,25 +62,18 @@ def erasure(
         raise ValueError(
             f"mean has shape {tuple(mean.shape)}; wanted [depth d_model] = {tuple(run.states[:, 0].shape)}"
         )
-    reuse, rows = not why_plain(model), []
-    tokens = [model.tokenizer.decode([int(i)]) for i in ids]
+    parts, reuse = [], not why_plain(model)
     for position in range(int(at[-1]) + 1):
-        changes = replaced_outputs(model, run, position, mean, at.tolist(), reuse=reuse)
-        rows += [{"position": position, "token": tokens[position], "depth": depth, "change": float(change),
-                  "answer": position > at[0]} for depth, change in enumerate(changes.max(1))]  # fmt: skip
-    return pd.DataFrame(rows)
+        change = replaced_outputs(model, run, position, mean, at.tolist(), reuse=reuse).max(1).astype(float)
+        parts.append(pd.DataFrame({"position": position, "token": model.tokenizer.decode([int(ids[position])]),
+                                   "depth": range(len(change)), "change": change, "answer": position > at[0]}))  # fmt: skip
+    return pd.concat(parts, ignore_index=True)
 
 
 def integrated_gradients(
-    model: TransformerBridge,
-    prompt: str,
-    answer: str,
-    *,
-    site: str = "resid",
-    layers: Sequence[int] | None = None,
-    nodes: int = 32,
-    position_0: bool = False,
-) -> pd.DataFrame:
+    model: TransformerBridge, prompt: str, answer: str, *, site: str = "resid", layers: Sequence[int] | None = None,
+    nodes: int = 32, position_0: bool = False,
+) -> pd.DataFrame:  # fmt: skip
     """How much of the answer's probability each position's state accounts for, layer by layer.
 
     F is the sum over answer tokens of their probability; the baseline is the mean of the state over the positions of the same
@@ -101,13 +82,12 @@ def integrated_gradients(
     every state, most of the path is nonsense to the model, and 128 nodes still left the sum off by 0.11 (SmolLM2, one layer).
 
     Args:
-        site: "resid" (the state after the layer), "attn_out" or "mlp_out".
-        layers: None is all.
-        nodes: of the integral; `gap` says whether they were enough.
+        site: "resid" (the state after the layer), "attn_out" or "mlp_out". layers: None is all.
         position_0: True moves position 0 too, as published.
 
     Returns:
-        Columns layer, position, token, attribution; `.attrs["gap"]`: for each layer |sum of attributions - (F(x) - F(b))|.
+        Columns layer, position, token, attribution; `.attrs["gap"]`: for each layer |sum of attributions - (F(x) - F(b))|,
+        which says whether the nodes were enough.
     """
     site, nodes = require.one_of("site", site, SITES), require.whole("nodes", nodes, 2, hint=" (16 to 32 are enough)")
     n_layers, (position_0,) = model.cfg.n_layers, require.flags(position_0=position_0)
@@ -115,42 +95,31 @@ def integrated_gradients(
     ids, at = joint(model, prompt, answer)
     run = clean_run(model, ids, sublayers=True)
     points, weights = np.polynomial.legendre.leggauss(nodes)
-    share = torch.as_tensor((points + 1) / 2, dtype=run.states.dtype)
-    weight = torch.as_tensor(weights / 2, dtype=run.states.dtype)
+    share, weight = (torch.as_tensor(x / 2, dtype=run.states.dtype)[:, None, None] for x in (points + 1, weights))
     tokens = [model.tokenizer.decode([int(i)]) for i in ids]
-    rows, gaps = [], {}
+    sites: dict[str, Any] = {"resid": run.states[1:], "attn_out": run.attn_out, "mlp_out": run.mlp_out}
+    parts, gaps, first = [], {}, 0 if position_0 else 1
     for layer in wanted:
-        state = _state(run, site, layer)
-        first = 0 if position_0 else 1
+        state = sites[site][layer]
         base = state[first:].mean(0, keepdim=True).expand_as(state).clone()
         base[:first] = state[:first]
-        path = torch.cat([base + share[:, None, None] * (state - base), base[None], state[None]])
+        path = torch.cat([base + share * (state - base), base[None], state[None]])
         values, slopes = gradients_at(model, run, site, layer, path, ids[torch.as_tensor(at) + 1].tolist(), at.tolist())
-        attribution = ((weight[:, None, None] * slopes[:-2]).sum(0) * (state - base)).sum(-1)
+        attribution = ((weight * slopes[:-2]).sum(0) * (state - base)).sum(-1)
         gaps[layer] = float((attribution.sum() - (values[-1] - values[-2])).abs())
-        rows += [{"layer": layer, "position": p, "token": tokens[p], "attribution": float(value)}
-                 for p, value in enumerate(attribution)]  # fmt: skip
-    frame = pd.DataFrame(rows)
+        parts.append(pd.DataFrame({"layer": layer, "position": range(len(ids)), "token": tokens,
+                                   "attribution": attribution.tolist()}))  # fmt: skip
+    frame = pd.concat(parts, ignore_index=True)
     frame.attrs["gap"] = gaps
     return frame
 
 
 def mean_state(model: TransformerBridge, texts: Sequence[str]) -> Float[torch.Tensor, "depth d_model"]:
     """Mean state at each depth over the tokens of some texts, position 0 left out."""
-    total: Any = 0
-    count = 0
     tokens = tokenize(model, require.listed("texts", texts, "texts"))
-    for ids, length in zip(tokens.ids, tokens.lengths.tolist(), strict=True):
-        states = clean_run(model, ids[:length]).states[:, 1:].double()
-        total, count = total + states.sum(1), count + states.shape[1]
+    count = int((tokens.lengths - 1).sum())
     if not count:
         raise ValueError("the texts have one token each: there is nothing to take a mean over")
+    runs = (clean_run(model, ids[:n]) for ids, n in zip(tokens.ids, tokens.lengths.tolist(), strict=True))
+    total: Any = sum(run.states[:, 1:].double().sum(1) for run in runs)
     return (total / count).to(model.cfg.dtype)
-
-
-def _state(run: CleanRun, site: str, layer: int) -> torch.Tensor:
-    if site == "resid":
-        return run.states[layer + 1]
-    added = run.attn_out if site == "attn_out" else run.mlp_out
-    assert added is not None
-    return added[layer]

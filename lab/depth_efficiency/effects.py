@@ -14,6 +14,7 @@ Axis words: `row` (a variant), `layer` (whose contribution is measured), `positi
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,9 +55,6 @@ def skipped(model: TransformerBridge, run: CleanRun, kind: str) -> tuple[list[in
     """Depths [row] and states [row position d_model] of the variants that skip each layer, or its attention or MLP.
 
     Position 0 is never skipped, as published: it is often an attention sink, and its loss breaks everything.
-
-    Raises:
-        ValueError: an unknown kind, or a run without its sublayers.
     """
     kind = require.one_of("kind", kind, KINDS)
     if run.mlp_out is None:
@@ -71,35 +69,15 @@ def skipped(model: TransformerBridge, run: CleanRun, kind: str) -> tuple[list[in
     return list(range(1, run.n_layers + 1)), states
 
 
-def on_itself(
-    run: CleanRun, states: Float[torch.Tensor, "row position d_model"]
-) -> Float[torch.Tensor, "row position"]:
-    """The diagonal of the published E without a cut: |c_l - c'_l| / |c_l| in the layer that is skipped, or half of it.
-
-    Args:
-        states: of `skipped`, one row a layer. For whole layers it is 1; position 0, which is never skipped, has 0. With a
-            cut it is 0: from there on the layer works as usual.
-    """
-    added = run.states[1:] - run.states[:-1]
-    return (run.states[1:] - states).norm(dim=-1) / added.norm(dim=-1).clamp_min(_LEAST)
-
-
 def global_effects(
-    model: TransformerBridge,
-    run: CleanRun,
-    depths: Sequence[int] | Int[np.ndarray, " row"],
-    states: Float[torch.Tensor, "row position d_model"],
-    *,
-    cuts: Sequence[int | None] = (None,),
-    read: Sequence[int] | None = None,
-    reuse: bool = True,
-    batch_tokens: int = 8192,
-) -> list[Effects]:
+    model: TransformerBridge, run: CleanRun, depths: Sequence[int] | Int[np.ndarray, " row"],
+    states: Float[torch.Tensor, "row position d_model"], *, cuts: Sequence[int | None] = (None,),
+    read: Sequence[int] | None = None, reuse: bool = True, batch_tokens: int = 8192,
+) -> list[Effects]:  # fmt: skip
     """Effects that go on through all later layers.
 
     Args:
-        depths: for each row the depth at which its states are put in, 0..L.
-        states: for each row the states of all positions there.
+        depths, states: for each row the depth at which its states are put in, 0..L, and those of all positions there.
         cuts: None changes all positions and measures at all; t changes those before t and measures from t on.
         read: positions whose output is compared (those from the cut on count); None is the last one.
         reuse: False runs whole sequences for each cut (see `lab.runs.why_plain`).
@@ -107,48 +85,29 @@ def global_effects(
 
     Returns:
         One `Effects` a cut. With L rows that skip one layer each: `contribution` is E, `output` O of Csordas et al. (arXiv
-        2505.13898), section 2 of their method, before any maximum; but for the diagonal of E, which is 0 here. Without a cut
-        the published code has there what the skipped layer itself still adds: `on_itself`.
-
-    Raises:
-        ValueError: no rows, a depth, a cut or a read position out of range, states of another shape.
-        FloatingPointError: an effect that is not finite, named by layer.
+        2505.13898), section 2 of their method, before any maximum; but for the diagonal of E, which is 0 here (theirs: what the
+        skipped layer itself still adds). An effect that is not finite raises a FloatingPointError that names the layer.
     """
-    n_layers, length = run.n_layers, len(run.ids)
-    at = np.array(require.wholes("depths", depths, 0, n_layers, twice=True))
-    cuts, read = _check(run, states, len(at), cuts, read)
-    batch_tokens = require.whole("batch_tokens", batch_tokens, 1)
-    order = np.argsort(at, kind="stable")
+    at, last = np.array(require.wholes("depths", depths, 0, run.n_layers, twice=True)), len(run.ids) - 1
+    read = require.wholes("read", [last] if read is None else read, 0, last, twice=True)
 
-    def one(rows: np.ndarray, cut: int | None, past: Any) -> tuple[Effects, Any]:
-        whole = cut is None or not reuse
-        start = 0 if whole else cut or 0
+    def feed(depth: int, state: torch.Tensor, rows: np.ndarray, cut: int | None, start: int) -> torch.Tensor:
+        mine = rows[at[rows] == depth]
+        if not len(mine):
+            return state
+        new = run.states[depth, start:].to(state).repeat(len(mine), 1, 1)
+        if not start:
+            new[:, :cut] = states[mine, :cut].to(state)
+        return torch.cat([state, new])
 
-        def grow(depth: int, state: torch.Tensor) -> torch.Tensor:
-            mine = rows[at[rows] == depth]
-            if not len(mine):
-                return state
-            new = run.states[depth, start:].to(state).repeat(len(mine), 1, 1)
-            if whole:
-                new[:, slice(None) if cut is None else slice(0, cut)] = states[mine, :cut].to(state)
-            return torch.cat([state, new])
-
-        return _pass(model, run, start, grow, past, measured=cut or 0, read=read, keep=reuse and cut is None)
-
-    found = _in_batches(order, max(1, batch_tokens // length), cuts, one, reuse)
-    return _reordered(found, np.argsort(order, kind="stable"))
+    return _in_batches(model, run, states, at, feed, cuts, read, reuse, batch_tokens)
 
 
 def local_effects(
-    model: TransformerBridge,
-    run: CleanRun,
-    layers: Sequence[int] | Int[np.ndarray, " row"],
-    removed: Float[torch.Tensor, "row position d_model"],
-    *,
-    cuts: Sequence[int | None] = (None,),
-    reuse: bool = True,
-    batch_tokens: int = 8192,
-) -> list[Effects]:
+    model: TransformerBridge, run: CleanRun, layers: Sequence[int] | Int[np.ndarray, " row"],
+    removed: Float[torch.Tensor, "row position d_model"], *, cuts: Sequence[int | None] = (None,),
+    reuse: bool = True, batch_tokens: int = 8192,
+) -> list[Effects]:  # fmt: skip
     """Effects of taking one layer's contribution out of the input of each later layer, one layer at a time.
 
     What layer l adds when its input is h_l - c_s (s < l), not propagated. The paper's formula subtracts h_s; its code, which
@@ -160,28 +119,17 @@ def local_effects(
         cuts, reuse, batch_tokens: as in `global_effects`.
     """
     source = np.array(require.wholes("layers", layers, 0, run.n_layers - 1, twice=True))
-    cuts, _ = _check(run, removed, len(source), cuts, None)
-    batch_tokens = require.whole("batch_tokens", batch_tokens, 1)
-    order = np.argsort(source, kind="stable")
 
-    def one(rows: np.ndarray, cut: int | None, past: Any) -> tuple[Effects, Any]:
-        whole = cut is None or not reuse
-        start = 0 if whole else cut or 0
+    def rebuild(depth: int, state: torch.Tensor, rows: np.ndarray, cut: int | None, start: int) -> torch.Tensor:
+        mine = rows[source[rows] < depth]
+        if depth == run.n_layers or not len(mine):
+            return state[:1]
+        new = run.states[depth, start:].to(state).repeat(len(mine), 1, 1)
+        if not start:
+            new[:, :cut] -= removed[mine, :cut].to(state)
+        return torch.cat([state[:1], new])
 
-        def rebuild(depth: int, state: torch.Tensor) -> torch.Tensor:
-            mine = rows[source[rows] < depth]
-            if depth == run.n_layers or not len(mine):
-                return state[:1]
-            new = run.states[depth, start:].to(state).repeat(len(mine), 1, 1)
-            if whole:
-                new[:, :cut] -= removed[mine, :cut].to(state)
-            return torch.cat([state[:1], new])
-
-        return _pass(model, run, start, rebuild, past, measured=cut or 0, read=None, keep=reuse and cut is None,
-                     n_rows=len(rows))  # fmt: skip
-
-    found = _in_batches(order, max(1, batch_tokens // len(run.ids)), cuts, one, reuse)
-    return _reordered(found, np.argsort(order, kind="stable"))
+    return _in_batches(model, run, removed, source, rebuild, cuts, (), reuse, batch_tokens)
 
 
 def probabilities(
@@ -192,19 +140,11 @@ def probabilities(
 
 
 def replaced_outputs(
-    model: TransformerBridge,
-    run: CleanRun,
-    position: int,
-    states: Float[torch.Tensor, "depth d_model"],
-    read: Sequence[int],
-    *,
-    reuse: bool = True,
-) -> Float[np.ndarray, "depth read"]:
-    """|y - y'| at some positions when the state of one position is replaced at one depth, for each depth 0..L in turn.
-
-    Only positions from the replaced one on are run, and only the depths from the replaced one on. Positions before it
-    do not change: 0.
-    """
+    model: TransformerBridge, run: CleanRun, position: int, states: Float[torch.Tensor, "depth d_model"],
+    read: Sequence[int], *, reuse: bool = True,
+) -> Float[np.ndarray, "depth read"]:  # fmt: skip
+    """|y - y'| at some positions (0 before the replaced one) when the state of one position is replaced, at each depth 0..L in
+    turn. Only positions and depths from the replaced one on are run."""
     position = require.whole("position", position, 0, len(run.ids) - 1)
     read = require.wholes("read", read, 0, len(run.ids) - 1, twice=True)
     start = position if reuse else 0
@@ -215,7 +155,7 @@ def replaced_outputs(
         return torch.cat([state, new])
 
     past = dict(enumerate(zip(run.keys, run.values, strict=True))) if start else None
-    found, _ = _pass(model, run, start, join, past, measured=position, read=read, keep=False)
+    found, _ = _pass(model, run, start, join, past, measured=position, read=read, n_rows=run.n_layers + 1)
     output = np.zeros((run.n_layers + 1, len(read)), np.float32)
     later = [j for j, where in enumerate(read) if where >= position]
     output[:, later] = found.output
@@ -223,14 +163,9 @@ def replaced_outputs(
 
 
 def gradients_at(
-    model: TransformerBridge,
-    run: CleanRun,
-    site: str,
-    layer: int,
-    values: Float[torch.Tensor, "row position d_model"],
-    tokens: Sequence[int],
-    positions: Sequence[int],
-) -> tuple[Float[torch.Tensor, " row"], Float[torch.Tensor, "row position d_model"]]:
+    model: TransformerBridge, run: CleanRun, site: str, layer: int,
+    values: Float[torch.Tensor, "row position d_model"], tokens: Sequence[int], positions: Sequence[int],
+) -> tuple[Float[torch.Tensor, " row"], Float[torch.Tensor, "row position d_model"]]:  # fmt: skip
     """Summed probability of some tokens at some positions, for rows of one site's states, and its gradient in them.
 
     Args:
@@ -244,35 +179,17 @@ def gradients_at(
     layer = require.whole("layer", layer, 0, run.n_layers - 1)
     positions = require.wholes("positions", positions, 0, len(run.ids) - 1, twice=True)
     tokens = require.wholes("tokens", tokens, 0, model.cfg.d_vocab - 1, twice=True)
-    point = values.clone().to(run.states).requires_grad_(True)
+    point, n = values.clone().to(run.states).requires_grad_(True), run.n_layers
     final: dict[str, torch.Tensor] = {}
-
-    def put(state: torch.Tensor, hook: Any) -> torch.Tensor:
-        return point
-
-    def spread(state: torch.Tensor, hook: Any) -> torch.Tensor:
-        return state.expand(len(values), -1, -1)
-
-    def keep(state: torch.Tensor, hook: Any) -> None:
-        final["state"] = state
-
-    n = run.n_layers
-    hooks: list[tuple[str, Any]] = []
-    if site == "resid":
-        hooks.append((depth_hook(layer + 1, n), put))
-    else:  # the residual stream that it is added to must have as many rows
-        hooks += [(depth_hook(layer, n), spread), (SITES[site].format(layer=layer), put)]
-    hooks.append((SITES["resid_post"].format(layer=n - 1), keep))
+    where = depth_hook(layer + 1, n) if site == "resid" else SITES[site].format(layer=layer)
+    hooks: list[tuple[str, Any]] = [(where, lambda state, hook: point)]
+    if site != "resid":  # the residual stream that it is added to must have as many rows
+        hooks.append((depth_hook(layer, n), lambda state, hook: state.expand(len(values), -1, -1)))
+    hooks.append((SITES["resid_post"].format(layer=n - 1), lambda state, hook: final.update(state=state)))
     with torch.enable_grad(), hooked(model, hooks):
         model.original_model.base_model(input_ids=run.ids[None], use_cache=False)
-        chosen = lenses.readout(
-            model,
-            final["state"][:, list(positions)],
-            kind="probs",
-            tokens=torch.as_tensor(list(tokens)),
-            gradients=True,
-        )
-        total = chosen[..., 0].sum(-1)
+        at, wanted = final["state"][:, positions], torch.as_tensor(tokens)
+        total = lenses.readout(model, at, kind="probs", tokens=wanted, gradients=True)[..., 0].sum(-1)
         (slope,) = torch.autograd.grad(total.sum(), point)
     require_finite(slope, lambda row, position, _: f"the gradient at {site} of layer {layer}, position {position},")
     return total.detach(), slope
@@ -301,91 +218,80 @@ class _Rows(DynamicCache):
 
 
 def _pass(
-    model: TransformerBridge,
-    run: CleanRun,
-    start: int,
-    feed: Callable[[int, torch.Tensor], torch.Tensor],
-    past: Any,
-    *,
-    measured: int,
-    read: Sequence[int] | None,
-    keep: bool,
-    n_rows: int | None = None,
-) -> tuple[Effects, Any]:
+    model: TransformerBridge, run: CleanRun, start: int, feed: Callable[[int, torch.Tensor], torch.Tensor],
+    past: Any, *, measured: int, read: Sequence[int], n_rows: int,
+) -> tuple[Effects, Any]:  # fmt: skip
     """One forward pass from position `start` on. Row 0 of the batch is the clean prompt; `feed` adds the others.
 
-    Returns the effects from position `measured` on, and the rows' keys and values if they are to be kept.
+    Returns the effects from position `measured` on, and the rows' keys and values.
     """
-    n_layers = run.n_layers
-    before: dict[str, torch.Tensor] = {}
-    ratios: list[torch.Tensor] = []
+    n_layers, before = run.n_layers, torch.empty(0)
+    contribution = np.zeros((n_rows, n_layers, len(run.ids) - measured), np.float32)
+    floor = np.zeros(contribution.shape[1:], np.float32)
 
-    def enter(depth: int) -> Any:
-        def hook_in(state: torch.Tensor, hook: Any) -> torch.Tensor:
-            before["state"] = feed(depth, state)
-            return before["state"]
+    def enter(state: torch.Tensor, hook: Any, depth: int) -> torch.Tensor:
+        nonlocal before
+        before = feed(depth, state)
+        return before
 
-        return hook_in
-
-    def leave(layer: int) -> Any:
+    def leave(state: torch.Tensor, hook: Any, layer: int) -> None:
         clean = (run.states[layer + 1] - run.states[layer])[measured:]
-        size = clean.norm(dim=-1).clamp_min(_LEAST)
+        added = (state - before)[:, measured - start :]
+        ratio = ((added - clean).norm(dim=-1) / clean.norm(dim=-1).clamp_min(_LEAST)).float().cpu()
+        require_finite(ratio, lambda *_: f"what layer {layer} adds")
+        floor[layer], contribution[: len(ratio) - 1, layer] = ratio[0].numpy(), ratio[1:].numpy()
+        if layer == n_layers - 1:
+            enter(state, hook, n_layers)  # rows of the last depth join here
 
-        def hook_out(state: torch.Tensor, hook: Any) -> torch.Tensor:
-            added = (state - before["state"])[:, measured - start :]
-            ratios.append(((added - clean).norm(dim=-1) / size).float().cpu())
-            require_finite(ratios[-1], lambda *_: f"what layer {layer} adds")
-            if layer == n_layers - 1:
-                before["state"] = feed(n_layers, state)  # rows of the last depth join here
-                return state
-            return state
-
-        return hook_out
-
-    hooks = [(SITES["resid_pre"].format(layer=layer), enter(layer)) for layer in range(n_layers)]
-    hooks += [(SITES["resid_post"].format(layer=layer), leave(layer)) for layer in range(n_layers)]
+    hooks: list[tuple[str, Any]] = []
+    for layer in range(n_layers):
+        hooks += [(SITES["resid_pre"].format(layer=layer), partial(enter, depth=layer)),
+                  (SITES["resid_post"].format(layer=layer), partial(leave, layer=layer))]  # fmt: skip
     cache = _Rows(run, start, past)
     with torch.inference_mode(), hooked(model, hooks):
         model.original_model.base_model(input_ids=run.ids[None, start:], past_key_values=cache, use_cache=True)
-    final = before["state"]
-    rows = len(final) - 1 if n_rows is None else n_rows
-    contribution = np.zeros((rows, n_layers, len(run.ids) - measured), np.float32)
-    for layer, part in enumerate(ratios):
-        contribution[: len(part) - 1, layer] = part[1:].numpy()
-    at = tuple(position for position in read or () if position >= measured)
-    output = np.full((rows, len(at)), np.nan, np.float32)
+    at = tuple(position for position in read if position >= measured)
+    output = np.full((n_rows, len(at)), np.nan, np.float32)
     if at:
-        wanted = torch.as_tensor(at)
+        wanted, some = torch.as_tensor(at), max(1, _READ // len(at))
         clean = probabilities(model, run.states[-1, wanted])
-        for first in range(0, rows, max(1, _READ // len(at))):
-            part = final[1 + first : 1 + first + max(1, _READ // len(at)), wanted - start]
+        for first in range(0, n_rows, some):
+            part = before[1 + first : 1 + first + some, wanted - start]
             output[first : first + len(part)] = (probabilities(model, part) - clean).norm(dim=-1).cpu().numpy()
-    floor = np.stack([part[0].numpy() for part in ratios])
-    return Effects(contribution, floor, output, measured, at), cache.own if keep else None
+    return Effects(contribution, floor, output, measured, at), cache.own
 
 
-def _in_batches(order: np.ndarray, size: int, cuts: Sequence[int | None], one: Any, reuse: bool) -> list[Effects]:
+def _in_batches(
+    model: TransformerBridge, run: CleanRun, states: torch.Tensor, at: np.ndarray, feed: Callable[..., torch.Tensor],
+    cuts: Sequence[int | None], read: Sequence[int], reuse: bool, batch_tokens: int,
+) -> list[Effects]:  # fmt: skip
     """Some rows at a time, sorted by depth; for each batch first the pass without a cut, which the others build on."""
+    length, wanted = len(run.ids), (len(at), *run.states.shape[1:])
+    if states.shape != wanted:
+        raise ValueError(f"states have shape {tuple(states.shape)}; wanted [row position d_model] = {wanted}")
+    given = require.listed("cuts", cuts, "positions, None for all of them", least=1)
+    cuts = [None if cut is None else require.whole("a cut", cut, 1, length - 1) for cut in given]
+    size = max(1, require.whole("batch_tokens", batch_tokens, 1) // length)
+
+    def one(rows: np.ndarray, cut: int | None, past: Any) -> tuple[Effects, Any]:
+        start = cut if cut and reuse else 0
+        own = partial(feed, rows=rows, cut=cut, start=start)
+        return _pass(model, run, start, own, past if start else None, measured=cut or 0, read=read, n_rows=len(rows))
+
+    order = np.argsort(at, kind="stable")
     parts: list[list[Effects]] = [[] for _ in cuts]
-    for first in range(0, len(order), size):
-        rows = order[first : first + size]
-        whole: Any = None
-        past = None
-        if reuse or None in cuts:
-            whole, past = one(rows, None, None)
-        for i, cut in enumerate(cuts):
-            parts[i].append(whole if cut is None else one(rows, cut, past)[0])
+    for rows in np.split(order, range(size, len(order), size)):
+        whole, past = one(rows, None, None) if reuse or None in cuts else (None, None)
+        for some, cut in zip(parts, cuts, strict=True):
+            some.append(whole if cut is None and whole else one(rows, cut, past)[0])
+    back = np.argsort(order, kind="stable")
     return [
         Effects(
-            np.concatenate([e.contribution for e in some]), np.max([e.floor for e in some], 0),
-            np.concatenate([e.output for e in some]), some[0].first, some[0].read,
+            np.concatenate([e.contribution for e in some])[back], np.max([e.floor for e in some], 0),
+            np.concatenate([e.output for e in some])[back], some[0].first, some[0].read,
         )
         for some in parts
     ]  # fmt: skip
-
-
-def _reordered(found: list[Effects], at: np.ndarray) -> list[Effects]:
-    return [Effects(e.contribution[at], e.floor, e.output[at], e.first, e.read) for e in found]
 
 
 def _without_attention(model: TransformerBridge, run: CleanRun) -> torch.Tensor:
@@ -395,42 +301,19 @@ def _without_attention(model: TransformerBridge, run: CleanRun) -> torch.Tensor:
     """
     found: list[torch.Tensor] = []
 
-    def again(depth: int) -> Any:
-        def hook_in(state: torch.Tensor, hook: Any) -> torch.Tensor:
-            return torch.cat([state[:1], run.states[depth][None].to(state)])
-
-        return hook_in
+    def again(state: torch.Tensor, hook: Any, depth: int) -> torch.Tensor:
+        return torch.cat([state[:1], run.states[depth][None].to(state)])
 
     def silence(state: torch.Tensor, hook: Any) -> torch.Tensor:
-        new = state.clone()
-        new[1] = 0
-        return new
+        return torch.cat([state[:1], torch.zeros_like(state[1:])])
 
     def keep(state: torch.Tensor, hook: Any) -> None:
         found.append(state[1].clone())
 
     hooks: list[tuple[str, Any]] = []
     for layer in range(run.n_layers):
-        hooks += [(depth_hook(layer, run.n_layers), again(layer)), (SITES["attn_out"].format(layer=layer), silence)]
-        hooks += [(SITES["resid_post"].format(layer=layer), keep)]
+        hooks += [(depth_hook(layer, run.n_layers), partial(again, depth=layer)),
+                  (SITES["attn_out"].format(layer=layer), silence), (SITES["resid_post"].format(layer=layer), keep)]  # fmt: skip
     with torch.inference_mode(), hooked(model, hooks):
         model.original_model.base_model(input_ids=run.ids[None], use_cache=False)
     return torch.stack(found)
-
-
-def _check(
-    run: CleanRun,
-    states: torch.Tensor,
-    rows: int,
-    cuts: Sequence[int | None],
-    read: Sequence[int] | None,
-) -> tuple[list[int | None], list[int]]:
-    """Cuts and read positions as plain numbers."""
-    length, width = run.states.shape[1:]
-    if states.shape != (rows, length, width):
-        raise ValueError(
-            f"states have shape {tuple(states.shape)}; wanted [row position d_model] = {(rows, length, width)}"
-        )
-    given = require.listed("cuts", cuts, "positions, None for all of them", least=1)
-    found = [None if cut is None else require.whole("a cut", cut, 1, length - 1) for cut in given]
-    return found, require.wholes("read", [length - 1] if read is None else read, 0, length - 1, twice=True)

@@ -10,30 +10,18 @@ from lab.explorers import ask, png
 
 
 def depth_explorer(
-    compute: Callable[[str, list[int]], Any],
-    *,
-    n_layers: int,
-    texts: Sequence[str],
-    off: Sequence[int] = (),
+    compute: Callable[[str, list[int]], Any], *, n_layers: int, texts: Sequence[str], off: Sequence[int] = ()
 ) -> ipw.VBox:
     """Click layers off, several at once, and watch the next token, the loss of each token and the layers after them.
 
     Args:
         compute: `compute(text, layers) -> tables` (`lab.depth_efficiency.without`), asked at each change.
-        n_layers: of the model.
         texts: to offer; the reader may type another.
         off: layers that are off at the beginning.
-
-    Returns:
-        The explorer; the last expression of a cell shows it.
-
-    Raises:
-        ValueError: no texts, or a layer that the model does not have.
     """
     if not texts:
         raise ValueError("depth_explorer needs at least one text to offer")
-    wrong = [layer for layer in off if not 0 <= layer < n_layers]
-    if wrong:
+    if any(not 0 <= layer < n_layers for layer in off):
         raise ValueError(f"off={list(off)}: give layers from 0 to {n_layers - 1}")
     wide = {"style": {"description_width": "60px"}, "layout": ipw.Layout(width="900px")}
     text = ipw.Combobox(value=texts[0], options=list(texts), description="text", continuous_update=False, **wide)
@@ -42,10 +30,16 @@ def depth_explorer(
                          layout=ipw.Layout(width="52px"))
         for layer in range(n_layers)
     ]  # fmt: skip
-    preset = ipw.Dropdown(
-        options=["choose ...", "all on", "first half off", "second half off", "every second layer off", "last quarter off"],
-        description="or", style={"description_width": "30px"}, layout=ipw.Layout(width="260px"),
-    )  # fmt: skip
+    half = n_layers // 2
+    presets: dict[str, Callable[[int], bool]] = {
+        "all on": lambda layer: True,
+        "first half off": lambda layer: layer >= half,
+        "second half off": lambda layer: layer < half,
+        "every second layer off": lambda layer: layer % 2 == 0,
+        "last quarter off": lambda layer: layer < n_layers - n_layers // 4,
+    }
+    preset = ipw.Dropdown(options=["choose ...", *presets], description="or", style={"description_width": "30px"},
+                          layout=ipw.Layout(width="260px"))  # fmt: skip
     message, log = ipw.HTML(), ipw.Output()
     picture = ipw.Image(format="png", layout=ipw.Layout(max_width="1250px", width="100%"))
     known: dict[tuple[str, tuple[int, ...]], Any] = {}
@@ -73,21 +67,12 @@ def depth_explorer(
 
     def choose(_: Any) -> None:
         nonlocal moving
-        half = n_layers // 2
-        on = {
-            "all on": lambda layer: True,
-            "first half off": lambda layer: layer >= half,
-            "second half off": lambda layer: layer < half,
-            "every second layer off": lambda layer: layer % 2 == 0,
-            "last quarter off": lambda layer: layer < n_layers - n_layers // 4,
-        }.get(preset.value)
-        if on is None:
-            return
-        moving = True
-        for layer, button in enumerate(buttons):
-            button.value = on(layer)
-        moving = False
-        draw()
+        if preset.value in presets:
+            moving = True
+            for layer, button in enumerate(buttons):
+                button.value = presets[preset.value](layer)
+            moving = False
+            draw()
 
     for control in (text, *buttons):
         control.observe(draw, "value")

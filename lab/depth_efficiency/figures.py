@@ -3,7 +3,8 @@
 Means over prompts are taken here, for the eye; every interval comes with its table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -23,10 +24,7 @@ LINES: dict[str, tuple[str, str, Any, str]] = {  # treatment: words, colour, das
 }
 NULL = ("layer skipped, random weights (null)", GREEN, (0, (2, 2)), "X")
 SCOPES = {"all": "all tokens", "future": "later tokens only"}
-MEASURES = {
-    "output": "change of next-token distribution",
-    "effect": "change of later contributions",
-}
+MEASURES = {"output": "change of next-token distribution", "effect": "change of later contributions"}
 QUANTITIES = {
     "attn": ("attention", BLUE, "-", "o"),
     "mlp": ("MLP", ORANGE, (0, (5, 1.5)), "s"),
@@ -37,11 +35,7 @@ WEIGHTS = {"trained": (BLUE, "o", "trained"), "random": (GREEN, "X", "random wei
 
 
 def depth_efficiency(
-    result: Any,
-    *,
-    measure: str = "output",
-    treatments: Sequence[str] = ("skip", "mean", "random"),
-    share: bool = True,
+    result: Any, *, measure: str = "output", treatments: Sequence[str] = ("skip", "mean", "random"), share: bool = True
 ) -> Figure:
     """What a change of each layer does, for all tokens and for later tokens only, beside the null; means over prompts.
 
@@ -58,8 +52,7 @@ def depth_efficiency(
         sums = rows.groupby(["example", "weights", "treatment", "scope"])[measure].transform("sum")
         rows = rows.assign(**{measure: rows[measure] / sums})
     n_layers = result.parameters["n_layers"]
-    with classroom():
-        figure, axes = plt.subplots(1, 2, figsize=(12.5, 5.0), sharey=False, layout="constrained")
+    with _two_panels((12.5, 5.0)) as (figure, axes):
         for ax, (scope, words) in zip(axes, SCOPES.items(), strict=True):
             here = rows[rows.scope == scope]
             for treatment in [name for name in LINES if name in treatments]:
@@ -70,10 +63,8 @@ def depth_efficiency(
             ax.axvline((n_layers - 1) / 2, color=GREY, lw=1, ls=":")
             ax.set(title=words, xlabel=f"changed layer (0 to {n_layers - 1}; dotted: the middle)")
             ax.set_ylim(bottom=0)
-            ax.grid(alpha=0.25)
         axes[0].set_ylabel(f"share of the sum over layers:\n{MEASURES[measure]}" if share else MEASURES[measure])
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncol=2)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=2)
         figure.suptitle(f"{about_of(result)}, {result.parameters['n']} prompts; bands: quartiles of prompts")
     return figure
 
@@ -84,23 +75,19 @@ def effect_matrix(result: Any, *, statistic: str = "mean", kind: str = "layer", 
     rows = pairs[(pairs.kind == kind) & (pairs["mode"] == mode) & (pairs.treatment == "skip")]
     kinds = [name for name in WEIGHTS if (rows.weights == name).any()]
     with classroom():
-        figure, axes = plt.subplots(
-            len(kinds), 2, figsize=(11.5, 0.6 + 4.7 * len(kinds)), squeeze=False, layout="constrained"
-        )
+        size = (11.5, 0.6 + 4.7 * len(kinds))
+        figure, axes = plt.subplots(len(kinds), 2, figsize=size, squeeze=False, layout="constrained")
         for line, weights in zip(axes, kinds, strict=True):
             for ax, (scope, words) in zip(line, SCOPES.items(), strict=True):
                 part = rows[(rows.weights == weights) & (rows.scope == scope)]
                 grid = part.groupby(["skipped_layer", "layer"])[statistic].mean().unstack().to_numpy()
+                later = np.where(np.triu(np.ones_like(grid), 1) > 0, grid, np.nan)
                 ax.set_facecolor("#E4E4E4")
-                image = ax.imshow(
-                    np.where(np.triu(np.ones_like(grid), 1) > 0, grid, np.nan), cmap="viridis", vmin=0, vmax=1
-                )
+                image = ax.imshow(later, cmap="viridis", vmin=0, vmax=1)
                 ax.set(title=f"{WEIGHTS[weights][2]}, {words}", xlabel="layer measured", ylabel="layer skipped")
-                for axis in (ax.xaxis, ax.yaxis):
-                    axis.set_major_locator(MaxNLocator(integer=True))
-        figure.colorbar(
-            image, ax=axes, label="relative change of a layer's contribution (1 or more: yellow)", shrink=0.8
-        )
+                _whole_numbers(ax.xaxis, ax.yaxis)
+        label = "relative change of a layer's contribution (1 or more: yellow)"
+        figure.colorbar(image, ax=axes, label=label, shrink=0.8)
     return figure
 
 
@@ -108,12 +95,9 @@ def contributions(result: Any, *, position_0: bool = False) -> Figure:
     """What layers add relative to the stream, and its cosine with the stream, trained and random; means over prompts."""
     rows = result.tables["contributions"]
     rows = rows[rows.position_0 == position_0]
-    with classroom():
-        figure, axes = plt.subplots(1, 2, figsize=(12.5, 5.2), layout="constrained")
-        for ax, suffix, words in (
-            (axes[0], "norm", "norm of what is added / norm of the stream"),
-            (axes[1], "cosine", "cosine with the stream"),
-        ):
+    with _two_panels((12.5, 5.2)) as (figure, axes):
+        words_of = {"norm": "norm of what is added / norm of the stream", "cosine": "cosine with the stream"}
+        for ax, (suffix, words) in zip(axes, words_of.items(), strict=True):
             for name, look in QUANTITIES.items():
                 part = rows[rows.quantity == f"{name}_{suffix}"]
                 _curve(ax, part[part.weights == "trained"].groupby("layer").value, *look)
@@ -121,13 +105,10 @@ def contributions(result: Any, *, position_0: bool = False) -> Figure:
                 if len(faint):
                     ax.plot(faint.index, faint, color=look[1], lw=1, alpha=0.6, ls=look[2])
             ax.set(xlabel="layer", ylabel=words)
-            ax.grid(alpha=0.25)
         axes[0].set_yscale("log")
         axes[1].axhline(0, color=GREY, lw=1)
-        handles, labels = axes[1].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncol=4)
-        where = "with" if position_0 else "without"
-        figure.suptitle(f"{about_of(result)}, {where} position 0; thin lines: random weights")
+        figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncol=4)
+        figure.suptitle(f"{about_of(result)}, with{'' if position_0 else 'out'} position 0; thin lines: random weights")
     return figure
 
 
@@ -136,17 +117,13 @@ def lens_by_depth(result: Any) -> Figure:
     rows = result.tables["lens"]
     rows = rows[~rows.position_0]
     n_layers = result.parameters["n_layers"]
-    with classroom():
-        figure, axes = plt.subplots(1, 2, figsize=(12.0, 4.6), layout="constrained")
-        for ax, value, words in (
-            (axes[0], "kl", "KL(lens || output), nats"),
-            (axes[1], "overlap", "share of the top 5 in common"),
-        ):
+    with _two_panels((12.0, 4.6)) as (figure, axes):
+        words_of = {"kl": "KL(lens || output), nats", "overlap": "share of the top 5 in common"}
+        for ax, (value, words) in zip(axes, words_of.items(), strict=True):
             for weights, (color, marker, name) in WEIGHTS.items():
                 dash = "-" if weights == "trained" else (0, (2, 2))
                 _curve(ax, rows[rows.weights == weights].groupby("depth")[value], name, color, dash, marker)
             ax.set(xlabel=f"depth (blocks passed, 0 to {n_layers})", ylabel=words)
-            ax.grid(alpha=0.25)
         axes[0].legend()
         figure.suptitle(f"{about_of(result)}; bands: quartiles of prompts")
     return figure
@@ -170,9 +147,8 @@ def effective_depths(result: Any) -> Figure:
                            & (rows.weights == weights)]  # fmt: skip
                 if len(row):
                     ax.hlines(y + shift, row.low, row.high, color=color, lw=2.2)
-                    ax.plot(
-                        row.estimate, [y + shift], marker, color=color, ms=8, ls="none", label=name if y == 0 else None
-                    )
+                    label = name if y == 0 else None
+                    ax.plot(row.estimate, [y + shift], marker, color=color, ms=8, ls="none", label=label)
         categories(ax, list(names.values()))
         ax.set(xlabel="effective depth (fraction of the layers)", xlim=(-0.02, 1.04))
         ax.set_title(f"{about_of(result)}, n = {result.parameters['n']}; lines: 95 % over prompts")
@@ -187,8 +163,7 @@ def depth_scores(result: Any, *, insensitive: Sequence[str] = ()) -> Figure:
         insensitive: measures ("effect", "output") that failed their positive control; they are drawn in grey and named so.
     """
     rows, slopes = result.summary, result.tables["slopes"]
-    with classroom():
-        figure, axes = plt.subplots(1, 2, figsize=(11.5, 4.8), layout="constrained")
+    with _two_panels((11.5, 4.8)) as (figure, axes):
         for ax, (measure, color, marker) in zip(axes, (("effect", BLUE, "o"), ("output", ORANGE, "s")), strict=True):
             part = rows[rows.measure == measure].sort_values("level")
             failed = measure in insensitive
@@ -202,8 +177,7 @@ def depth_scores(result: Any, *, insensitive: Sequence[str] = ()) -> Figure:
                 words += f": {row.slope:+.2f} layers a level [{row.low:+.2f}, {row.high:+.2f}]"
             words += "\n(insensitive: no rise in the control)" if failed else ""
             ax.set(xlabel="level (hops, steps, terms)", title=words)
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-            ax.grid(alpha=0.25)
+            _whole_numbers(ax.xaxis)
         axes[0].set_ylabel("depth score (mean layer of the effect)")
         figure.suptitle(f"{about_of(result)}; bars: 95 %")
     return figure
@@ -241,63 +215,53 @@ def positions_by_depth(table: Any, *, value: str, index: str, title: str = "") -
 
 def integrator(result: Any) -> Figure:
     """Error of one step, what other steps do to the loss, and how alike neighbours are, by layer; controls beside."""
-    whole = [result.tables[name] for name in ("steps", "splitting", "neighbours")]
-    steps, split, near = (table[table.weights == "trained"] for table in whole)
-    null_steps, null_split, null_near = (table[table.weights == "random"] for table in whole)
-    null = {"color": GREEN, "ls": (0, (1, 1)), "lw": 1.5}
+    steps, split, near = (result.tables[name] for name in ("steps", "splitting", "neighbours"))
+    dashes = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
     with classroom():
         figure, axes = plt.subplots(2, 2, figsize=(13.0, 9.2), layout="constrained")
-        ax = axes[0, 0]
-        looks = ((BLUE, "-"), (ORANGE, (0, (5, 1.5))), (GREEN, (0, (3, 1, 1, 1))), (PURPLE, (0, (1, 1))))
-        for n, (color, dash) in zip((1, 2, 4, 8), looks, strict=True):
-            part = steps[steps.n == n].groupby("layer").error.mean()
-            ax.plot(part.index, part, color=color, ls=dash, label=f"{n} substep{'s' * (n > 1)}")
-        if len(null_steps):
-            part = null_steps[null_steps.n == 1].groupby("layer").error.mean()
-            ax.plot(part.index, part, **null, label="1 substep, random weights")
-        ax.set(title="A. distance from the finest division", ylabel="share of the step's length", yscale="log")
-        ax.legend(ncol=2)
-        ax = axes[0, 1]
+        (a, b), (c, d) = axes
+
+        def line(ax: Axes, rows: Any, value: str, label: str, weights: str = "trained", **look: Any) -> None:
+            part = rows[rows.weights == weights].groupby("layer")[value].mean()
+            if weights == "random":
+                look, label = {"color": GREEN, "ls": dashes[3], "lw": 1.5}, f"{label}, random weights"
+            if len(part) or weights == "trained":
+                ax.plot(part.index, part, label=label, **look)
+
+        for n, color, dash in zip((1, 2, 4, 8), (BLUE, ORANGE, GREEN, PURPLE), dashes, strict=True):
+            line(a, steps[steps.n == n], "error", f"{n} substep{'s' * (n > 1)}", color=color, ls=dash)
+        line(a, steps[steps.n == 1], "error", "1 substep", "random")
+        a.set(title="A. distance from the finest division", ylabel="share of the step's length", yscale="log")
+        a.legend(ncol=2)
         ways = {
-            "commutator": ("MLP before attention", RED, "-"),
-            "parallel": ("both from the same state", ORANGE, (0, (5, 1.5))),
-            "strang": ("Strang's half steps", BLUE, (0, (3, 1, 1, 1))),
+            "commutator": "MLP before attention",
+            "parallel": "both from the same state",
+            "strang": "Strang's half steps",
         }
-        for name, (words, color, dash) in ways.items():
-            part = split.groupby("layer")[name].mean()
-            ax.plot(part.index, part, color=color, ls=dash, label=words)
-        if len(null_split):
-            part = null_split.groupby("layer").commutator.mean()
-            ax.plot(part.index, part, **null, label="MLP before attention, random weights")
-        ax.set(title="B. distance from attention before MLP", ylabel="share of the step's length")
-        ax.set_ylim(bottom=0)
-        ax.legend()
-        ax = axes[1, 0]
-        for is_near, color, marker, words in (
-            (True, BLUE, "o", "next layer"),
-            (False, GREY, "X", "a random other layer"),
-        ):
-            part = near[near.neighbours == is_near].groupby("layer").cosine.mean()
-            ax.plot(part.index, part, marker, color=color, ls="-" if is_near else "none", label=words)
-        if len(null_near):
-            part = null_near[null_near.neighbours].groupby("layer").cosine.mean()
-            ax.plot(part.index, part, **null, label="next layer, random weights")
-        ax.axhline(0, color=GREY, lw=1)
-        ax.set(title="C. update of layer l and of another at the same state", xlabel="layer l", ylabel="cosine")
-        ax.legend()
-        ax = axes[1, 1]
+        for (name, words), color, dash in zip(ways.items(), (RED, ORANGE, BLUE), dashes, strict=False):
+            line(b, split, name, words, color=color, ls=dash)
+        line(b, split, "commutator", ways["commutator"], "random")
+        b.set(title="B. distance from attention before MLP", ylabel="share of the step's length")
+        b.set_ylim(bottom=0)
+        b.legend()
+        line(c, near[near.neighbours], "cosine", "next layer", color=BLUE, marker="o", ls="-")
+        line(c, near[~near.neighbours], "cosine", "a random other layer", color=GREY, marker="X", ls="none")
+        line(c, near[near.neighbours], "cosine", "next layer", "random")
+        c.axhline(0, color=GREY, lw=1)
+        c.set(title="C. update of layer l and of another at the same state", ylabel="cosine")
+        c.legend()
         means = result.summary[result.summary["where"] == "one layer, mean"].sort_values("rise")
         for y, row in enumerate(means.itertuples()):
             control = row.program in ("dropped", "random", "exchanged far")
-            ax.hlines(y, row.low, row.high, color=GREY if control else BLUE, lw=2.2)
-            ax.plot(row.rise, y, "X" if control else "o", color=GREY if control else BLUE, ms=8)
-        categories(ax, list(means.program))
-        ax.set_xscale("symlog", linthresh=0.1)
-        ax.set(title="rise of the loss, one layer changed", xlabel="nats a token, mean over layers (grey: controls)")
-        for ax in axes.flat[:3]:
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            d.hlines(y, row.low, row.high, color=GREY if control else BLUE, lw=2.2)
+            d.plot(row.rise, y, "X" if control else "o", color=GREY if control else BLUE, ms=8)
+        categories(d, list(means.program))
+        d.set_xscale("symlog", linthresh=0.1)
+        d.set(title="rise of the loss, one layer changed", xlabel="nats a token, mean over layers (grey: controls)")
+        for ax in (a, b, c):
+            _whole_numbers(ax.xaxis)
             ax.grid(alpha=0.25)
-            ax.set_xlabel("layer l" if ax is axes[1, 0] else "layer")
+            ax.set_xlabel("layer l" if ax is c else "layer")
         figure.suptitle(f"{about_of(result)}, loss {result.parameters['nll']:.2f} nats a token")
     return figure
 
@@ -329,7 +293,7 @@ def layers_off(tables: Any) -> Figure:
         axes[2].plot(off.layer, np.zeros(len(off)), "X", color=RED, ms=9, label="off", clip_on=False)
         axes[2].set(xlabel="layer", title="relative change of what layers add")
         axes[2].set_ylim(0, max(1.05, 1.1 * float(on.change.max()) if len(on) else 1))
-        axes[2].xaxis.set_major_locator(MaxNLocator(integer=True))
+        _whole_numbers(axes[2].xaxis)
         axes[2].legend(fontsize=10)
         for ax in axes[1:]:
             ax.grid(alpha=0.25)
@@ -353,19 +317,26 @@ def linear_maps(result: Any) -> Figure:
         figure.colorbar(image, ax=axes[0], label="R2 on unseen documents")
         top = grid.max()
         axes[1].plot(top.index, top, "-o", color=BLUE, ms=5, label="best source depth")
-        axes[1].plot(
-            grid.columns,
-            grid.iloc[0],
-            ls=(0, (5, 1.5)),
-            marker="s",
-            ms=5,
-            color=ORANGE,
-            label="source's embedding only",
-        )
+        words = "source's embedding only"
+        axes[1].plot(grid.columns, grid.iloc[0], ls=(0, (5, 1.5)), marker="s", ms=5, color=ORANGE, label=words)
         axes[1].set(xlabel="depth of the target", ylabel="R2", ylim=(min(0.0, float(grid.iloc[0].min())) - 0.02, 1.02))
         axes[1].grid(alpha=0.25)
         axes[1].legend()
     return figure
+
+
+@contextmanager
+def _two_panels(size: tuple[float, float]) -> Iterator[tuple[Figure, Any]]:
+    with classroom():
+        figure, axes = plt.subplots(1, 2, figsize=size, layout="constrained")
+        yield figure, axes
+        for ax in axes:
+            ax.grid(alpha=0.25)
+
+
+def _whole_numbers(*axes: Any) -> None:
+    for axis in axes:
+        axis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _curve(ax: Axes, groups: Any, label: str, color: str, dash: Any, marker: str) -> None:

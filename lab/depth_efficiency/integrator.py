@@ -10,7 +10,8 @@ B. Splitting: does it matter that attention comes before the MLP? Swapped, both 
 C. Neighbours: do layers l and l + 1 do the same thing at the same state, and may one stand for the other?
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,63 +43,45 @@ PROGRAMS = {
     "exchanged": "l + 1 before l",
     "exchanged far": "control: l exchanged with a layer that is not its neighbour",
 }
-# Position 0 takes every block as usual, in all programs: it is often an attention sink, and its loss alone breaks a model.
-_ALONE = (
-    "two substeps",
-    "swapped",
-    "parallel",
-    "strang",
-    "size 0.5",
-    "size 0.9",
-    "size 1.1",
-    "size 2",
-    "dropped",
-    "random",
-)
+COLUMNS = {
+    "example": "the text", "group": "texts that share a source", "program": "of `PROGRAMS`",
+    "where": "a layer, a third of the layers, all; in the summary also the mean over single layers",
+    "layer": "the layer; -1 for several", "nll": "loss, nats a token",
+    "rise": "loss minus the unchanged model's on the same text, nats a token", "summary.rise": "mean over texts",
+    "n": "texts", "low": "lower end of the interval over groups of texts", "high": "upper end",
+    "weights": "trained, or random (the null)", "steps.n": "substeps, each of size 1/n",
+    "error": "|x_n - x_finest| / |x_1 - x_0|, mean over tokens",
+    "order": "log2 of successive differences; 1 for Euler",
+    "commutator": "MLP first: |x_AM - x_MA| / |x_AM - x_0|",
+    "parallel": "the same distance for both from the same state", "strang": "the same for Strang's half steps",
+    "other": "the layer that is compared", "neighbours": "whether it is l + 1, else a random one",
+    "cosine": "of the two updates at the input of l", "distance": "of the two updates, relative to l's own",
+}  # fmt: skip
+_SPLIT: dict[str, Program] = {  # one block's step, taken otherwise
+    "two substeps": lambda x, step: step(step(x, attn=0.5, mlp=0.5), attn=0.5, mlp=0.5),
+    "swapped": lambda x, step: step(step(x, attn=0), mlp=0),
+    "parallel": lambda x, step: step(x, mlp=0) + step(x, attn=0) - x,
+    "strang": lambda x, step: step(step(step(x, attn=0.5, mlp=0), attn=0), attn=0.5, mlp=0),
+}
 
 
 def run(
-    model: TransformerBridge,
-    data: str | pd.DataFrame = "prose",
-    *,
-    seed: int = 0,
-    n_texts: int = 6,
-    n_tokens: int = 40,
-    n_step_texts: int = 2,
-    substeps: int = 64,
-    programs: Sequence[str] = tuple(PROGRAMS),
-    layers: Sequence[int] | None = None,
-    null: TransformerBridge | None = None,
-    progress: bool = True,
-) -> Result:
+    model: TransformerBridge, data: str | pd.DataFrame = "prose", *, seed: int = 0, n_texts: int = 6,
+    n_tokens: int = 40, n_step_texts: int = 2, substeps: int = 64, programs: Sequence[str] = tuple(PROGRAMS),
+    layers: Sequence[int] | None = None, null: TransformerBridge | None = None, progress: bool = True,
+) -> Result:  # fmt: skip
     """Errors of one step at every block's real input, and what other steps do to the loss.
 
     In the programs position 0, often an attention sink, takes each block as usual; its loss would break the model by itself.
 
     Args:
         data: a name of prose or prompts, or a table with a column `text`; each text is cut to `n_tokens`.
-        n_texts: texts for the loss, drawn with the seed.
-        n_step_texts: of those, for the substeps (127 evaluations of each block at 64).
+        n_texts: texts for the loss. n_step_texts: of those, for the substeps (127 evaluations of each block at 64).
         substeps: the finest division, a power of two, at least 8.
-        programs: of `PROGRAMS`; empty measures the steps alone.
-        layers: where the programs are put, one at a time; None is everywhere.
-        null: a model with random weights (`lab.models.random_twin`), whose steps are measured, too (not the programs: such a
-            model predicts nothing that could get worse).
+        programs: of `PROGRAMS`; empty measures the steps alone. layers: where they are put, one at a time; None is everywhere.
+        null: `lab.models.random_twin`, whose steps are measured, too (not the programs: such a model predicts nothing).
 
-    Returns:
-        Result with
-        `.table`: example, group, program, where (a layer, "first third", ..., "all"), layer (-1 for several), nll, rise (nats
-            a token, minus the unchanged model's on the same text).
-        `.summary`: program, where, layer, n, rise, low, high (interval over texts).
-        `.tables["steps"]`: weights, example, layer, n, error (|x_n - x_finest| / |x_1 - x_0|), order (log2 of successive
-            differences; 1 for Euler).
-        `.tables["splitting"]`: weights, example, layer, commutator (|x_AM - x_MA| / |x_AM - x_0|), and the same distance from
-            x_AM for `parallel` and `strang`.
-        `.tables["neighbours"]`: weights, example, layer, other, neighbours (l + 1, else a random pair), cosine, distance (of
-            the two updates at the input of l, relative to l's own).
-
-    Raises:
-        ValueError: a model with parallel blocks, an unknown program, texts shorter than n_tokens, an empty list of layers.
+    Source: Macaron (arXiv 1906.02762); the tests are ours. Not shown: that a small step was learnt (see the null).
     """
     models.require_site(model, "resid_mid")
     if null is not None and null.cfg.n_layers != model.cfg.n_layers:
@@ -122,9 +105,8 @@ def run(
         )
     ids = tokens.ids[:, :n_tokens].to(model.cfg.device)
     rng = np.random.default_rng(seed)
-    found = {"trained": _steps(model, ids[:n_step_texts], chosen, substeps, np.random.default_rng([seed, 1]))}
-    if null is not None:
-        found["random"] = _steps(null, ids[:n_step_texts], chosen, substeps, np.random.default_rng([seed, 1]))
+    found = {weights: _steps(one, ids[:n_step_texts], chosen, substeps, np.random.default_rng([seed, 1]))
+             for weights, one in (("trained", model), ("random", null)) if one is not None}  # fmt: skip
     tables = {name: pd.concat([some[name].assign(weights=weights) for weights, some in found.items()], ignore_index=True)
               for name in found["trained"]}  # fmt: skip
     rows: list[dict[str, Any]] = []
@@ -138,23 +120,7 @@ def run(
     parameters = {**models.facts(model), "dataset": name, "n": len(chosen), "n_tokens": n_tokens, "seed": seed,
                   "n_step_texts": min(n_step_texts, len(chosen)), "substeps": substeps, "programs": programs,
                   "nll": float(base.mean()), "versions": versions()}  # fmt: skip
-    return Result("integrator", table, _summary(table, seed), parameters, tables)
-
-
-def order_of(step: Callable[[float, float], float], exact: float, *, counts: Sequence[int] = (8, 16, 32, 64)) -> float:
-    """Observed order of a one-step method on a scalar flow over unit time: slope of log error on log step size.
-
-    Args:
-        step: (x, size) -> x after one step.
-        exact: the flow's value at time 1 from x = 1.
-    """
-    errors = []
-    for n in counts:
-        x = 1.0
-        for _ in range(n):
-            x = step(x, 1 / n)
-        errors.append(abs(x - exact))
-    return float(-np.polyfit(np.log(counts), np.log(errors), 1)[0])
+    return Result("integrator", table, _summary(table, seed), parameters, tables).described(COLUMNS)
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------
@@ -165,84 +131,65 @@ def _steps(
 ) -> dict[str, pd.DataFrame]:
     """One pass; at every block its other steps are taken from its real input, measured and thrown away."""
     n_layers, counts = model.cfg.n_layers, [2**k for k in range(finest.bit_length())]
-    steps: list[dict[str, Any]] = []
-    splitting: list[dict[str, Any]] = []
-    neighbours: list[dict[str, Any]] = []
+    tables: dict[str, list[pd.DataFrame]] = {"steps": [], "splitting": [], "neighbours": []}
+    examples = chosen.example[: len(ids)]
 
     def size(x: torch.Tensor) -> np.ndarray:  # per text, mean over tokens; position 0 left out
         return x[:, 1:].norm(dim=-1).double().mean(1).cpu().numpy()
 
-    def watch(layer: int) -> Program:
-        def program(x: torch.Tensor, step: Any) -> torch.Tensor:
-            found = []
-            for n in counts:
-                y = x
-                for _ in range(n):
-                    y = step(y, attn=1 / n, mlp=1 / n)
-                found.append(y)
-            one, best = found[0], found[-1]
-            moved = size(one - x)
-            gaps = [size(a - b) for a, b in zip(found, found[1:], strict=False)]
-            swapped = step(step(x, attn=0), mlp=0)
-            together = step(x, mlp=0) + step(x, attn=0) - x
-            strang = step(step(step(x, attn=0.5, mlp=0), attn=0), attn=0.5, mlp=0)
-            names = chosen.example
-            for k, n in enumerate(counts[:-1]):
-                error = size(found[k] - best) / moved
-                for i in range(len(x)):
-                    order = np.log2(gaps[k][i] / gaps[k + 1][i]) if k + 1 < len(gaps) else np.nan
-                    steps.append({"example": names[i], "layer": layer, "n": n, "error": error[i], "order": order})
-            parts = [size(other - one) / moved for other in (swapped, together, strang)]
-            for i in range(len(x)):
-                splitting.append({"example": names[i], "layer": layer, "commutator": parts[0][i],
-                                  "parallel": parts[1][i], "strang": parts[2][i]})  # fmt: skip
-            far = [o for o in range(n_layers) if abs(o - layer) > 1]
-            others = [layer + 1] if layer + 1 < n_layers else []
-            others += [int(rng.choice(far))] if far else []
-            for other in others:
-                update, its = one - x, step(x, layer=other) - x
-                cosine = torch.cosine_similarity(update, its, dim=-1)[:, 1:].double().mean(1).cpu().numpy()
-                apart = size(its - update) / moved
-                for i in range(len(x)):
-                    neighbours.append({"example": names[i], "layer": layer, "other": other,
-                                       "neighbours": other == layer + 1, "cosine": cosine[i], "distance": apart[i]})  # fmt: skip
-            return one
+    def note(name: str, layer: int, **values: Any) -> None:
+        tables[name].append(pd.DataFrame({"example": examples, "layer": layer, **values}))
 
-        return program
+    def watch(x: torch.Tensor, step: Any, layer: int) -> torch.Tensor:
+        found = []
+        for n in counts:
+            y = x
+            for _ in range(n):
+                y = step(y, attn=1 / n, mlp=1 / n)
+            found.append(y)
+        one, moved = found[0], size(found[0] - x)
+        gaps = [size(a - b) for a, b in zip(found, found[1:], strict=False)]
+        for k, n in enumerate(counts[:-1]):
+            order = np.log2(gaps[k] / gaps[k + 1]) if k + 1 < len(gaps) else np.nan
+            note("steps", layer, n=n, error=size(found[k] - found[-1]) / moved, order=order)
+        ways = {"commutator": "swapped", "parallel": "parallel", "strang": "strang"}
+        note("splitting", layer, **{name: size(_SPLIT[way](x, step) - one) / moved for name, way in ways.items()})
+        far = _far(n_layers, layer)
+        others = ([layer + 1] if layer + 1 < n_layers else []) + ([int(rng.choice(far))] if far else [])
+        for other in others:
+            update, its = one - x, step(x, layer=other) - x
+            cosine = torch.cosine_similarity(update, its, dim=-1)[:, 1:].double().mean(1).cpu().numpy()
+            note("neighbours", layer, other=other, neighbours=other == layer + 1, cosine=cosine,
+                 distance=size(its - update) / moved)  # fmt: skip
+        return one
 
-    with torch.inference_mode(), rewritten(model, {layer: watch(layer) for layer in range(n_layers)}):
+    programs = {layer: partial(watch, layer=layer) for layer in range(n_layers)}
+    with torch.inference_mode(), rewritten(model, programs):
         model.original_model.base_model(input_ids=ids, use_cache=False)
-    return {"steps": pd.DataFrame(steps), "splitting": pd.DataFrame(splitting), "neighbours": pd.DataFrame(neighbours)}
+    return {name: pd.concat(some, ignore_index=True) if some else pd.DataFrame() for name, some in tables.items()}
+
+
+def _far(n_layers: int, layer: int) -> list[int]:
+    return [other for other in range(n_layers) if abs(other - layer) > 1]
 
 
 def _plans(
     names: list[str], where: list[int], n_layers: int, rng: np.random.Generator, seed: int
 ) -> list[tuple[str, str, int, dict[int, Program]]]:
     """(program, place, layer, what to run where), one layer at a time and for some programs in thirds and everywhere."""
-    single: dict[str, Program] = {
-        "two substeps": lambda x, step: step(step(x, attn=0.5, mlp=0.5), attn=0.5, mlp=0.5),
-        "swapped": lambda x, step: step(step(x, attn=0), mlp=0),
-        "parallel": lambda x, step: step(x, mlp=0) + step(x, attn=0) - x,
-        "strang": lambda x, step: step(step(step(x, attn=0.5, mlp=0), attn=0), attn=0.5, mlp=0),
-        "dropped": lambda x, step: x,
-        "random": _random_step(seed),
-    }
-    for name in names:
-        if name.startswith("size "):
-            single[name] = _sized(float(name.removeprefix("size ")))
+    single: dict[str, Program] = {**_SPLIT, "dropped": lambda x, step: x, "random": _random_step(seed)}
+    single |= {name: _sized(float(name.removeprefix("size "))) for name in names if name.startswith("size ")}
     plans: list[tuple[str, str, int, dict[int, Program]]] = []
     for name in names:
         for layer in where:
-            plan: dict[int, Program] | None = None
-            if name in _ALONE:
+            plan: dict[int, Program] = {}
+            after, far = layer + 1, _far(n_layers, layer)
+            if name in single:
                 plan = {layer: single[name]}
-            elif name == "exchanged far":
-                far = [o for o in range(n_layers) if abs(o - layer) > 1]
-                if far:
-                    other = int(rng.choice(far))
-                    plan = {layer: _of(other), other: _of(layer)}
-            elif layer + 1 < n_layers:
-                after = layer + 1
+            elif name == "exchanged far" and far:
+                other = int(rng.choice(far))
+                plan = {layer: _of(other), other: _of(layer)}
+            elif name != "exchanged far" and after < n_layers:
                 plan = {
                     "twice": {after: _of(layer)},
                     "both at once": {layer: _both(layer), after: lambda x, step: x},
@@ -250,15 +197,12 @@ def _plans(
                 }[name]
             if plan:
                 plans.append((name, f"layer {layer}", layer, _all_but_0(plan)))
-        if name in ("two substeps", "swapped", "parallel", "strang") and len(where) == n_layers:
+        if name in _SPLIT and len(where) == n_layers:
             thirds = [part.tolist() for part in np.array_split(np.arange(n_layers), 3)]
             spans = dict(zip(("first third", "middle third", "last third"), thirds, strict=True))
-            spans["all"] = list(range(n_layers))
-            plans += [
-                (name, place, -1, _all_but_0(dict.fromkeys(span, single[name])))
-                for place, span in spans.items()
-                if span  # fewer than three layers leave a third empty
-            ]
+            plans += [(name, place, -1, _all_but_0(dict.fromkeys(span, single[name])))
+                      for place, span in {**spans, "all": list(range(n_layers))}.items()
+                      if span]  # fmt: skip  # fewer than three layers leave a third empty
     return plans
 
 
@@ -301,28 +245,15 @@ def _nll(model: TransformerBridge, ids: torch.Tensor, plan: dict[int, Program]) 
 
 
 def _summary(table: pd.DataFrame, seed: int) -> pd.DataFrame:
-    rows = []
-    for (program, where, layer), part in table.groupby(["program", "where", "layer"], sort=False):
-        row = {"program": program, "where": where, "layer": layer, "n": len(part), "rise": float(part.rise.mean())}
-        if part.group.nunique() > 1:
-            interval = statistics.cluster_bootstrap(
-                part.rise.to_numpy(float), part.group.astype(str).to_numpy(), seed=seed
-            )
-            row |= {"low": float(interval.low), "high": float(interval.high)}
-        rows.append(row)
+    parts = list(table.groupby(["program", "where", "layer"], sort=False))
     for program, part in table[table.layer >= 0].groupby("program", sort=False):
         each = part.groupby(["example", "group"], as_index=False).rise.mean()
-        row = {
-            "program": program,
-            "where": "one layer, mean",
-            "layer": -1,
-            "n": len(each),
-            "rise": float(each.rise.mean()),
-        }
-        if each.group.nunique() > 1:
-            interval = statistics.cluster_bootstrap(
-                each.rise.to_numpy(float), each.group.astype(str).to_numpy(), seed=seed
-            )
-            row |= {"low": float(interval.low), "high": float(interval.high)}
-        rows.append(row)
-    return pd.DataFrame(rows)
+        parts.append(((program, "one layer, mean", -1), each))
+    rows = []
+    for key, part in parts:
+        ends: Any = (np.nan, np.nan)
+        if part.group.nunique() > 1:
+            rises, groups = part.rise.to_numpy(float), part.group.astype(str).to_numpy()
+            ends = statistics.cluster_bootstrap(rises, groups, seed=seed)[1:]
+        rows.append((*key, len(part), float(part.rise.mean()), *map(float, ends)))
+    return pd.DataFrame(rows, columns=["program", "where", "layer", "n", "rise", "low", "high"])

@@ -5,7 +5,7 @@
 The recipe (arXiv 2505.13898, section 6): for one source depth one affine map to the target depths, plain mean squared
 error on raw states, AdamW with learning rate 2.5e-4 (200 steps of warm-up, cosine to a tenth), weight decay 0.01,
 gradient clip 0.25, 10,000 steps. Theirs had batches of 64 x 512 tokens of C4, new ones at each step; here a batch is
-`--batch` tokens drawn from the training documents. Ours is `lab.maps` on the same training documents, the ridge chosen
+`--batch` tokens drawn from the training documents. Ours is `linear_maps.fit_all` on the same training documents, the ridge chosen
 on the validation documents. Both are tested on the same test documents; collecting the states is in neither time.
 Prints, at some numbers of steps, error and time of the recipe, and then ours with the ratio. Not collected by pytest.
 """
@@ -18,6 +18,7 @@ import torch
 
 import lab
 from lab import maps
+from lab.depth_efficiency.linear_maps import fit_all
 
 
 def main() -> None:
@@ -42,16 +43,16 @@ def main() -> None:
     depths = ((options.source,), tuple(options.targets))
     ends = np.cumsum([counts[split == part].sum() for part in range(3)])
     train, validation, test = (slice(int(a), int(b)) for a, b in zip([0, *ends[:-1]], ends, strict=True))
-    with maps._collected((model, model), (tokens, tokens), aligned, depths, order, 4000, 1024, None, True) as states:
+    with maps.collected((model, model), (tokens, tokens), aligned, depths, order, memory_mb=4000) as states:
         print(f"{options.model}: {ends[0]} tokens to train on, {ends[2] - ends[1]} to test, depth {options.source} to "
               f"{options.targets}, threads={torch.get_num_threads()}")  # fmt: skip
         start = time.perf_counter()
         tested = counts[order[split[order] == 2]]
-        fitted = maps._fit_all(states, [train, validation, test], tested, maps.RIDGES, set(), "cpu", False)
+        fitted = fit_all(states, [train, validation, test], tested, maps.RIDGES)
         ours_s = time.perf_counter() - start
         ours = fitted.columns["r2"][0], fitted.columns["relative_error"][0]
-        x = torch.from_numpy(states.a[0])
-        y = torch.from_numpy(np.concatenate(list(states.b), axis=1))
+        x = torch.from_numpy(states[0][0])
+        y = torch.from_numpy(np.concatenate(list(states[1]), axis=1))
     print(" steps  seconds    R2 by target depth        |y - f(x)| / |y|")
     theirs_s, theirs = recipe(x, y, train, test, len(options.targets), options)
     print(f"  ours {ours_s:8.2f}    {numbers(ours[0])}    {numbers(ours[1])}")

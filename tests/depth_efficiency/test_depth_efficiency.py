@@ -1,5 +1,6 @@
 """Depth efficiency, its statistics, attributions and the integrator view, on small random models."""
 
+import functools
 import pickle
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 import torch
 
 import lab
-from lab.depth_efficiency import attributions, integrator, layers, statistics
+from lab import results
+from lab.depth_efficiency import attributions, integrator, layers, scores, statistics
 from lab.interventions import ablate, rewritten, skip
 from lab.models import SITES, hooks_left, to_send
 from lab.runs import clean_run
@@ -240,13 +242,15 @@ def test_interrupted_run_goes_on_and_ends_with_the_same_tables(tiny_model, cache
     assert len(calls) == before, "everything was read"
 
 
-def test_a_worker_in_another_process_finds_its_model(tiny_model, found):
-    """What an executor sends: where the model comes from, not the model; the same table comes back."""
+def test_a_part_in_another_process_finds_its_models(tiny_model, found):
+    """What an executor sends: where the models come from, not the models; the same table comes back."""
     model = tiny_model("llama")
-    sent = pickle.loads(pickle.dumps(layers._Worker(to_send(model))))
+    sent = {"model": to_send(model), "twin": to_send(lab.models.random_twin(model))}
+    work = pickle.loads(pickle.dumps(functools.partial(results._work, layers.work, sent, None, False)))
+    shared = {"queries": found.tables["queries"], "sums": []}
+    shared["parameters"] = {**found.parameters, "kinds": ["layer"], "treatments": ["skip"], "local": False}
     for weights in ("trained", "random"):
-        part = sent(weights=weights, queries=found.tables["queries"], which=1, key="",
-                    parameters={**found.parameters, "kinds": ["layer"], "treatments": ["skip"], "local": False})  # fmt: skip
+        part = work(key="", arguments={"weights": weights, "which": 1, **shared})
         there = found.table.query("treatment == 'skip' and kind == 'layer' and mode == 'global'")
         here = there[(there.weights == weights) & (there.example == found.tables["queries"].example[1])]
         np.testing.assert_allclose(part.table.effect, here.effect, rtol=1e-6)
@@ -256,6 +260,8 @@ def test_results_survive_saving(found, tmp_path):
     there = lab.Result.load(found.save(tmp_path / "it"))
     pd.testing.assert_frame_equal(there.table, found.table)
     pd.testing.assert_frame_equal(there.tables["claims"], found.tables["claims"])
+    told = there.columns().query("table != 'queries'")
+    assert (told.meaning != "").all() and {"pairs", "against_null", "claims"} <= set(told.table)
 
 
 def test_depth_scores(tiny_model):
@@ -264,12 +270,12 @@ def test_depth_scores(tiny_model):
          "prompt": "W" + "o" * i + "rd" + " of it" * k + " is"}
         for k in (1, 2, 3) for i in range(4)
     ])  # fmt: skip
-    result = layers.depth_scores(tiny_model("llama"), data, n_per_level=4, progress=False)
+    result = scores.depth_scores(tiny_model("llama"), data, n_per_level=4, progress=False)
     assert len(result.table) == 24 and result.table.score.between(0, 3).all()
     assert set(result.tables["slopes"].covariate) == {"none", "tokens"}
     assert "known" not in result.table and set(result.tables["slopes"].questions) <= {"all", "right"}
     padded = data.assign(padded="So it is. " + data.prompt)
-    padded = layers.depth_scores(tiny_model("llama"), padded, prompt_column="padded", progress=False)
+    padded = scores.depth_scores(tiny_model("llama"), padded, prompt_column="padded", progress=False)
     assert (padded.table.tokens.to_numpy() == result.table.tokens.to_numpy() + 10).all()
     profile = result.tables["profiles"].query("example == '2-1'").sort_values("skipped_layer")
     row = result.table.query("example == '2-1' and measure == 'output'").iloc[0]
@@ -277,9 +283,9 @@ def test_depth_scores(tiny_model):
     np.testing.assert_allclose(row.score, (weights * np.arange(4)).sum() / weights.sum())
     assert profile.output.iloc[-1] < 1e-5 and profile.output.iloc[0] > 1e-4
     with pytest.raises(ValueError, match=r"levels=\[7\]: choose from \[1, 2, 3\]"):
-        layers.depth_scores(tiny_model("llama"), data, levels=[7])
+        scores.depth_scores(tiny_model("llama"), data, levels=[7])
     with pytest.raises(ValueError, match="depth scores need prompt and level"):
-        layers.depth_scores(tiny_model("llama"), TEXTS)
+        scores.depth_scores(tiny_model("llama"), TEXTS)
 
 
 def test_right_and_known_are_missing_where_an_answers_first_token_says_nothing(tiny_folder, capsys):
@@ -303,7 +309,7 @@ def test_right_and_known_are_missing_where_an_answers_first_token_says_nothing(t
         with torch.no_grad():  # this token is said now, whatever the prompt
             head.weight.mul_(0.5)  # but other words keep a chance, which skipping a layer changes
             head.bias.copy_(8.0 * (torch.arange(len(head.bias)) == token))
-        result = layers.depth_scores(model, data, progress=True)
+        result = scores.depth_scores(model, data, progress=True)
         assert "8 of 16 answers begin with a token that says nothing of them" in capsys.readouterr().out
         table = result.table[result.table.measure == "effect"].set_index("example")
         assert table.right[table.index.str.startswith("closed")].isna().all()
@@ -364,7 +370,7 @@ def test_rows_are_checked_before_the_model_runs(tiny_model, monkeypatch, changes
     with pytest.raises(ValueError, match=message):
         layers.run(tiny_model("llama"), data, resume=False, **SMALL)
     with pytest.raises(ValueError, match=message):
-        layers.depth_scores(tiny_model("llama"), data.assign(level=1, answer=data.get("answer", " a")))
+        scores.depth_scores(tiny_model("llama"), data.assign(level=1, answer=data.get("answer", " a")))
 
 
 @pytest.mark.parametrize(
@@ -384,7 +390,7 @@ def test_scored_prompts_are_checked_before_the_model_runs(tiny_model, monkeypatc
     monkeypatch.setattr(layers, "clean_run", lambda *args, **options: pytest.fail("the model ran"))
     column = "padded" if "prompt_2" in changes else "prompt"
     with pytest.raises(ValueError, match=message):
-        layers.depth_scores(tiny_model("llama"), SCORED.assign(**changes), prompt_column=column, n_per_level=3)
+        scores.depth_scores(tiny_model("llama"), SCORED.assign(**changes), prompt_column=column, n_per_level=3)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -408,12 +414,13 @@ def test_a_variant_that_is_not_finite_is_named_by_prompt(tiny_model, monkeypatch
         return depths, states
 
     skipped = layers.skipped
-    monkeypatch.setattr(layers, "skipped", plain)
+    for module in (layers, scores):
+        monkeypatch.setattr(module, "skipped", plain)
     with pytest.raises(FloatingPointError, match="^prompt 'prompt [012]': what layer 2 adds is not finite"):
         layers.run(tiny_model("llama"), TEXTS, resume=False, **SMALL)
     data = TEXTS.assign(prompt=TEXTS.text, level=[1, 2, 2], answer=" x")
     with pytest.raises(FloatingPointError, match="^prompt 'prompt 0': what layer 2 adds is not finite"):
-        layers.depth_scores(tiny_model("llama"), data, progress=False)
+        scores.depth_scores(tiny_model("llama"), data, progress=False)
 
 
 # --- erasure and integrated gradients -------------------------------------------------------------------------------
@@ -487,25 +494,6 @@ def test_rewritten_leaves_nothing_behind_after_an_error(tiny_model):
     assert hooks_left(model) == 0 and torch.equal(logits(model), plain)
 
 
-def test_observed_orders_of_toy_integrators():
-    """On a linear flow x' = -3x, split in -x and -2x: Euler steps are of first order, also in Strang's order; midpoint
-    steps are of first order when the parts follow each other, of second in Strang's order only."""
-    exact = float(np.exp(-3))
-
-    def euler(rate):
-        return lambda x, h: x - rate * h * x
-
-    def midpoint(rate):
-        return lambda x, h: x - rate * h * (x - rate * h / 2 * x)
-
-    def strang(one, two):
-        return lambda x, h: one(two(one(x, h / 2), h), h / 2)
-
-    assert abs(integrator.order_of(lambda x, h: euler(2)(euler(1)(x, h), h), exact) - 1) < 0.1
-    assert abs(integrator.order_of(strang(euler(1), euler(2)), exact) - 1) < 0.1
-    assert abs(integrator.order_of(strang(midpoint(1), midpoint(2)), exact) - 2) < 0.1
-
-
 def test_integrator_tables(tiny_model):
     model = tiny_model("llama")
     result = integrator.run(model, TEXTS, n_texts=3, n_tokens=20, n_step_texts=1, substeps=16, progress=False)
@@ -520,6 +508,7 @@ def test_integrator_tables(tiny_model):
     assert {"first third", "middle third", "last third", "all"} <= set(result.table["where"])
     assert set(result.tables["neighbours"].neighbours) == {True, False}
     assert set(steps.weights) == {"trained"} and hooks_left(model) == 0
+    assert (result.columns().meaning != "").all()
 
 
 def test_integrator_programs_leave_position_0_alone(tiny_model):

@@ -12,7 +12,7 @@ from test_two_hop_figures import words
 from lab import depth_efficiency
 from lab.depth_efficiency import attributions, figures, integrator
 from lab.depth_efficiency.explorer import depth_explorer
-from lab.maps import linear_maps
+from lab.depth_efficiency.linear_maps import linear_maps
 from lab.models import random_twin
 
 matplotlib.use("Agg")

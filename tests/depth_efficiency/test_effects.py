@@ -10,7 +10,6 @@ from lab.depth_efficiency.effects import (
     global_effects,
     gradients_at,
     local_effects,
-    on_itself,
     probabilities,
     replaced_outputs,
     skipped,
@@ -83,9 +82,6 @@ def test_global_effects_are_those_of_the_plain_loop(tiny_model, family, kind, re
             changed, after = plain_skip(model, ids, kind, layer, cut)
             wanted = ratio(clean, changed, first)
             assert (wanted[:layer] == 0).all(), "a skip cannot reach back"
-            if cut is None:
-                own = on_itself(run, skipped(model, run, kind)[1])[layer]
-                np.testing.assert_allclose(own, wanted[layer], atol=2e-4)
             if cut is not None:
                 assert (wanted[layer] == 0).all(), "from the cut on the skipped layer works as usual"
             elif kind == "layer":

@@ -7,8 +7,10 @@ from torch.nn.functional import cross_entropy, kl_div
 
 import lab
 from lab import maps, models
+from lab.depth_efficiency.linear_maps import fit_maps
 from lab.nets import language
 from lab.results import Result
+from lab.states import collect_states, stream_states
 from lab.texts import tokenize
 from lab.transfer import stitching
 
@@ -40,7 +42,7 @@ def value(result, condition, metric, pair=None):
 def plain_scores(x, y, documents, pair, *, first_too=False, seed=0):
     """Mean KL, loss and accuracy over tested tokens: maps from fit_maps, Hugging Face models, one document at a time."""
     i, j = pair
-    weight, bias = maps.fit_maps(x, y, documents, keep=[pair], draws=5, seed=seed, progress=False).map(i, j)
+    weight, bias = fit_maps(x, y, documents, keep=[pair], draws=5, seed=seed, progress=False).map(i, j)
     split = maps.split_documents(np.arange(len(documents)), seed=seed)
     plain_x, plain_y = models.plain_twin(x), models.plain_twin(y)
     blocks = next(m for m in plain_y.modules() if isinstance(m, torch.nn.ModuleList))  # the first list is the blocks
@@ -124,16 +126,24 @@ def test_two_tokenizers_meet_at_word_ends(tiny_model, documents, tmp_path, monke
 
 
 def test_maps_are_those_of_fit_maps(tiny_model, documents, stitched):
-    fitted = maps.fit_maps(
-        tiny_model("llama"), tiny_model("gpt2"), documents, draws=5, progress=False, keep=[(1, 2)], position_0=True
-    )
+    both, pairs = (tiny_model("llama"), tiny_model("gpt2")), ((1, 2), (3, 4))
+    fitted = fit_maps(*both, documents, draws=5, progress=False, keep=pairs)
     theirs = fitted.result.table.set_index(["source_depth", "target_depth"])
-    for pair in ((1, 2), (3, 4)):
-        assert value(stitched, "mapped", "r2", pair)[0] == pytest.approx(theirs.r2[pair], abs=1e-9)
-        assert value(stitched, "mapped", "c", pair)[0] == theirs.c[pair]
-    first = fitted.result.tables["position_0"].set_index(["source_depth", "target_depth"])
     ours = stitched.tables["position_0"].set_index(["source_depth", "target_depth"])
-    np.testing.assert_allclose(ours, first.loc[ours.index], rtol=1e-6)
+    tested = [documents[d] for d in np.flatnonzero(fitted.result.tables["documents"].split == "test")]
+    x, y = (
+        collect_states(m, tested, positions=np.zeros(len(tested), int), progress=False)["resid"].values for m in both
+    )
+    tokens = tokenize(both[1], tested)
+    later = stream_states(both[1], tokens, [np.arange(1, n) for n in tokens.lengths])
+    elsewhere = np.concatenate([np.linalg.norm(found, axis=-1) for _, found in later], 1).mean(1)  # [depth]
+    for i, j in pairs:
+        assert value(stitched, "mapped", "r2", (i, j))[0] == pytest.approx(theirs.r2[i, j], abs=1e-9)
+        assert value(stitched, "mapped", "c", (i, j))[0] == theirs.c[i, j]
+        (weight, bias), norm = fitted.map(i, j), np.linalg.norm(y[:, j], axis=1)
+        error = np.linalg.norm(x[:, i] @ weight + bias - y[:, j], axis=1) / norm
+        assert ours.relative_error[i, j] == pytest.approx(error.mean(), rel=1e-5)
+        assert ours.norm_ratio[i, j] == pytest.approx(norm.mean() / elsewhere[j], rel=1e-5)
 
 
 def test_unigram_and_clean_by_hand(tiny_model, documents, stitched):
