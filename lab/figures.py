@@ -14,8 +14,6 @@ from matplotlib.figure import Figure
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK, GREY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000", "#7F7F7F",
 )  # fmt: skip
-
-
 CLASSROOM: Any = {  # legible from the last row
     "font.size": 13,
     "axes.titlesize": 14,
@@ -51,11 +49,25 @@ def dots(
     ax.plot(rows.share, places, marker, color="white" if hollow else color, mec=color, mew=1.8, ms=8, label=label)
 
 
+def curve(
+    ax: Axes, rows: Any, color: str, *, x: str = "relative_depth", y: str = "mean", alpha: float = 0.15, **line: Any
+) -> None:  # fmt: skip
+    """A column by another as a line, with its interval as a band of the same colour."""
+    ax.plot(rows[x], rows[y], color=color, **line)
+    ax.fill_between(rows[x], rows.low, rows.high, color=color, alpha=alpha, lw=0)
+
+
 def categories(ax: Axes, names: Sequence[str]) -> None:
     """Names down the y axis, the first at the top."""
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.grid(alpha=0.25, axis="x")
+
+
+def legend_beside(ax: Axes) -> None:
+    """A grid, and the legend at the right of the axes."""
+    ax.grid(alpha=0.25)
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def about_of(result: Any) -> str:

@@ -6,7 +6,7 @@ whole, beside three things that a probe must beat: the majority, a bag of words,
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,13 +29,9 @@ _RETRIES = 100  # new draws of one split before giving up
 
 
 def group_splits(
-    labels: Shaped[np.ndarray, " example"],
-    groups: Shaped[np.ndarray, " example"],
-    *,
-    repeats: int = 10,
-    test_fraction: float = 0.4,
-    seed: int = 0,
-) -> Bool[np.ndarray, "repeat example"]:
+    labels: Shaped[np.ndarray, " example"], groups: Shaped[np.ndarray, " example"], *, repeats: int = 10,
+    test_fraction: float = 0.4, seed: int = 0,
+) -> Bool[np.ndarray, "repeat example"]:  # fmt: skip
     """Random train/test splits in which no group is on both sides; True is test.
 
     Groups are drawn separately among those with mostly label 0, mostly label 1, and as many of each, so the classes
@@ -43,19 +39,8 @@ def group_splits(
     the probability that makes the expected test size exact. Published (arXiv 2404.07066): one 60/40 split, no strata,
     no groups.
 
-    Args:
-        labels: [example], 0 or 1.
-        groups: [example], the subject of each example, none missing.
-        repeats: number of independent splits.
-        test_fraction: expected share of examples tested, in (0, 1).
-        seed: of the draws; the same seed gives the same splits.
-
-    Returns:
-        [repeat example], True where the example is tested.
-
     Raises:
-        ValueError: labels not 0/1 or of one class; one group holds every example, or every example of a class; no split
-            with both classes on both sides in 100 draws.
+        ValueError: no such split: one group holds every example of a class, say, or none was drawn in 100 tries.
 
     >>> splits = group_splits(np.array([0, 1, 0, 1]), np.array(["a", "a", "b", "b"]), repeats=2, test_fraction=0.5)
     >>> splits.sum(1).tolist()
@@ -74,7 +59,6 @@ def group_splits(
         if len(set(codes[labels == label])) == 1:
             name = names[codes[labels == label][0]]
             raise ValueError(f"group '{name}' holds every example with label {label}: one side would lack that class")
-
     sizes = np.bincount(codes)
     lean = np.sign(np.bincount(codes, labels) / sizes - 0.5)  # -1, 0, 1: which label the group mostly has
     rng = np.random.default_rng(require.seed(seed))
@@ -82,13 +66,9 @@ def group_splits(
 
 
 def _draw_split(
-    labels: np.ndarray,
-    codes: np.ndarray,
-    sizes: np.ndarray,
-    lean: np.ndarray,
-    test_fraction: float,
+    labels: np.ndarray, codes: np.ndarray, sizes: np.ndarray, lean: np.ndarray, test_fraction: float,
     rng: np.random.Generator,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     for _ in range(_RETRIES):
         tested = np.zeros(len(sizes), bool)
         for stratum in (-1, 0, 1):
@@ -97,7 +77,7 @@ def _draw_split(
             # a uniform point inside the group on the cut decides its side
             tested[members] = ends - rng.random() * sizes[members] < test_fraction * sizes[members].sum()
         test = tested[codes]
-        if all(len(set(labels[side])) == 2 for side in (test, ~test)):
+        if _both(labels, test):
             return test
     raise ValueError(
         f"no split of {len(sizes)} groups with test_fraction={test_fraction} had both classes on both sides in "
@@ -105,24 +85,18 @@ def _draw_split(
     )
 
 
-# --- one probe, as published ---------------------------------------------------------------------------------------
+# --- fits ----------------------------------------------------------------------------------------------------------
 
 
 def fit_reference(
-    states: Float[np.ndarray, "example d_model"],
-    labels: Shaped[np.ndarray, " example"],
-    train: Bool[np.ndarray, " example"],
-    *,
-    C: float = 1.0,
-    max_iter: int = 100,
-    tol: float = 1e-4,
-) -> Float[np.ndarray, " example"]:
+    states: Float[np.ndarray, "example d_model"], labels: Shaped[np.ndarray, " example"],
+    train: Bool[np.ndarray, " example"], *, C: float = 1.0, max_iter: int = 100, tol: float = 1e-4,
+) -> Float[np.ndarray, " example"]:  # fmt: skip
     """Log-odds of label 1 for every example, from scikit-learn's logistic regression fitted on the training rows.
 
     The defaults are the published ones: L2, C = 1, lbfgs, 100 iterations, features not scaled (arXiv 2404.07066). On the
     raw stream lbfgs often stops at 100 iterations before it has converged (on `mlp_in`, which the paper reads, seldom);
-    scikit-learn then warns, and the result is not the minimum that C defines (`benchmark_probes.py` prints how
-    far off its accuracy is).
+    scikit-learn then warns, and the result is not the minimum that C defines (`benchmark_probes.py` prints how far off).
 
     >>> x, y = np.array([[-1.0], [1.0], [2.0]]), np.array([0, 1, 1])
     >>> fit_reference(x, y, np.array([True, True, False])).round(2).tolist()
@@ -133,20 +107,11 @@ def fit_reference(
     return model.decision_function(states)
 
 
-# --- many probes on one feature matrix -----------------------------------------------------------------------------
-
-
 def fit_batched(
-    states: Float[np.ndarray, "example d_model"],
-    labels: Shaped[np.ndarray, "example problem"],
-    train: Bool[np.ndarray, "example problem"],
-    *,
-    C: float = 1.0,
-    tol: float = 1e-6,
-    max_iter: int = 100,
-    device: str = "cpu",
-) -> Float[np.ndarray, "example problem"]:
-    """Decision values of many logistic regressions (splits, label sets) that share one feature matrix.
+    states: Float[np.ndarray, "example d_model"], labels: Shaped[np.ndarray, "example problem"],
+    train: Bool[np.ndarray, "example problem"], *, C: float = 1.0, tol: float = 1e-6, max_iter: int = 100,
+) -> Float[np.ndarray, "example problem"]:  # fmt: skip
+    """Log-odds of label 1 from many logistic regressions (splits, label sets) that share one feature matrix.
 
     Each column minimises what scikit-learn's LogisticRegression minimises, 0.5 |w|^2 + C * sum over its training rows
     of log(1 + exp(-y (x.w + b))) with y = +-1 and b not penalised, to convergence. The method is Newton's, all problems
@@ -156,50 +121,29 @@ def fit_batched(
     2. Scale each axis to unit variance and its penalty with it: exact too. The Hessian is now nearly diagonal, so its
        diagonal is a good preconditioner, and conjugate gradients may run in float32: they only propose a direction.
     3. Logits, gradient and the line search that accepts a step are float64. A problem is done when its gradient, in the
-       norm of that diagonal, is `tol` times that at w = 0.
+       norm of that diagonal, is `tol` times that at w = 0. One that needs more than `max_iter` steps gives a
+       ConvergenceWarning.
 
-    How it is checked: tests/core/test_probes.py holds the decision values against scikit-learn's exact Newton solver and
-    converged lbfgs, on low-rank data with massive dimensions, for n > d and n < d. `python tests/benchmarks/benchmark_probes.py`
-    prints the difference in accuracy at each of 31 depths (limit: 0.2 points) and the time of each solver.
-
-    Args:
-        states: [example d_model], finite.
-        labels: [example problem], 0 or 1; only training rows are read.
-        train: [example problem], True on the rows a problem is fitted on; both classes must be there.
-        C: inverse strength of the penalty, above 0.
-        tol: relative gradient norm to stop at.
-        max_iter: Newton steps; a problem that needs more gives a ConvergenceWarning.
-        device: where torch computes; it must support float64.
-
-    Returns:
-        [example problem] log-odds of label 1, for all rows.
-
-    Raises:
-        ValueError: shapes differ, labels other than 0/1, states not finite, a problem whose training rows have one
-            class.
+    tests/core/test_probes.py holds them against scikit-learn's exact solver; benchmark_probes.py prints differences, times.
 
     >>> x, y = np.array([[-1.0], [1.0], [2.0]]), np.array([[0], [1], [1]])
     >>> fit_batched(x, y, np.array([[True], [True], [False]])).round(2).ravel().tolist()
     [-0.67, 0.67, 1.35]
     """
     states, labels, train = _problem(states, labels, train)
-    C, tol, max_iter = (
-        require.number("C", C, above=0),
-        require.number("tol", tol, above=0),
-        require.whole("max_iter", max_iter, 1),
-    )
+    C, tol = require.number("C", C, above=0), require.number("tol", tol, above=0)
+    max_iter = require.whole("max_iter", max_iter, 1)
     with torch.inference_mode():
-        features, penalty = _principal_axes(torch.as_tensor(states, dtype=torch.float64, device=device))
-        signs = torch.as_tensor(2.0 * labels.T - 1, dtype=torch.float64, device=device)  # [problem example]
-        cost = C * torch.as_tensor(train.T, dtype=torch.float64, device=device)  # 0 on test rows
+        features, penalty = _principal_axes(torch.as_tensor(states, dtype=torch.float64))
+        signs = torch.as_tensor(2.0 * labels.T - 1, dtype=torch.float64)  # [problem example]
+        cost = C * torch.as_tensor(train.T, dtype=torch.float64)  # 0 on test rows
         logits, left = _newton(features, penalty, signs, cost, tol, max_iter)
     if left:
-        warnings.warn(
-            f"{left} of {labels.shape[1]} probes did not reach tol={tol} in {max_iter} Newton steps: raise one of them",
-            ConvergenceWarning,
-            stacklevel=2,
+        slow = (
+            f"{left} of {labels.shape[1]} probes did not reach tol={tol} in {max_iter} Newton steps: raise one of them"
         )
-    return logits.T.cpu().numpy()
+        warnings.warn(slow, ConvergenceWarning, stacklevel=2)
+    return logits.T.numpy()
 
 
 def _principal_axes(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -254,12 +198,9 @@ def _newton(
 
 
 def _conjugate_gradient(
-    hessian: Callable[[torch.Tensor], torch.Tensor],
-    diagonal: torch.Tensor,
-    target: torch.Tensor,
-    accuracy: torch.Tensor,
-    max_iter: int = 200,
-) -> torch.Tensor:
+    hessian: Callable[[torch.Tensor], torch.Tensor], diagonal: torch.Tensor, target: torch.Tensor,
+    accuracy: torch.Tensor, max_iter: int = 200,
+) -> torch.Tensor:  # fmt: skip
     """Solves hessian(x) = target for each row [problem axis], preconditioned by `diagonal`, to a relative residual."""
     solution, residual = torch.zeros_like(target), target.clone()
     direction = residual / diagonal
@@ -282,15 +223,9 @@ def _conjugate_gradient(
 
 
 def _line_search(
-    penalty: torch.Tensor,
-    signs: torch.Tensor,
-    cost: torch.Tensor,
-    w: torch.Tensor,
-    logits: torch.Tensor,
-    step: torch.Tensor,
-    change: torch.Tensor,
-    slope: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    penalty: torch.Tensor, signs: torch.Tensor, cost: torch.Tensor, w: torch.Tensor, logits: torch.Tensor,
+    step: torch.Tensor, change: torch.Tensor, slope: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Halves each problem's step until its objective falls by 1e-4 of what the slope promises (Armijo)."""
 
     def objective(w: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -314,9 +249,8 @@ def _line_search(
 class ProbeScores:
     """Probes of every depth on every split, as decision values (log-odds of label 1; above 0 means label 1).
 
-    decisions: [repeat example depth], float32. test: [repeat example], True where tested. labels: [repeat example]
-    that each repeat was fitted and is scored on: the real ones, or in `control` the shuffled ones.
-    control: the same for shuffled labels, or None.
+    test: True where tested. labels: those that each repeat was fitted and is scored on: the real ones, or in `control`
+    the shuffled ones.
     """
 
     decisions: Float[np.ndarray, "repeat example depth"]
@@ -334,33 +268,27 @@ class ProbeScores:
         side = ~self.test if train else self.test
         return np.stack([right[rows].mean(0) for right, rows in zip(self.right, side, strict=True)])
 
+    def _tested(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Of each repeat's test rows, whether the label is 1, and the decisions."""
+        for labels, decisions, test in zip(self.labels, self.decisions, self.test, strict=True):
+            yield labels[test] == 1, decisions[test]
+
     def f1(self) -> Float[np.ndarray, "repeat depth"]:
         """F1 of label 1 on the test rows, 2 TP / (2 TP + FP + FN); 0 where label 1 is never predicted."""
-        scores = []
-        for labels, decisions, test in zip(self.labels, self.decisions, self.test, strict=True):
-            true, said = labels[test, None] == 1, decisions[test] > 0
-            scores.append(2 * (true & said).sum(0) / np.maximum(true.sum() + said.sum(0), 1))
-        return np.array(scores)
+        pairs = [(true[:, None], decisions > 0) for true, decisions in self._tested()]
+        return np.array([2 * (true & said).sum(0) / np.maximum(true.sum() + said.sum(0), 1) for true, said in pairs])
 
     def auc(self) -> Float[np.ndarray, "repeat depth"]:
-        """Area under the ROC curve on the test rows: the chance that a 1 is ranked above a 0, ties counting one half.
-
-        From the rank sum of the 1s (Mann and Whitney), for all depths at once.
-        """
+        """Area under the ROC curve on the test rows, from the rank sum of the 1s (Mann and Whitney); ties count a half."""
         scores = []
-        for labels, decisions, test in zip(self.labels, self.decisions, self.test, strict=True):
-            true = labels[test] == 1
+        for true, decisions in self._tested():
             ones, zeros = true.sum(), (~true).sum()
-            ranks = rankdata(decisions[test], axis=0)
+            ranks = rankdata(decisions, axis=0)
             scores.append((ranks[true].sum(0) - ones * (ones + 1) / 2) / (ones * zeros))
         return np.array(scores)
 
     def correct(self) -> tuple[Float[np.ndarray, "tested depth"], Bool[np.ndarray, " example"]]:
-        """For each example tested at least once: the share of its tests in which it was predicted rightly.
-
-        Returns it with the mask [example] of those examples (use it on `groups` before `lab.statistics.depth_points`);
-        with 10 splits of 40 %, about 0.6 % of the examples are never tested.
-        """
+        """For each example tested at least once the share of its tests in which it was predicted rightly, and their mask."""
         times = self.test.sum(0)
         tested = times > 0
         right = (self.right & self.test[:, :, None]).sum(0)
@@ -368,73 +296,51 @@ class ProbeScores:
 
 
 def probe_depths(
-    values: Float[np.ndarray, "example depth d_model"],
-    labels: Shaped[np.ndarray, " example"],
-    groups: Shaped[np.ndarray, " example"],
-    *,
-    texts: Shaped[np.ndarray, " example"] | None = None,
-    splits: Bool[np.ndarray, "repeat example"] | None = None,
-    repeats: int = 10,
-    test_fraction: float = 0.4,
-    solver: str = "batched",
-    C: float = 1.0,
-    control: bool = True,
-    seed: int = 0,
-    device: str = "cpu",
-    progress: bool = True,
-) -> ProbeScores:
-    """Fits a probe for each depth and split, and one on shuffled labels beside it.
+    values: Float[np.ndarray, "example depth d_model"], labels: Shaped[np.ndarray, " example"],
+    groups: Shaped[np.ndarray, " example"], *, texts: Shaped[np.ndarray, " example"] | None = None,
+    splits: Bool[np.ndarray, "repeat example"] | None = None, repeats: int = 10, solver: str = "batched", control: bool = True,
+    seed: int = 0, progress: bool = True,
+) -> ProbeScores:  # fmt: skip
+    """Fits a probe for each depth and split, and one on shuffled labels beside it (`.control`).
 
     Control task (Hewitt and Liang, arXiv 1909.03368): labels are permuted over the different texts, anew in each
     repeat, and the probe is fitted and tested on them. It should fall to the majority rate; its training accuracy says
     how much the probe can memorise.
 
     Args:
-        values: [example depth d_model]; may be memory-mapped: one depth at a time is read and turned into float64.
-        labels: [example], 0 or 1. groups: [example]. See `group_splits`.
-        texts: [example]; equal texts share one control label. None: every example is its own text.
-        splits: [repeat example], True is test; None draws them with `group_splits(repeats, test_fraction, seed)`.
-        solver: "batched" (`fit_batched`, all splits and both label sets at once, converged) or "sklearn"
-            (`fit_reference` as published, with its 100 iterations).
-        C: inverse strength of the penalty. control: whether to fit the shuffled labels.
-        seed: of splits and shuffles. device: of the batched solver. progress: show a bar.
-
-    Returns:
-        ProbeScores; `.control` holds the same for the shuffled labels.
+        values: may be memory-mapped: one depth at a time is read and turned into float64.
+        texts: equal texts share one control label. None: every example is its own text.
+        splits: True is test; None draws them with `group_splits(repeats, seed)`.
+        solver: "batched" (`fit_batched`, all problems of a depth at once, converged) or "sklearn" (`fit_reference`).
 
     Raises:
-        ValueError: bad shapes, labels, groups or solver, equal texts with different labels, a given split that has a
-            group on both sides or lacks a class on one; before anything is fitted.
+        ValueError: equal texts with different labels, a given split that has a group on both sides or lacks a class on
+            one, ...; before anything is fitted.
 
-    >>> rng = np.random.default_rng(0)
     >>> labels = np.arange(60) % 2
-    >>> values = rng.normal(size=(60, 2, 5)) + np.array([0, 9])[:, None] * labels[:, None, None]
-    >>> scores = probe_depths(values, labels, np.arange(60), progress=False)
-    >>> scores.accuracy().mean(0)[1].item()
+    >>> values = np.random.default_rng(0).normal(size=(60, 2, 5)) + np.array([0, 9])[:, None] * labels[:, None, None]
+    >>> probe_depths(values, labels, np.arange(60), progress=False).accuracy().mean(0)[1].item()
     1.0
     """
-    solver, C = require.one_of("solver", solver, SOLVERS), require.number("C", C, above=0)
-    seed, (control,) = require.seed(seed), require.flags(control=control)
-    labels = _labels(labels)
+    solver, (control,) = require.one_of("solver", solver, SOLVERS), require.flags(control=control)
+    seed, labels = require.seed(seed), _labels(labels)
     if values.ndim != 3 or len(values) != len(labels):
         raise ValueError(f"values has shape {values.shape}: pass [example, depth, d_model] with {len(labels)} examples")
     if splits is None:
-        splits = group_splits(labels, groups, repeats=repeats, test_fraction=test_fraction, seed=seed)
-    else:
-        splits = _checked_splits(splits, labels, groups)
+        splits = group_splits(labels, groups, repeats=repeats, seed=seed)
+    splits = _checked_splits(splits, labels, groups)
     problems = np.broadcast_to(labels, splits.shape)
     if control:
         problems = np.concatenate([problems, _shuffled(labels, splits, texts, seed)])
     train = np.tile(~splits, (len(problems) // len(splits), 1))
-
     decisions = np.empty((len(problems), len(labels), values.shape[1]), np.float32)
     for depth in tqdm(range(values.shape[1]), desc="Fitting probes", unit="depth", disable=not progress, leave=False):
         states = np.asarray(values[:, depth], np.float64)
         if solver == "batched":
-            decisions[:, :, depth] = fit_batched(states, problems.T, train.T, C=C, device=device).T
+            decisions[:, :, depth] = fit_batched(states, problems.T, train.T).T
         else:
             for row, (y, rows) in enumerate(zip(problems, train, strict=True)):
-                decisions[row, :, depth] = fit_reference(states, y, rows, C=C)
+                decisions[row, :, depth] = fit_reference(states, y, rows)
     repeats = len(splits)
     null = ProbeScores(decisions[repeats:], splits, problems[repeats:]) if control else None
     return ProbeScores(decisions[:repeats], splits, problems[:repeats], null)
@@ -447,20 +353,18 @@ def _shuffled(labels: np.ndarray, splits: np.ndarray, texts: np.ndarray | None, 
         raise ValueError(f"texts has shape {codes.shape}, labels {labels.shape}: pass one text for each example")
     own = np.zeros(len(names), int)
     own[codes] = labels
-    if (own[codes] != labels).any():
-        raise ValueError(
-            f"{int((own[codes] != labels).sum())} texts occur with both labels: give equal texts one label"
-        )
+    if both := int((own[codes] != labels).sum()):
+        raise ValueError(f"{both} texts occur with both labels: give equal texts one label")
     rng = np.random.default_rng([seed, 1])  # not the stream of the splits
     rows = []
     for test in splits:
         for _ in range(_RETRIES):
             shuffled = rng.permutation(own)[codes]
-            if all(len(set(shuffled[side])) == 2 for side in (test, ~test)):
+            if _both(shuffled, test):
+                rows.append(shuffled)
                 break
         else:
             raise ValueError(f"no shuffle of {len(names)} texts had both classes on both sides: pass more examples")
-        rows.append(shuffled)
     return np.stack(rows)
 
 
@@ -468,17 +372,15 @@ def _shuffled(labels: np.ndarray, splits: np.ndarray, texts: np.ndarray | None, 
 
 
 def bag_of_words(
-    texts: Shaped[np.ndarray, " example"],
-    labels: Shaped[np.ndarray, " example"],
+    texts: Shaped[np.ndarray, " example"], labels: Shaped[np.ndarray, " example"],
     splits: Bool[np.ndarray, "repeat example"],
-) -> ProbeScores:
-    """Logistic regression on word counts, for each split: what the words give away without a model.
+) -> ProbeScores:  # fmt: skip
+    """Logistic regression on word counts, for each split: what the words give away without a model; one depth.
 
-    Words of the training texts only (CountVectorizer: lower case, one letter or digit or more). The scores have one depth.
+    Words of the training texts only (CountVectorizer: lower case, one letter or digit or more).
 
     >>> texts = np.array(["good one", "bad one", "good two", "bad two"])
-    >>> splits = np.array([[False, False, True, True]])
-    >>> bag_of_words(texts, np.array([1, 0, 1, 0]), splits).accuracy().tolist()
+    >>> bag_of_words(texts, np.array([1, 0, 1, 0]), np.array([[False, False, True, True]])).accuracy().tolist()
     [[1.0]]
     """
     texts, labels = np.asarray(texts, object), _labels(labels)
@@ -507,6 +409,11 @@ def majority(labels: Shaped[np.ndarray, " example"], splits: Bool[np.ndarray, "r
 # --- checks --------------------------------------------------------------------------------------------------------
 
 
+def _both(labels: np.ndarray, test: np.ndarray) -> bool:
+    """Whether both classes are on both sides."""
+    return all(len(set(labels[side])) == 2 for side in (test, ~test))
+
+
 def _labels(labels: np.ndarray) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.ndim != 1 or not len(labels):
@@ -522,11 +429,10 @@ def _labels(labels: np.ndarray) -> np.ndarray:
 def _checked_splits(splits: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
     splits = np.asarray(splits)
     if splits.dtype != bool or splits.ndim != 2 or splits.shape[1] != len(labels) or not len(splits):
-        raise ValueError(
-            f"splits is {splits.dtype} {splits.shape}: pass booleans [repeat, example] for {len(labels)} examples"
-        )
+        what = f"booleans [repeat, example] for {len(labels)} examples"
+        raise ValueError(f"splits is {splits.dtype} {splits.shape}: pass {what}")
     for repeat, test in enumerate(splits):
-        if not all(len(set(labels[side])) == 2 for side in (test, ~test)):
+        if not _both(labels, test):
             raise ValueError(f"split {repeat} lacks a class on one side: draw splits with group_splits")
         shared = set() if groups is None else set(np.asarray(groups)[test]) & set(np.asarray(groups)[~test])
         if shared:
@@ -542,8 +448,7 @@ def _problem(states: np.ndarray, labels: np.ndarray, train: np.ndarray) -> tuple
             f"states {states.shape}, labels {labels.shape}, train {train.dtype} {train.shape}: pass [example, d_model] "
             "states, and labels and a boolean train mask of one shape with as many examples"
         )
-    if not np.isfinite(states).all():
-        bad = int((~np.isfinite(states)).sum())
+    if bad := int((~np.isfinite(states)).sum()):
         raise ValueError(f"states has {bad} missing or infinite values: check the model first")
     if not np.isin(labels, (0, 1)).all():
         raise ValueError(f"labels has other values than 0 and 1: {np.setdiff1d(labels, (0, 1))[:5].tolist()}")

@@ -9,38 +9,20 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from lab.figures import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    RED,
-    SKY,
-    YELLOW,
-    about_of,
-    axes_of,
-    categories,
-    classroom,
-    dots,
-)
+from lab import figures as shared
+from lab.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, YELLOW
 
 RULES = {
     "word": ("whole word anywhere", BLUE, "o"),
     "leading": ("first thing said", GREEN, "^"),
     "published": ("substring anywhere (published)", ORANGE, "s"),
 }
-
-
 CELLS = {  # of the taxonomy, strict: words, colour, dash, marker
     "IK": ("IK", "hop\nunknown", RED, "-", "o"),
     "IG": ("IG", "hops known,\nquery wrong", ORANGE, (0, (5, 1.5)), "s"),
     "CM_strict": ("CM", "all right", BLUE, (0, (3, 1, 1, 1)), "^"),
     "RM_strict": ("RM", "query right,\nhop unknown", PURPLE, (0, (1, 1)), "D"),
 }
-
-
 CONDITIONS = {
     "own": "own later state",
     "random": "random vector",
@@ -49,14 +31,8 @@ CONDITIONS = {
     "forward": "own state, forward",
     "identity": "state itself (identity)",
 }
-
-
 PLACES = {"t1": ("t1, end of e1", BLUE, "o"), "t2": ("t2, end of prompt", ORANGE, "s")}
-
-
 SETS = {"correct": (BLUE, "o"), "incorrect": (ORANGE, "s")}
-
-
 STAGES = {
     "bridge at t1": "first hop resolved:\nt1 describes bridge",
     "bridge at t2": "t2 describes bridge",
@@ -65,8 +41,6 @@ STAGES = {
     "answer at t2": "second hop resolved:\nt2 describes answer",
     "prediction": "next word is written",
 }
-
-
 WAYS = {
     "latent": "latent\n(query as it stands)",
     "explicit": "explicit\n(own bridge put in)",
@@ -77,21 +51,19 @@ WAYS = {
 
 def two_hop(result: Any) -> Figure:
     """Share right of each kind of prompt under three rules, and the taxonomy beside what independence would give."""
-    with classroom():
+    rows, cells = result.summary, result.tables["taxonomy"].set_index("cell")
+    kinds, names = list(dict.fromkeys(rows.prompt)), []
+    with shared.classroom():
         figure, (ax, bars) = plt.subplots(1, 2, figsize=(13, 5.8), layout="constrained", width_ratios=[1.1, 1])
-        rows = result.summary
-        kinds, names = list(dict.fromkeys(rows.prompt)), []
         for kind in kinds:
-            count = f"n = {rows[rows.prompt == kind].n.iloc[0]}"
-            some = kind.endswith("shortcut")  # asked only where it decides about the set
-            names.append(f"{kind.replace('_', ' ')}\n({'asked of few: ' if some else ''}{count})")
+            few = "asked of few: " * kind.endswith("shortcut")  # only where it decides about the set
+            names.append(f"{kind.replace('_', ' ')}\n({few}n = {rows[rows.prompt == kind].n.iloc[0]})")
         for shift, (rule, (label, color, marker)) in zip((-0.22, 0, 0.22), RULES.items(), strict=True):
             some = rows[rows.rule == rule]
-            dots(ax, some, [kinds.index(kind) + shift for kind in some.prompt], color, marker, label=label)
-        categories(ax, names)
+            shared.dots(ax, some, [kinds.index(kind) + shift for kind in some.prompt], color, marker, label=label)
+        shared.categories(ax, names)
         ax.set(xlabel="share right", xlim=(-0.02, 1.02), title="one prompt at a time, by rule of success")
         ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.13), ncol=3, columnspacing=1, handletextpad=0.3)
-        cells = result.tables["taxonomy"].set_index("cell")
         for x, cell in enumerate(CELLS):
             row = cells.loc[cell]
             bars.bar(x, row.share, 0.6, color=CELLS[cell][2], alpha=0.8)
@@ -106,7 +78,9 @@ def two_hop(result: Any) -> Figure:
         bars.set_ylim(0, 1.12 * max(0.1, cells.loc[list(CELLS)].high.max(), cells.loc["RM_expected"].high))
         bars.grid(alpha=0.25, axis="y")
         bars.legend(loc="upper center", bbox_to_anchor=(0.5, -0.19))
-        figure.suptitle(f"{about_of(result)}, n = {result.parameters['n_queries']}; lines: 95 % over bridge entities")
+        figure.suptitle(
+            f"{shared.about_of(result)}, n = {result.parameters['n_queries']}; lines: 95 % over bridge entities"
+        )
     return figure
 
 
@@ -126,7 +100,7 @@ def back_patching(result: Any, *, set: str = "incorrect") -> Figure:
     hits = hits[(hits.condition == "own") & hits.example.isin(examples)]
     maps = {at: _pairs(hits[hits.position == at], about["n_layers"], None) / len(examples) for at in about["positions"]}
     top = max(float(np.nanmax(shares)) for shares in maps.values()) or 1 / len(examples)
-    with classroom():
+    with shared.classroom():
         figure = plt.figure(figsize=(6.2 * max(len(maps), 1.4), 9.6), layout="constrained")
         axes = figure.subplot_mosaic([list(maps), ["oracle"] * len(maps)], height_ratios=[1.5, 1])
         for at, shares in maps.items():
@@ -141,15 +115,16 @@ def back_patching(result: Any, *, set: str = "incorrect") -> Figure:
             own = some.condition == "own"
             for part, hollow, name in ((some[own], False, label), (some[~own], True, None)):
                 places = [conditions.index(condition) + shift for condition in part.condition]
-                dots(ax, part, places, color, marker, label=name, hollow=hollow)
-        categories(ax, [CONDITIONS[name] for name in conditions])
+                shared.dots(ax, part, places, color, marker, label=name, hollow=hollow)
+        shared.categories(ax, [CONDITIONS[name] for name in conditions])
         if "own" in conditions:
-            ax.axhspan(conditions.index("own") - 0.42, conditions.index("own") + 0.42, color=YELLOW, alpha=0.25, lw=0)
-            ax.get_yticklabels()[conditions.index("own")].set_fontweight("bold")
+            place = conditions.index("own")
+            ax.axhspan(place - 0.42, place + 0.42, color=YELLOW, alpha=0.25, lw=0)
+            ax.get_yticklabels()[place].set_fontweight("bold")
         ax.set(xlabel="share of queries that at least one pair answers (oracle)", xlim=(-0.02, 1.02))
         ax.set_title("oracle over all pairs (lines: 95 %)", loc="left")
         ax.legend(loc="lower right", bbox_to_anchor=(1, 0.97), ncol=2)
-        figure.suptitle(f"Back-patching, {about_of(result)}: set {set}, n = {len(examples)}")
+        figure.suptitle(f"Back-patching, {shared.about_of(result)}: set {set}, n = {len(examples)}")
     return figure
 
 
@@ -159,8 +134,8 @@ def hop_stages(result: Any) -> Figure:
     sets = list(dict.fromkeys([*summary.get("set", []), *rows.set]))
     stages = list(dict.fromkeys([*summary.get("stage", []), *rows.stage]))
     rows = rows.groupby(["set", "stage", "example"]).layer.min().reset_index()  # `moved...` have a row for each window
-    with classroom():
-        figure, ax = axes_of(None, (12.0, 1.6 + 1.05 * len(stages)))
+    with shared.classroom():
+        figure, ax = shared.axes_of(None, (12.0, 1.6 + 1.05 * len(stages)))
         for i, kind in enumerate(sets):
             color, marker = SETS.get(kind, (GREY, "D"))
             shift = (i - (len(sets) - 1) / 2) * 0.36
@@ -176,15 +151,13 @@ def hop_stages(result: Any) -> Figure:
                     ax.plot(np.median(layers), y + shift, marker, color=color, mec=BLACK, ms=8, zorder=5)
                 row = summary[(summary.set == kind) & (summary.stage == stage)] if len(summary) else summary
                 for share, low, high in row[["share", "low", "high"]].to_numpy() if len(row) else ():
-                    ax.annotate(f"{share:4.0%}  [{low:.0%}, {high:.0%}]", (1, y + shift), (10, 0), va="center",
-                                xycoords=("axes fraction", "data"), textcoords="offset points", color=BLACK,
-                                fontsize=11)  # fmt: skip
+                    _at_right(ax, y + shift, f"{share:4.0%}  [{low:.0%}, {high:.0%}]", 11)
             n = summary[summary.set == kind].n.max() if len(summary) else rows[rows.set == kind].example.nunique()
             ax.plot([], [], marker, color=color, mec=BLACK, ms=9, label=f"{kind} ({n:.0f} queries)")
-        categories(ax, [STAGES.get(stage, stage) for stage in stages])
+        shared.categories(ax, [STAGES.get(stage, stage) for stage in stages])
         ax.set(xlabel=f"first layer (0 to {n_layers - 1})", xlim=(-0.7, n_layers - 0.3))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.suptitle(f"Stages, {about_of(result)}; at the right: the share of queries that reach one, 95 %")
+        figure.suptitle(f"Stages, {shared.about_of(result)}; at the right: the share of queries that reach one, 95 %")
         ax.legend(loc="lower left", bbox_to_anchor=(0, 0.98), ncol=len(sets))
     return figure
 
@@ -197,12 +170,11 @@ def lens_strip(table: Any, *, n_layers: int) -> Figure:
             those whose rank is not missing.
     """
     table = table.assign(rank=table["rank"].astype(float))
-    with classroom():
-        places = list(dict.fromkeys(table.position))
-        figure, axes = plt.subplots(
-            1, len(places), figsize=(max(6.5, 5.8 * len(places)), 4.6), sharey=True, squeeze=False, layout="constrained"
-        )
-        looks = {"e2": ("bridge (e2)", BLUE, "-", "o"), "e3": ("answer (e3)", ORANGE, (0, (5, 1.5)), "s")}
+    places = list(dict.fromkeys(table.position))
+    looks = {"e2": ("bridge (e2)", BLUE, "-", "o"), "e3": ("answer (e3)", ORANGE, (0, (5, 1.5)), "s")}
+    size: dict[str, Any] = {"figsize": (max(6.5, 5.8 * len(places)), 4.6), "layout": "constrained"}
+    with shared.classroom():
+        figure, axes = plt.subplots(1, len(places), sharey=True, squeeze=False, **size)
         for ax, at in zip(axes.flat, places, strict=True):
             for what, (name, color, dash, marker) in looks.items():
                 ranks = table[(table.position == at) & (table.what == what)].groupby("depth")["rank"]
@@ -217,42 +189,38 @@ def lens_strip(table: Any, *, n_layers: int) -> Figure:
         axes[0, 0].set_ylabel("rank as next word (1 = said)")
         axes[0, 0].yaxis.set_major_formatter("{x:,.0f}")
         axes[0, 0].set_ylim(max(12, 1.6 * (1 + table["rank"].max())), 0.8)
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncol=2)
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncol=2)
     return figure
 
 
 def taxonomy_by_depth(table: Any) -> Figure:
     """The four strict cells of the taxonomy if the model stopped at each depth, with intervals."""
-    with classroom():
-        figure, ax = axes_of(None, (9.5, 5.2))
+    with shared.classroom():
+        figure, ax = shared.axes_of(None, (9.5, 5.2))
         for cell, (name, words, color, dash, marker) in CELLS.items():
             line = table[table.cell == cell].sort_values("depth")
             label = f"{name}: {words.replace(chr(10), ' ')}"
-            ax.plot(line.relative_depth, line.share, color=color, ls=dash, marker=marker, ms=6,
-                    markevery=max(1, len(line) // 10), label=label)  # fmt: skip
-            ax.fill_between(line.relative_depth, line.low, line.high, color=color, alpha=0.15, lw=0)
+            shared.curve(ax, line, color, y="share", ls=dash, marker=marker, ms=6, markevery=max(1, len(line) // 10),
+                         label=label)  # fmt: skip
         line = table[table.cell == "RM_expected"].sort_values("depth")
         if len(line):
             ax.plot(line.relative_depth, line.share, color=BLACK, lw=1.4, ls=":", label="RM if independent")
         ax.set(xlabel="fraction of depth", ylabel="share of queries", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         ax.set_title("answers read at each depth; bands: 95 % over bridge entities")
-        ax.grid(alpha=0.25)
-        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        shared.legend_beside(ax)
     return figure
 
 
 def methods(table: Any) -> Figure:
     """Share right of each way from query to answer, and what it costs (columns method, share, low, high, tokens, n)."""
-    with classroom():
-        figure, ax = axes_of(None, (10.5, 1.5 + 0.8 * len(table)))
+    with shared.classroom():
+        figure, ax = shared.axes_of(None, (10.5, 1.5 + 0.8 * len(table)))
         marks = list(zip((BLUE, GREEN, ORANGE, RED, PURPLE, SKY, BLACK, GREY), "o^sDvPX*", strict=True))
         for y, row in enumerate(table.itertuples()):
             color, marker = marks[y % len(marks)]
-            dots(ax, table.iloc[[y]], [y], color, marker)
-            ax.annotate(f"{row.share:.0%}   {row.tokens:.0f} tokens, n = {row.n}", (1, y), (10, 0), va="center",
-                        xycoords=("axes fraction", "data"), textcoords="offset points", fontsize=12)  # fmt: skip
-        categories(ax, [WAYS.get(method, str(method)) for method in table.method])
+            shared.dots(ax, table.iloc[[y]], [y], color, marker)
+            _at_right(ax, y, f"{row.share:.0%}   {row.tokens:.0f} tokens, n = {row.n}", 12)
+        shared.categories(ax, [WAYS.get(method, str(method)) for method in table.method])
         ax.set(xlabel="share right", xlim=(-0.02, 1.02), title="lines: 95 %; right: mean tokens read and written")
     return figure
 
@@ -270,8 +238,8 @@ def success_map(table: Any, *, n_layers: int, value: str = "rank", chosen: tuple
     ranks = table["rank"].astype(float)
     if ranks.isna().all():  # the answer's first token says nothing of it
         value = "right"
-    with classroom():
-        figure, ax = axes_of(None, (8.2, 6.6))
+    with shared.classroom():
+        figure, ax = shared.axes_of(None, (8.2, 6.6))
         if value == "rank":
             grid = _pairs(table, n_layers, np.log10(ranks + 1))
             powers = np.arange(max(2, 1 + int(np.ceil(np.nanmax(grid)))))
@@ -289,6 +257,12 @@ def success_map(table: Any, *, n_layers: int, value: str = "rank", chosen: tuple
                 ax.add_patch(Rectangle((target - 0.5, source - 0.5), 1, 1, fill=False, ec=color, lw=width, zorder=4))
         ax.set_title(f"dots: the answer is given (pairs that give it: {len(right)})")
     return figure
+
+
+def _at_right(ax: Axes, y: float, words: str, size: int) -> None:
+    """Words at a height, at the right of the axes."""
+    ax.annotate(words, (1, y), (10, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center",
+                fontsize=size)  # fmt: skip
 
 
 def _pairs(rows: Any, n_layers: int, values: Any) -> np.ndarray:

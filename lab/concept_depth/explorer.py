@@ -7,7 +7,7 @@ from typing import Any
 import ipywidgets as ipw
 
 from lab.concept_depth import figures
-from lab.explorers import CELL, TABLE, ask, png
+from lab.explorers import CELL, ask, button, image, png, row_of, shown, table_of, wide
 from lab.figures import BLACK
 
 
@@ -25,12 +25,14 @@ def concept_explorer(
             own tables, another seed, other weights under one name) are offered as "name, 2".
         data_sets, models: further names to offer; choosing one asks `compute` for it, on a button.
         compute: `compute(dataset, model, noise, bits) -> Result`; None offers only what is in `results`.
-
-    Returns:
-        The explorer; the last expression of a cell shows it.
     """
     if not results:
         raise ValueError("concept_explorer needs at least one result; run lab.concept_depth first")
+    return _Explorer(_told_apart(results), data_sets, models, compute).box
+
+
+def _told_apart(results: Sequence[Any]) -> dict[tuple, Any]:
+    """Results by what the controls say of them: data set, model, noise, bits."""
     known: dict[tuple, Any] = {}
     seen: dict[tuple[str, str], list[Any]] = {}
 
@@ -49,83 +51,75 @@ def concept_explorer(
         if (texts, *at) in known and known[texts, *at].parameters != about:  # other settings, that have no control here
             texts = named("data", texts, about)
         known[texts, *at] = result
-    wide = {"style": {"description_width": "70px"}, "layout": ipw.Layout(width="240px")}
-    sets = list(dict.fromkeys([key[0] for key in known] + list(data_sets if compute else ())))
-    names = list(dict.fromkeys([key[1] for key in known] + list(models if compute else ())))
-    levels = [None, 8, 4, 3, 2] if compute else sorted({key[3] for key in known}, key=lambda b: b or 99)
-    data_set = ipw.Dropdown(options=sets, description="data set", **wide)
-    model = ipw.Dropdown(options=names, description="model", **wide)
-    metric = ipw.Dropdown(options=list(figures.METRICS), description="metric", **wide)
-    bits = ipw.Dropdown(
-        options=[("as loaded", None), *((f"{b} bits", b) for b in levels if b)], description="weights", **wide
-    )
-    noise = ipw.Checkbox(description="letters glued in front (noise)", indent=False, layout=ipw.Layout(width="240px"))
-    depth = ipw.SelectionSlider(
-        options=[0], description="depth", continuous_update=False, layout=ipw.Layout(width="720px"),
-        style={"description_width": "70px"},
-    )  # fmt: skip
-    button = ipw.Button(description="Compute this one", button_style="primary", layout=ipw.Layout(width="180px"))
-    message, table = ipw.HTML(), ipw.HTML()
-    picture = ipw.Image(format="png", layout=ipw.Layout(max_width="900px", width="100%"))
-    log = ipw.Output()
+    return known
 
-    def key() -> tuple:
-        return data_set.value, model.value, noise.value, bits.value
 
-    def show(_: Any = None) -> None:
-        result = known.get(key())
-        button.layout.display = "none" if result or compute is None else ""
-        for part in (picture, table, depth):
-            part.layout.display = "" if result else "none"
+class _Explorer:
+    """Controls, what they show, and the results that are known so far."""
+
+    def __init__(self, known: dict[tuple, Any], data_sets: Sequence[str], models: Sequence[str], compute: Any) -> None:
+        self.known, self.compute = known, compute
+        sets, names = ([*dict.fromkeys([key[place] for key in known] + list(more if compute else ()))]
+                       for place, more in enumerate((data_sets, models)))  # fmt: skip
+        levels = [None, 8, 4, 3, 2] if compute else sorted({key[3] for key in known}, key=lambda b: b or 99)
+        bits = [("as loaded", None), *((f"{level} bits", level) for level in levels if level)]
+        look = wide(240, 70)
+        data_set = ipw.Dropdown(options=sets, description="data set", **look)
+        model = ipw.Dropdown(options=names, description="model", **look)
+        glued = ipw.Checkbox(
+            description="letters glued in front (noise)", indent=False, layout=ipw.Layout(width="240px")
+        )
+        weights = ipw.Dropdown(options=bits, description="weights", **look)
+        self.choices = (data_set, model, glued, weights)
+        self.metric = ipw.Dropdown(options=list(figures.METRICS), description="metric", **look)
+        self.depth = ipw.SelectionSlider(options=[0], description="depth", continuous_update=False, **wide(720, 70))
+        self.button, self.picture = button("Compute this one"), image(900)
+        self.message, self.table, self.log = ipw.HTML(), ipw.HTML(), ipw.Output()
+        for control in self.choices:
+            control.observe(self.show, "value")
+        for control in (self.metric, self.depth):
+            control.observe(self.draw, "value")
+        self.button.on_click(self.run)
+        for control, value in zip(self.choices, next(iter(known)), strict=True):
+            control.value = value
+        self.show()
+        self.depth.value = self.depth.options[len(self.depth.options) // 2]
+        lines = [ipw.HBox([data_set, model, self.metric]), ipw.HBox([weights, glued, self.button]), self.depth]
+        self.box = ipw.VBox([ipw.VBox(lines), self.message, self.log, self.picture, self.table])
+
+    def key(self) -> tuple:
+        return tuple(control.value for control in self.choices)
+
+    def show(self, _: Any = None) -> None:
+        result = self.known.get(self.key())
+        shown(result is None and self.compute is not None, self.button)
+        shown(result is not None, self.picture, self.table, self.depth)
         if result is None:
-            message.value = "Not computed yet. " + (
-                "The button runs it (half a minute to a few minutes, with a progress bar)."
-                if compute
-                else "Choose another."
-            )
+            how = "The button runs it (half a minute to a few minutes, with a progress bar)."
+            self.message.value = f"Not computed yet. {how if self.compute else 'Choose another.'}"
             return
-        message.value = ""
-        there_are = sorted(int(d) for d in _examples(result).depth.unique())
-        if tuple(depth.options) != tuple(there_are):
-            depth.options = there_are  # resets the value, which calls `draw`
-        draw()
+        self.message.value = ""
+        depths = sorted(int(depth) for depth in _examples(result).depth.unique())
+        if tuple(self.depth.options) != tuple(depths):
+            self.depth.options = depths  # resets the value, which calls `draw`
+        self.draw()
 
-    def draw(_: Any = None) -> None:
-        result = known.get(key())
-        if result is None:
-            return
-        picture.value = _picture(result, metric.value, depth.value)
-        table.value = _statements(result, depth.value)
+    def draw(self, _: Any = None) -> None:
+        if result := self.known.get(self.key()):
+            figure = figures.concept_depth(result, metric=self.metric.value)
+            figure.axes[0].axvline(self.depth.value / result.parameters["n_layers"], color=BLACK, lw=1.5)
+            self.picture.value = png(figure)
+            self.table.value = _statements(result, self.depth.value)
 
-    def run(_: Any) -> None:
-        assert compute is not None
-        button.disabled = True
-        result, wrong = ask(log, compute, *key())
-        button.disabled = False
+    def run(self, _: Any) -> None:
+        self.button.disabled = True
+        result, wrong = ask(self.log, self.compute, *self.key())
+        self.button.disabled = False
         if wrong:
-            message.value = wrong
+            self.message.value = wrong
             return
-        known[key()] = result  # under what was asked for: a table of one's own may call itself something else
-        show()
-
-    for control in (data_set, model, noise, bits):
-        control.observe(show, "value")
-    for control in (metric, depth):
-        control.observe(draw, "value")
-    button.on_click(run)
-    first = next(iter(known))
-    data_set.value, model.value, noise.value, bits.value = first
-    show()
-    depth.value = depth.options[len(depth.options) // 2]
-    controls = ipw.VBox([ipw.HBox([data_set, model, metric]), ipw.HBox([bits, noise, button]), depth])
-    return ipw.VBox([controls, message, log, picture, table])
-
-
-def _picture(result: Any, metric: str, depth: int) -> bytes:
-    figure = figures.concept_depth(result, metric=metric)
-    axes = figure.axes[0]
-    axes.axvline(depth / result.parameters["n_layers"], color=BLACK, lw=1.5)
-    return png(figure)
+        self.known[self.key()] = result  # under what was asked for: a table of one's own may call itself something else
+        self.show()
 
 
 def _examples(result: Any) -> Any:
@@ -138,27 +132,21 @@ def _examples(result: Any) -> Any:
 def _statements(result: Any, depth: int) -> str:
     """The statements that the probe at this depth is most and least certain of, as an HTML table."""
     rows = _examples(result)
-    rows = rows[rows.depth == depth]
-    rows = rows.merge(result.tables["statements"][["example", "text"]], on="example")
-    right = (rows.decision > 0) == (rows.label == 1)
-    by_certainty = rows.assign(size=rows.decision.abs()).sort_values("size", ascending=False)
-    parts = [
-        ("Most certain, and right", by_certainty[right.reindex(by_certainty.index)].head(4)),
-        ("Most certain, and wrong", by_certainty[~right.reindex(by_certainty.index)].head(4)),
-        ("Least certain", by_certainty.tail(4)),
-    ]
-    share, site = right.mean(), rows.site.iloc[0]
-    place = f"Depth {depth}" + ("" if site == "resid" else f", {site}")
-    lines = [
-        f"<p>{place}: {share:.0%} of {len(rows)} statements are on the right side of 0 when the probes that were not "
-        "trained on them are averaged (the curve shows single probes).</p>"
-    ]
-    lines.append(f"<table style='{TABLE}'>")
-    head = ("statement", "label", "log-odds of label 1", "share of splits right")
-    for title, part in parts:
+    rows = rows[rows.depth == depth].merge(result.tables["statements"][["example", "text"]], on="example")
+    rows = rows.assign(size=rows.decision.abs(), right=(rows.decision > 0) == (rows.label == 1))
+    sure = rows.sort_values("size", ascending=False)
+    parts = {"Most certain, and right": sure[sure.right].head(4), "Most certain, and wrong": sure[~sure.right].head(4),
+             "Least certain": sure.tail(4)}  # fmt: skip
+    site = "" if (site := rows.site.iloc[0]) == "resid" else f", {site}"
+    said = (
+        f"<p>Depth {depth}{site}: {rows.right.mean():.0%} of {len(rows)} statements are on the right side of 0 when the "
+        "probes that were not trained on them are averaged (the curve shows single probes).</p>"
+    )
+    lines = []
+    for title, part in parts.items():
         lines.append(f"<tr><th colspan=4 style='{CELL};font-weight:600'>{title}</th></tr>")
-        lines.append("<tr>" + "".join(f"<td style='{CELL};opacity:.7'>{name}</td>" for name in head) + "</tr>")
+        lines.append(row_of(["statement", "label", "log-odds of label 1", "share of splits right"], pale=4))
         for row in part.itertuples():
-            cells = (html.escape(str(row.text)), row.label, f"{row.decision:+.1f}", f"{row.share_right:.0%}")
-            lines.append("<tr>" + "".join(f"<td style='{CELL}'>{cell}</td>" for cell in cells) + "</tr>")
-    return "\n".join([*lines, "</table>"])
+            text, share = html.escape(str(row.text)), f"{row.share_right:.0%}"
+            lines.append(row_of([text, row.label, f"{row.decision:+.1f}", share]))
+    return said + table_of(lines)

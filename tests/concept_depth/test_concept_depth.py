@@ -189,7 +189,7 @@ def test_finished_parts_are_read_and_not_computed_again(tiny_model, passes, own_
     again = run(tiny_model("llama"), letters(), null=False, resume=True)
     assert there > 0 and len(passes) == there
     pd.testing.assert_frame_equal(first.table, again.table, check_dtype=False)
-    assert not list((own_cache / "runs").glob("*.states"))
+    assert not list((own_cache / "runs").glob("*.scratch"))
     run(tiny_model("llama"), letters(), null=False, resume=True, seed=1)
     assert len(passes) > there
 
@@ -240,7 +240,7 @@ def test_killed_while_collecting_goes_on_and_ends_with_the_same_table(smollm2, o
     while not done or not np.load(done[0]).any():  # until some states are on the disk
         time.sleep(0.2)
         assert process.poll() is None, "it ended before it could be killed"
-        done = list((own_cache / "runs").glob("*.states/done.npy"))
+        done = list((own_cache / "runs").glob("*.scratch/done.npy"))
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = np.load(done[0]).sum()
