@@ -44,24 +44,11 @@ _SHORT = 2  # fresh blocks of S
 
 
 def run(
-    model: TransformerBridge,
-    data: str | pd.DataFrame,
-    preset: str = "quick",
-    *,
-    seed: int = 0,
-    n: Sequence[int] | None = None,
-    treatments: Sequence[str] = tuple(TREATMENTS),
-    repeats: int = 1,
-    test_fraction: float = 0.4,
-    limit: int | None = None,
-    steps: int | None = None,
-    batch: int = 16,
-    rate: float = 1e-4,
-    head_rate: float = 3e-3,
-    null: bool = True,
-    resume: bool = True,
-    progress: bool = True,
-) -> Result:
+    model: TransformerBridge, data: str | pd.DataFrame, preset: str = "quick", *, seed: int = 0,
+    n: Sequence[int] | None = None, treatments: Sequence[str] = tuple(TREATMENTS), repeats: int = 1,
+    test_fraction: float = 0.4, limit: int | None = None, steps: int | None = None, batch: int = 16,
+    rate: float = 1e-4, head_rate: float = 3e-3, null: bool = True, resume: bool = True, progress: bool = True,
+) -> Result:  # fmt: skip
     """A language model's first n blocks, frozen, under what is trained on a small task of short texts.
 
     There is no baseB, as what the model was trained on is not known: a difference between treatments is not a specificity.

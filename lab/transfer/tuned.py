@@ -44,23 +44,11 @@ COLUMNS = tails.COLUMNS | {
 
 
 def run(
-    model: TransformerBridge,
-    target: str | pd.DataFrame,
-    sources: Sequence[str | pd.DataFrame],
-    preset: str = "quick",
-    *,
-    seed: int = 0,
-    n: Sequence[int] | None = None,
-    limit: int | None = None,
-    steps: int | None = None,
-    repeats: int | None = None,
-    test_fraction: float = 0.4,
-    batch: int = 16,
-    rate: float = 1e-4,
-    head_rate: float = 3e-3,
-    resume: bool = True,
-    progress: bool = True,
-) -> Result:
+    model: TransformerBridge, target: str | pd.DataFrame, sources: Sequence[str | pd.DataFrame],
+    preset: str = "quick", *, seed: int = 0, n: Sequence[int] | None = None, limit: int | None = None,
+    steps: int | None = None, repeats: int | None = None, test_fraction: float = 0.4, batch: int = 16,
+    rate: float = 1e-4, head_rate: float = 3e-3, resume: bool = True, progress: bool = True,
+) -> Result:  # fmt: skip
     """First n blocks tuned on another task, on the target's own, or not at all; frozen under the untouched other blocks.
 
     For each split the whole model (blocks, final norm, classifier) is tuned on each source and on the target's training

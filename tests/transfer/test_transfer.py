@@ -68,12 +68,10 @@ def test_summary_is_the_statistics_of_the_table(digits: Result) -> None:
     assert set(digits.tables) == {"gate", "items", "levels", "differences", "n_star"}
 
 
-def starts(
-    task: tasks.Task, plan: list[curves._Planned], own_rows: str = "fresh"
-) -> tuple[dict, list[replicas.Weights]]:
+def starts(task: tasks.Task, plan: list[curves._Planned]) -> tuple[dict, list[replicas.Weights]]:
     shape = curves._shape(task, 4, 16, 2)
     bases = {side: replicas.initial(shape, [place + 100]) for place, side in enumerate("AB")}
-    return bases, [curves._start(shape, task, bases, net, {"own_rows": own_rows}, 0, 0) for net in plan]
+    return bases, [curves._start(shape, task, bases, net) for net in plan]
 
 
 def test_without_skips_it_is_another_net_and_sizes_are_not_matched(digits: Result) -> None:
@@ -120,17 +118,19 @@ def test_what_is_copied_and_what_is_fresh() -> None:
 
 
 def test_tokens_that_the_source_never_saw_are_fresh_and_train_in_all_treatments_alike() -> None:
-    task = tasks.make("Mod")
+    sizes = {"token_noise": 0.0, "train_per_class": 20, "test_per_class": 3}  # 16 tokens are in B's sequences only
+    task = tasks.make("S", halves=([20, 22], [24, 26]), **sizes)
+    own, every = task.own_tokens("B").tolist(), list(range(32))
+    shared = [token for token in every if token not in own]
     wanted = [("BnB",), *((name, "blocks", 2) for name in ("AnB", "BnB", "random", "BnB_plus"))]
     plan = [curves._Planned("B", *one) for one in wanted]
     bases, (fresh, ab, bb, random, plus) = starts(task, plan)
     for weights in (ab, bb, random, plus):
-        assert torch.equal(weights["embedding"][:, 34:37], fresh["embedding"][:, 34:37])
-    assert torch.equal(bb["embedding"][:, :34], bases["B"]["embedding"][:, :34])
-    _, (_, _, copied, _, _) = starts(task, plan, "copied")
-    assert torch.equal(copied["embedding"], bases["B"]["embedding"])
+        assert len(own) == 16 and torch.equal(weights["embedding"][:, own], fresh["embedding"][:, own])
+    assert torch.equal(bb["embedding"][:, shared], bases["B"]["embedding"][:, shared])
+    assert torch.equal(ab["embedding"][:, shared], bases["A"]["embedding"][:, shared])
     trained = [curves._trained_rows(task, net).nonzero().ravel().tolist() for net in plan]
-    assert trained == [list(range(38)), [34, 35, 36], [34, 35, 36], [34, 35, 36], list(range(38))]
+    assert trained == [every, own, own, own, every]
 
 
 def test_an_interrupted_grid_resumes_with_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +170,7 @@ def test_a_task_below_its_gate_is_reported_and_not_used(capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"task": "X"}, "task='X': choose one of D, S, F, Mod"),
+        ({"task": "X"}, "task='X': choose one of D, S"),
         ({"preset": "huge"}, "preset='huge': choose one of quick, standard, full"),
         ({"task": "D", "distance": "far"}, "task D has no distance 'far'"),
         ({"task": "D", "n": [0, 7]}, r"n=\[0, 7\]: give at least one, each from 0 to 6"),
@@ -180,7 +180,6 @@ def test_a_task_below_its_gate_is_reported_and_not_used(capsys: pytest.CaptureFi
         ({"task": "D", "form": "one_hop"}, r"there is no option form; options are .* sizes of task D are noise"),
         ({"task": "D", "split": 2}, r"there is no option split \(did you mean splits\?\)"),
         ({"task": "D", "step": 10}, r"there is no option step \(did you mean steps\?\)"),
-        ({"task": "F", "own_rows": "kept"}, "own_rows='kept': choose one of fresh, copied"),
     ],
 )
 def test_what_is_refused(arguments: dict, message: str) -> None:
@@ -194,7 +193,7 @@ def test_what_is_refused(arguments: dict, message: str) -> None:
     [
         ({"n": 2}, r"n=2: give a list of whole numbers, such as \[2\]"),
         ({"seed": [1, 2]}, r"seed=\[1, 2\]: give a whole number .*; seeds= says how many"),
-        ({"task": object()}, "the first argument is a task, D, S, F, Mod, and not a object"),
+        ({"task": object()}, "the first argument is a task, D, S, and not a object"),
     ],
 )
 def test_a_wrong_type_is_refused_before_anything_runs(arguments: dict, message: str) -> None:
