@@ -227,7 +227,7 @@ def passed(table: pd.DataFrame) -> pd.DataFrame:
 
 def published() -> pd.DataFrame:
     """Accuracy of the 112 runs on random halves of ImageNet that left a log (Yosinski et al., arXiv 1411.1792); n of 8 layers."""
-    values = _read("published_yosinski.json")
+    values = read("published_yosinski.json")
     rows = [(int(name[0]), name[1], "base", "none", 0, value) for name, value in values["base"].items()]
     for treatment, by_n in values["runs"].items():
         for n, runs in by_n.items():
@@ -241,10 +241,11 @@ def published() -> pd.DataFrame:
 
 def measured() -> pd.DataFrame:
     """Our own runs of task S, near and far, `transfer.run("S", "standard", distance=...).table`: they take an hour."""
-    return pd.DataFrame(_read("transfer_sources.json")["runs"])
+    return pd.DataFrame(read("transfer_sources.json")["runs"])
 
 
-def _read(name: str) -> dict:
+def read(name: str) -> dict:
+    """A file of published numbers that comes with the kit."""
     package = Path(__file__).resolve().parents[1]
     folder = package / "_data" if (package / "_data").is_dir() else package.parent / "data"
     return json.loads((folder / name).read_text(encoding="utf-8"))
