@@ -242,20 +242,11 @@ def match_sizes(
 
 
 def train(
-    shape: Shape,
-    weights: Weights,
-    inputs: Shaped[torch.Tensor, "example position *patch"],
-    labels: Int[torch.Tensor, " example"],
-    order: Int[torch.Tensor, "replica step batch"],
-    recipe: Recipe,
-    *,
-    frozen_blocks: Sequence[int] | None = None,
-    trained_rows: Bool[torch.Tensor, "replica input"] | None = None,
-    trained_top: bool = True,
-    at_once: int = 12,
-    progress: bool = False,
-    describe: str = "training",
-) -> Trained:
+    shape: Shape, weights: Weights, inputs: Shaped[torch.Tensor, "example position *patch"],
+    labels: Int[torch.Tensor, " example"], order: Int[torch.Tensor, "replica step batch"], recipe: Recipe, *,
+    frozen_blocks: Sequence[int] | None = None, trained_rows: Bool[torch.Tensor, "replica input"] | None = None,
+    trained_top: bool = True, at_once: int = 12, progress: bool = False, describe: str = "training",
+) -> Trained:  # fmt: skip
     """Train every replica by cross-entropy on its own examples in its own order, from `weights`, which are not changed.
 
     Frozen weights are constants: no gradient, no decay, equal to the last bit afterwards. Blocks in front of the first
@@ -378,10 +369,8 @@ class _Run:
         """All weights now: what trained over what did not."""
         now = {name: values.clone() for name, values in self.constant.items()} | self.bottom()
         now |= {name: self.leaves[name] for name in TOP if name in self.leaves}
-        for block, frozen in enumerate(self.frozen):
-            if frozen < len(self.rows):
-                for part in IN_BLOCK:
-                    now[f"{block}.{part}"][frozen:] = self.leaves[f"{block}.{part}"].detach()
+        for name in [name for name in self.leaves if name.partition(".")[2] in IN_BLOCK]:
+            now[name][self.frozen[int(name.split(".")[0])] :] = self.leaves[name].detach()
         return {name: values.detach() for name, values in now.items()}
 
 

@@ -142,7 +142,7 @@ def run(
     chosen = replace(chosen, sizes=chosen.sizes | {name: (example.sizes or {})[name] for name in sizes})
     settings = {
         "task": task, "distance": distance, **asdict(chosen), "embedding_only": embedding_only, "random": random,
-        "halves": None if halves is None else [list(half) for half in halves], "ceiling": example.gate.most,
+        "halves": halves and [list(half) for half in halves], "ceiling": example.gate.most,
         "gate": example.gate.least if gate is None else require.number("gate", gate, 0, 1),
         "threads": torch.get_num_threads(),
     }  # fmt: skip
