@@ -57,6 +57,8 @@ def test_tables(digits: Result, tmp_path: Path) -> None:
     assert len(one) == len(tasks.make("D", split=1, train_per_class=150).sides["A"].test.labels)
     loaded = Result.load(digits.save(tmp_path / "saved"))
     pd.testing.assert_frame_equal(loaded.table, table)
+    meanings = loaded.columns().set_index(["table", "column"]).meaning
+    assert (meanings != "").all() and meanings["items", "AnB@2"] == "class predicted by that net"
     pd.testing.assert_frame_equal(loaded.summary, digits.summary)
 
 
@@ -251,6 +253,16 @@ def test_pretrained(tiny_model: Callable[[str], TransformerBridge]) -> None:
     assert pairs.loc[("K (trained)", "R (trained)", 2), "difference"] == pytest.approx(
         summary.accuracy["trained", "K", 2] - summary.accuracy["trained", "R", 2]
     )
+
+
+def test_the_same_texts_with_other_labels_are_other_data(tiny_model: Callable[[str], TransformerBridge]) -> None:
+    options: dict[str, Any] = {"n": [4], "treatments": ["P"], "null": False, "steps": 2, "progress": False}
+    model, frame = tiny_model("llama"), statements()
+    pretrained.run(model, frame, **options)
+    turned = frame.assign(label=1 - frame.label)
+    found = pretrained.run(model, turned, **options).tables["items"]
+    wanted = pretrained.run(model, turned, resume=False, **options).tables["items"]
+    pd.testing.assert_frame_equal(found, wanted)  # nothing of the first run was read
 
 
 def test_no_step_leaves_the_tail_as_it_was(tiny_model: Callable[[str], TransformerBridge]) -> None:
