@@ -479,7 +479,7 @@ pd.DataFrame(rows, columns=["claim", "ours on", "published", "ours", "verdict"])
 #
 # - "General" and "specific" are relative to the two halves, their distance, and the number of examples. No feature is specific as such.
 # - A net that reaches its ceiling hides all of it: task D has noise and few images for that reason, and a task whose bases fail
-#   their gate is reported as failed (`digits.tables["gate"]`). In the kit, arithmetic (task Mod) fails: it learns its pairs by heart.
+#   their gate is reported as failed (`digits.tables["gate"]`).
 # - A residual stream passes inputs on. Random blocks are the baseline to beat, not chance.
 # - A few splits, one seed each, one small architecture. The intervals are over splits; other sizes are not covered.
 #

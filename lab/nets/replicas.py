@@ -1,22 +1,15 @@
-"""Many small transformers of one shape, trained side by side as one batched model.
+"""Many small transformers of one shape, trained side by side as one batched model: R models cost as many operations as one.
 
-    shape = Shape(n_blocks=4, d_model=64, n_heads=2, n_positions=32, n_classes=20, n_inputs=32)
-    weights = initial(shape, seeds=[0, 1, 2])                  # three replicas
-    trained = train(shape, weights, inputs, labels, order, Recipe(steps=300))
-    log_p = log_probabilities(shape, trained.weights, inputs)  # [replica example class]
+    weights = initial(Shape(n_blocks=4, d_model=64, n_heads=2, n_positions=32, n_classes=20, n_inputs=32), seeds=[0, 1, 2])
+    trained = train(shape, weights, inputs, labels, order, Recipe(steps=300))    # every weight: [replica, ...]
 
-A small model on a CPU spends much of its time between operations, not in them. Here every weight carries a leading
-`replica` axis and every product is one batched product, so that R models cost as many operations as one. Replicas share
-the shape and the recipe, and nothing else: each has its own initial weights, its own data in its own order, and its own
-frozen part. No sum runs over replicas (the gradient is not clipped, for its norm would be such a sum), so training one
-with others changes it by rounding only.
-
-The model: pre-norm blocks; norms inside blocks have no weights (a gain could be folded into the matrix behind it) and
-matrices no biases; ReLU; learned positions; class read at the last position after a final norm with gain and bias.
+Replicas share shape and recipe, and nothing else. No sum runs over them (so the gradient is not clipped): training one with
+others changes it by rounding only. Pre-norm blocks; norms in blocks have no weights (a gain could be folded into the matrix
+behind it), matrices no biases; ReLU; learned positions; the class is read at the last position, after a norm with gain and bias.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +23,7 @@ from lab import require
 Weights = dict[str, torch.Tensor]  # each [replica, ...]
 IN_BLOCK = ("qkv", "out", "mlp_in", "mlp_out")
 TOP = ("norm_gain", "norm_bias", "head", "head_bias")  # final norm and classifier
+_NO_DECAY = ("norm_gain", "norm_bias", "head_bias")
 _INPUT_STD = 0.2
 _EXAMPLES = 256  # scored at once, of every replica
 
@@ -38,9 +32,8 @@ _EXAMPLES = 256  # scored at once, of every replica
 class Shape:
     """What all replicas of a batch have in common.
 
-    n_inputs: number of tokens, or with `patches` numbers in a patch. causal: a position sees itself and earlier ones;
-    else all. The MLP is `mlp_ratio` times as wide as the stream. skip: attention and MLP add to the stream; False: what
-    they write replaces it, so that nothing passes a block unread, as in the nets of arXiv 1411.1792.
+    n_inputs: number of tokens, or with `patches` numbers in a patch. causal: a position sees itself and earlier ones, else
+    all. skip: attention and MLP add to the stream; False: they replace it, as in the nets of arXiv 1411.1792.
     """
 
     n_blocks: int
@@ -51,11 +44,10 @@ class Shape:
     n_inputs: int
     patches: bool = False
     causal: bool = True
-    mlp_ratio: int = 2
     skip: bool = True
 
     def __post_init__(self) -> None:
-        sizes = ("n_blocks", "d_model", "n_heads", "n_positions", "n_classes", "n_inputs", "mlp_ratio")
+        sizes = ("n_blocks", "d_model", "n_heads", "n_positions", "n_classes", "n_inputs")
         vars(self).update({name: require.whole(name, getattr(self, name), 1 + (name == "n_classes")) for name in sizes})
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}")
@@ -75,9 +67,11 @@ class Recipe:
     warmup: float = 0.1  # share of the steps
 
     def __post_init__(self) -> None:
-        vars(self).update(steps=require.whole("steps", self.steps, 0), batch=require.whole("batch", self.batch, 1))
-        vars(self).update(rate=require.number("rate", self.rate, above=0), decay=require.number("decay", self.decay, 0))
-        vars(self).update(warmup=require.number("warmup", self.warmup, 0, 1))
+        vars(self).update(
+            steps=require.whole("steps", self.steps, 0), batch=require.whole("batch", self.batch, 1),
+            rate=require.number("rate", self.rate, above=0), decay=require.number("decay", self.decay, 0),
+            warmup=require.number("warmup", self.warmup, 0, 1),
+        )  # fmt: skip
 
     def rate_at(self, step: int) -> float:
         """Learning rate of a step, 0..steps-1."""
@@ -97,16 +91,14 @@ class Trained:
 
 
 def initial(shape: Shape, seeds: Sequence[int], *, dtype: torch.dtype = torch.float32) -> Weights:
-    """Fresh weights, one replica a seed: a replica's depend on its seed only, not on its neighbours.
+    """Fresh weights, one replica a seed, whatever its neighbours.
 
-    Normal with standard deviation 1 / sqrt(fan-in), the two matrices that write to the stream divided by
-    sqrt(2 n_blocks) besides. A fixed small one instead makes deep random layers pass nothing on, and then a frozen
-    random net fails for that reason alone (the trap of random-n in arXiv 1411.1792). Tokens (or patches) and positions
-    enter the stream with 0.2, about what a block writes: their size does not matter to the norm that reads them, but
-    larger ones are slow to learn, and the one must not drown the other.
+    Normal with standard deviation 1 / sqrt(fan-in), the two matrices that write to the stream divided by sqrt(2 n_blocks)
+    besides: with a fixed small one deep random layers pass nothing on, and a frozen random net fails for that alone (the
+    trap of random-n in arXiv 1411.1792). Tokens and positions enter with 0.2, about what a block writes.
     """
     seeds = require.wholes("seeds", seeds, 0, 2**63 - 1, twice=True, hint=", one for each replica")
-    d, wide = shape.d_model, shape.mlp_ratio * shape.d_model
+    d, wide = shape.d_model, 2 * shape.d_model
     sizes = {
         "embedding": (shape.n_inputs, d, _INPUT_STD * (shape.n_inputs**-0.5 if shape.patches else 1.0)),
         "positions": (shape.n_positions, d, _INPUT_STD),
@@ -122,16 +114,20 @@ def initial(shape: Shape, seeds: Sequence[int], *, dtype: torch.dtype = torch.fl
         for name, (rows, columns, std) in sizes.items():
             drawn[name].append(std * torch.randn(rows, columns, generator=generator, dtype=torch.float64))
     weights = {name: torch.stack(values).to(dtype) for name, values in drawn.items()}
-    flat = {"norm_gain": torch.ones, "norm_bias": torch.zeros}
-    weights |= {name: make(len(seeds), d, dtype=dtype) for name, make in flat.items()}
-    weights["head_bias"] = torch.zeros(len(seeds), shape.n_classes, dtype=dtype)
-    return weights
+    n, classes = len(seeds), shape.n_classes
+    weights |= {"norm_gain": torch.ones(n, d, dtype=dtype), "norm_bias": torch.zeros(n, d, dtype=dtype)}
+    return weights | {"head_bias": torch.zeros(n, classes, dtype=dtype)}
 
 
-def below(shape: Shape, n: int, *, embedding: bool = True) -> list[str]:
+def matrices_of(weights: Weights, block: int) -> list[torch.Tensor]:
+    """The four matrices of a block."""
+    return [weights[f"{block}.{part}"] for part in IN_BLOCK]
+
+
+def below(shape: Shape, n: int) -> list[str]:
     """Names of the weights of the first n blocks, with the embedding and positions in front."""
-    names, n = ["embedding", "positions"] if embedding else [], require.whole("n", n, 0, shape.n_blocks)
-    return names + [f"{block}.{part}" for block in range(n) for part in IN_BLOCK]
+    n = require.whole("n", n, 0, shape.n_blocks)
+    return ["embedding", "positions", *(f"{block}.{part}" for block in range(n) for part in IN_BLOCK)]
 
 
 def pick(weights: Weights, replicas: Sequence[int]) -> Weights:
@@ -208,8 +204,7 @@ def log_probabilities(
         for batch in inputs.split(_EXAMPLES):
             stream = embed(shape, weights, batch.expand(replicas, *batch.shape))
             for block in range(shape.n_blocks):
-                matrices = [weights[f"{block}.{part}"] for part in IN_BLOCK]
-                stream = run_block(shape, stream, matrices, block == shape.n_blocks - 1)[0]
+                stream = run_block(shape, stream, matrices_of(weights, block), block == shape.n_blocks - 1)[0]
             parts.append(classify(weights, stream).log_softmax(-1))
     return torch.cat(parts, 1).numpy()
 
@@ -219,31 +214,27 @@ def match_sizes(
 ) -> Weights:
     """Weights scaled so that embedding, attention and MLP of each block write updates of the same size as in `like`.
 
-    Size = root mean square over the examples, positions and dimensions. Block by block from the first, each scaled
-    matrix at once: a block sees what the scaled ones below it give. The control for "it is only the scale of random
-    layers that differs". Both hold equally many replicas; the last block serves the last position only, so its sizes
-    are those there.
+    Size = root mean square over examples, positions and dimensions (the last block's at the last position). Block by block:
+    each sees what the scaled ones below it give. The control for "it is only the scale of random layers that differs".
     """
     _check_inputs(shape, inputs)
-    weights, replicas = {name: values.clone() for name, values in weights.items()}, len(weights["head"])
+    weights, batch = dict(weights), inputs.expand(len(weights["head"]), *inputs.shape)
 
     def ratio(wanted: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
         return (wanted.square().mean((1, 2)) / found.square().mean((1, 2))).sqrt()[:, None, None]
 
     with torch.inference_mode():
-        batch = inputs.expand(replicas, *inputs.shape)
         wanted, found = embed(shape, like, batch), embed(shape, weights, batch)
         scale = ratio(wanted, found)
-        weights["embedding"], weights["positions"], found = (
-            weights["embedding"] * scale, weights["positions"] * scale, found * scale,
-        )  # fmt: skip
+        weights |= {name: weights[name] * scale for name in ("embedding", "positions")}
+        found = found * scale
         for block in range(shape.n_blocks):
             last = block == shape.n_blocks - 1
-            wanted, *updates = run_block(shape, wanted, [like[f"{block}.{part}"] for part in IN_BLOCK], last)
+            wanted, *updates = run_block(shape, wanted, matrices_of(like, block), last)
             for place, name in enumerate(("out", "mlp_out")):
-                ours = run_block(shape, found, [weights[f"{block}.{part}"] for part in IN_BLOCK], last)[1 + place]
+                ours = run_block(shape, found, matrices_of(weights, block), last)[1 + place]
                 weights[f"{block}.{name}"] = weights[f"{block}.{name}"] * ratio(updates[place], ours)
-            found = run_block(shape, found, [weights[f"{block}.{part}"] for part in IN_BLOCK], last)[0]
+            found = run_block(shape, found, matrices_of(weights, block), last)[0]
     return {name: values.clone() for name, values in weights.items()}  # out of inference mode
 
 
@@ -251,40 +242,25 @@ def match_sizes(
 
 
 def train(
-    shape: Shape,
-    weights: Weights,
-    inputs: Shaped[torch.Tensor, "example position *patch"],
-    labels: Int[torch.Tensor, " example"],
-    order: Int[torch.Tensor, "replica step batch"],
-    recipe: Recipe,
-    *,
-    frozen_blocks: Sequence[int] | None = None,
-    trained_rows: Bool[torch.Tensor, "replica input"] | None = None,
-    trained_top: bool = True,
-    at_once: int = 12,
-    progress: bool = False,
-    describe: str = "training",
-) -> Trained:
-    """Train every replica by cross-entropy on its own examples in its own order.
+    shape: Shape, weights: Weights, inputs: Shaped[torch.Tensor, "example position *patch"],
+    labels: Int[torch.Tensor, " example"], order: Int[torch.Tensor, "replica step batch"], recipe: Recipe, *,
+    frozen_blocks: Sequence[int] | None = None, trained_rows: Bool[torch.Tensor, "replica input"] | None = None,
+    trained_top: bool = True, at_once: int = 12, progress: bool = False, describe: str = "training",
+) -> Trained:  # fmt: skip
+    """Train every replica by cross-entropy on its own examples in its own order, from `weights`, which are not changed.
 
-    Frozen weights are constants of the computation: no gradient, no decay, equal to the last bit afterwards. Blocks in
-    front of the first trained weight are run forward only, which saves two thirds of their cost.
+    Frozen weights are constants: no gradient, no decay, equal to the last bit afterwards. Blocks in front of the first
+    trained weight are run forward only, which saves two thirds of their cost.
 
     Args:
-        weights: where to start; not changed.
-        inputs: tokens [example, position] or patches [example, position, number]; one pool for all replicas.
-        labels: [example], 0..n_classes-1.
-        order: indices into the pool: what each replica sees at each step.
+        inputs, labels: one pool for all replicas; `order` holds indices into it: what each replica sees at each step.
         frozen_blocks: for each replica how many blocks, from the first, stay as they are; None: none.
         trained_rows: for each replica which rows of the embedding train; None: all. Positions train where all rows do.
-        trained_top: the final norm and the classifier train; False: they stay as they are, in all replicas.
-        at_once: replicas in one batch: more of them no longer save time, and take memory. Does not change results
-            beyond rounding.
-        progress: show a bar over steps.
+        trained_top: final norm and classifier train; False: they stay as they are, in all replicas.
+        at_once: replicas in one batch (time against memory); changes results by rounding only.
 
     Raises:
-        ValueError: shapes that do not fit each other or `shape`, an index outside the pool, a number of blocks outside
-            0..n_blocks.
+        ValueError: shapes that do not fit each other, an index outside the pool, blocks outside 0..n_blocks.
         FloatingPointError: a loss that is not finite, with the replica's number.
     """
     replicas = len(weights["head"])
@@ -292,24 +268,23 @@ def train(
     blocks = np.array(require.wholes("frozen_blocks", given, 0, shape.n_blocks, least=replicas, twice=True))
     at_once = require.whole("at_once", at_once, 1)
     rows = torch.ones(replicas, shape.n_inputs, dtype=torch.bool) if trained_rows is None else trained_rows
-    _check_training(shape, weights, inputs, labels, order, recipe, blocks, rows)
+    _check_training(shape, replicas, inputs, labels, order, recipe, blocks, rows)
     if not trained_top and not rows.any() and blocks.min() == shape.n_blocks:
         raise ValueError("every block, every row and the top are frozen: nothing is left to train")
     by_frozen = np.argsort(-blocks, kind="stable")  # frozen ones first, so that each block's replicas are neighbours
     result = {name: values.clone() for name, values in weights.items()}
-    loss = np.zeros(replicas)
+    loss, late = np.zeros(replicas), max(1, recipe.steps // 10)
     groups = np.array_split(by_frozen, -(-replicas // at_once))
     with tqdm(total=len(groups) * recipe.steps, desc=describe, disable=not progress, leave=False) as bar:
         for group in groups:
             mine = torch.as_tensor(group)
             part = {name: values[mine] for name, values in weights.items()}
             run = _Run(shape, part, blocks[group], rows[mine], recipe, trained_top)
-            for step, seen in enumerate(order[mine].transpose(0, 1)):
-                losses = run.step(inputs[seen], labels[seen], recipe.rate_at(step))
-                if step >= recipe.steps - max(1, recipe.steps // 10):
-                    loss[group] += losses / max(1, recipe.steps // 10)
-                if step % 10 == 9:
-                    bar.update(10)
+            for number, seen in enumerate(order[mine].transpose(0, 1)):
+                losses = run.step(inputs[seen], labels[seen], recipe.rate_at(number))
+                if number >= recipe.steps - late:
+                    loss[group] += losses / late
+                bar.update(10 * (number % 10 == 9))
             if not np.isfinite(loss[group]).all():
                 bad = int(group[~np.isfinite(loss[group])][0])
                 raise FloatingPointError(
@@ -318,6 +293,19 @@ def train(
             for name, values in run.weights().items():
                 result[name][mine] = values
     return Trained(result, loss)
+
+
+def descend(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor], loss: torch.Tensor, rate: float | None = None
+) -> None:
+    """One step down a loss, at this rate or at the optimizer's own; no gradient is kept for another step."""
+    for group in optimizer.param_groups if rate is not None else ():
+        group["lr"] = rate
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+    for parameter in parameters:
+        parameter.grad = None
 
 
 class _Run:
@@ -339,25 +327,22 @@ class _Run:
             if frozen < len(rows):
                 leaves |= {f"{block}.{part}": weights[f"{block}.{part}"][frozen:] for part in IN_BLOCK}
         self.leaves = {name: value.clone().requires_grad_() for name, value in leaves.items()}
-        small = [value for name, value in self.leaves.items() if name in ("norm_gain", "norm_bias", "head_bias")]
-        large = [value for name, value in self.leaves.items() if name not in ("norm_gain", "norm_bias", "head_bias")]
+        small = [self.leaves[name] for name in self.leaves if name in _NO_DECAY]
+        large = [self.leaves[name] for name in self.leaves if name not in _NO_DECAY]
         groups = [{"params": large, "weight_decay": recipe.decay}, {"params": small, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.98), fused=True)
         self.parameters = large + small
 
     def bottom(self) -> Weights:
         """Embedding and positions with their frozen rows put back."""
-        found = {}
+        found = {name: self.constant[name] for name in ("embedding", "positions")}
         for name, mask in (("embedding", self.rows), ("positions", self.whole)):
-            if name not in self.leaves:
-                found[name] = self.constant[name]
-            else:
+            if name in self.leaves:
                 found[name] = torch.where(mask, self.leaves[name], self.constant[name])
         return found
 
     def step(self, inputs: torch.Tensor, labels: torch.Tensor, rate: float) -> np.ndarray:
         """One step of all replicas; the losses before it, [replica]."""
-        n_blocks = self.shape.n_blocks
         stream = embed(self.shape, self.bottom(), inputs)
         still, moving = stream.split([self.frozen[0], len(stream) - self.frozen[0]])
         if not self.rows[: len(still)].any():  # nothing below their frozen blocks trains: no way back is needed
@@ -366,32 +351,26 @@ class _Run:
             if frozen < len(still):  # these train from here on
                 still, joining = still.split([frozen, len(still) - frozen])
                 moving = torch.cat([joining, moving])
-            last = block == n_blocks - 1
+            last = block == self.shape.n_blocks - 1
             if len(still):
-                matrices = [self.constant[f"{block}.{part}"][:frozen] for part in IN_BLOCK]
-                still = run_block(self.shape, still, matrices, last)[0]
+                still = run_block(self.shape, still, [one[:frozen] for one in matrices_of(self.constant, block)], last)[
+                    0
+                ]
             if len(moving):
-                moving = run_block(self.shape, moving, [self.leaves[f"{block}.{part}"] for part in IN_BLOCK], last)[0]
+                moving = run_block(self.shape, moving, matrices_of(self.leaves, block), last)[0]
         stream = torch.cat([part for part in (still, moving) if len(part)])
         logits = classify({name: self.leaves.get(name, self.constant[name]) for name in TOP}, stream)
         losses = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
         losses = losses.view(labels.shape).mean(1)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        gradients = torch.autograd.grad(losses.sum(), self.parameters)
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
-        self.optimizer.step()
+        descend(self.optimizer, self.parameters, losses.sum(), rate)
         return losses.detach().numpy()
 
     def weights(self) -> Weights:
         """All weights now: what trained over what did not."""
         now = {name: values.clone() for name, values in self.constant.items()} | self.bottom()
         now |= {name: self.leaves[name] for name in TOP if name in self.leaves}
-        for block, frozen in enumerate(self.frozen):
-            if frozen < len(self.rows):
-                for part in IN_BLOCK:
-                    now[f"{block}.{part}"][frozen:] = self.leaves[f"{block}.{part}"].detach()
+        for name in [name for name in self.leaves if name.partition(".")[2] in IN_BLOCK]:
+            now[name][self.frozen[int(name.split(".")[0])] :] = self.leaves[name].detach()
         return {name: values.detach() for name, values in now.items()}
 
 
@@ -399,18 +378,12 @@ def orders(
     examples: Sequence[Int[np.ndarray, " example"]], seeds: Sequence[int], recipe: Recipe
 ) -> Int[torch.Tensor, "replica step batch"]:
     """Order of training: for each replica its examples (indices into the pool) in passes, each pass shuffled anew."""
-    found = [_passes(own, seed, recipe) for own, seed in zip(examples, seeds, strict=True)]
+    found, needed = [], recipe.steps * recipe.batch
+    for own, seed in zip(examples, seeds, strict=True):
+        rng = np.random.default_rng(seed)
+        passes = [rng.permutation(own) for _ in range(-(-needed // len(own)))]
+        found.append(np.concatenate(passes)[:needed].reshape(recipe.steps, recipe.batch))
     return torch.as_tensor(np.stack(found))
-
-
-def _passes(examples: np.ndarray, seed: int, recipe: Recipe) -> np.ndarray:
-    rng, needed = np.random.default_rng(seed), recipe.steps * recipe.batch
-
-    def shuffled() -> Iterator[np.ndarray]:
-        for _ in range(-(-needed // len(examples))):
-            yield rng.permutation(examples)
-
-    return np.concatenate(list(shuffled()))[:needed].reshape(recipe.steps, recipe.batch)
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------
@@ -425,19 +398,11 @@ def _check_inputs(shape: Shape, inputs: torch.Tensor) -> None:
 
 
 def _check_training(
-    shape: Shape,
-    weights: Weights,
-    inputs: torch.Tensor,
-    labels: torch.Tensor,
-    order: torch.Tensor,
-    recipe: Recipe,
-    blocks: np.ndarray,
-    rows: torch.Tensor,
-) -> None:
-    replicas = len(weights["head"])
+    shape: Shape, replicas: int, inputs: torch.Tensor, labels: torch.Tensor, order: torch.Tensor, recipe: Recipe,
+    blocks: np.ndarray, rows: torch.Tensor,
+) -> None:  # fmt: skip
     _check_inputs(shape, inputs)
-    if tuple(order.shape) != (replicas, recipe.steps, recipe.batch):
-        wanted = (replicas, recipe.steps, recipe.batch)
+    if tuple(order.shape) != (wanted := (replicas, recipe.steps, recipe.batch)):
         raise ValueError(f"order has shape {tuple(order.shape)}; wanted [replica step batch] = {wanted}")
     if order.min() < 0 or order.max() >= len(inputs):
         raise ValueError(f"order holds indices {order.min()} to {order.max()}; the pool has 0 to {len(inputs) - 1}")

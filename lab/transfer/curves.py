@@ -4,16 +4,12 @@
     result = transfer.run("S", "standard", distance="far") # Markov chains against rules
     result.summary                                         # four curves over n, paired, with intervals
 
-After Yosinski et al. (arXiv 1411.1792), carried over to small transformers, with what that work lacks: every difference
-paired by split, seed and target; equal steps, batch order and fresh upper weights in all treatments; accuracy after the
-last step instead of the best of many evaluations; random features with matched sizes; a gate. `transfer_pretrained` asks
-the like of a language model. What it does not show: that features are general or specific as such. They are so for this pair of
-halves, this distance, this many examples.
+After Yosinski et al. (arXiv 1411.1792), carried over to small transformers, with what that work lacks: every difference paired
+by split, seed and target; equal steps; accuracy after the last step; random features with matched sizes; a gate.
 """
 
 import difflib
 import inspect
-import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
@@ -26,13 +22,37 @@ import torch
 from lab import require
 from lab.nets import replicas
 from lab.nets.replicas import Recipe, Shape, Weights
-from lab.results import Result, check_executor, keep, run_shards, versions
+from lab.results import Result, check_executor, joined, keep, study, versions
 from lab.transfer import statistics, tasks
-from lab.transfer.tasks import Task, seed_of
+from lab.transfer.tasks import SIDES, Task, seed_of
 
 METRICS = ("accuracy", "nll")
 _FROZEN = ("BnB", "AnB", "random", "random_matched")
 _MATCHED_ON = 256  # training examples on which sizes are matched
+
+
+class _Columns(dict[str, str]):
+    """What columns mean; a further column of "items" is called after the net whose predictions it holds."""
+
+    def get(self, key: str, default: Any = "") -> Any:
+        return super().get(key) or default or ("class predicted by that net" if key.startswith("items.") else "")
+
+
+COLUMNS = _Columns({
+    "task": "D or S", "distance": "near or far", "split": "number of the split, which makes the halves",
+    "seed": "of examples, weights and batches", "target": "half trained and tested on", "treatment": "see statistics.TREATMENTS",
+    "part": "what was copied: none, embedding, or blocks (and the embedding)", "n": "number of blocks copied",
+    "metric": "accuracy; nll and train_loss in nats", "value": "of the metric, after the last step",
+    "gate": "passed, or base failed and why; then the bases are all there is", "side": "half of a base",
+    "accuracy": "of that base", "least": "accuracy wanted", "most": "accuracy at the ceiling",
+    "item": "number of the test item", "label": "its class", "curve": "see statistics.CURVES",
+    "estimate": "mean over clusters of paired differences (nll: sign turned)", "levels.estimate": "mean over clusters",
+    "difference": "of two treatments (nll: sign turned)", "low": "of the 95 % t interval over clusters", "high": "see low",
+    "boot_low": "of a bootstrap over clusters, which is too narrow", "boot_high": "see boot_low", "p": "t test against 0",
+    "p_holm": "p, Holm-corrected over n of blocks", "n_pairs": "number of pairs", "n_runs": "number of nets",
+    "n_clusters": "number of (split, seed)", "n_star": "first n from which on specificity is above 0",
+    "n_star_holm": "the same by p_holm", "n_max": "largest n measured",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,41 +72,22 @@ class Preset:
 
 
 # Steps and data were cut until the bases just passed their gates on two CPU cores, well below the ceiling: D 0.84 to 0.95
-# (chance 0.2), S 0.65 to 0.81 (chance 0.05), F 0.76 to 0.91 of the facts stored (chance 0.005; 50 steps more: 0.97). On D,
-# steps of 4 learn as much as steps of 8: half the arithmetic, and with stacked replicas no more overhead. Mod learns its
-# training pairs and nothing else (2,500 steps of 256: training 1.0, test 0.04), so it fails its gate. Nothing of "full"
-# has been run.
+# (chance 0.2), S 0.65 to 0.81 (chance 0.05). On D, steps of 4 learn as much as steps of 8. Nothing of "full" has been run.
 _D = Recipe(steps=400, batch=4, rate=1e-3, decay=0.01)
 _S = Recipe(steps=600, batch=16, rate=3e-3, decay=0.1)
-_F = Recipe(steps=450, batch=64, rate=2e-3, decay=0.1)
-_MOD = Recipe(steps=1500, batch=64, rate=2e-3, decay=1.0)
-_BOTH = ("A", "B")
+_LONG_S = replace(_S, steps=2000, rate=1e-3)
+_WIDE: dict[str, Any] = {"d_model": 128, "n_heads": 4, "sizes": {"train_per_class": 500}}
 PRESETS: dict[str, dict[str, Preset]] = {
-    "quick": {
-        "D": Preset(6, _D, (0, 1, 2, 4, 6), splits=5),
-        "S": Preset(4, _S, (0, 2, 4), splits=2),
-        "F": Preset(4, _F, (0, 2, 4), splits=3),
-        "Mod": Preset(2, _MOD, (0, 1, 2), splits=2),
-    },
+    "quick": {"D": Preset(6, _D, (0, 1, 2, 4, 6), splits=5), "S": Preset(4, _S, (0, 2, 4), splits=2)},
     "standard": {
-        "D": Preset(6, _D, (0, 1, 2, 3, 4, 5, 6), splits=10, targets=_BOTH),
-        "S": Preset(4, _S, (0, 1, 2, 3, 4), splits=4, targets=_BOTH),
-        "F": Preset(4, _F, (0, 1, 2, 3, 4), splits=4, targets=_BOTH),
-        "Mod": Preset(2, replace(_MOD, steps=5000, batch=256), (0, 1, 2), splits=4, targets=_BOTH),
+        "D": Preset(6, _D, tuple(range(7)), splits=10, targets=SIDES),
+        "S": Preset(4, _S, tuple(range(5)), splits=4, targets=SIDES),
     },
     "full": {
-        "D": Preset(6, _D, (0, 1, 2, 3, 4, 5, 6), splits=20, targets=_BOTH, seeds=3),
-        "S": Preset(
-            *(8, replace(_S, steps=2000, rate=1e-3), tuple(range(9))), splits=4, targets=_BOTH, seeds=3, d_model=128,
-            n_heads=4, sizes={"train_per_class": 500},
-        ),
-        "F": Preset(6, _F, tuple(range(7)), splits=4, targets=_BOTH, seeds=3, d_model=128, n_heads=4),
-        "Mod": Preset(
-            *(2, replace(_MOD, steps=40_000, batch=512, rate=1e-3), (0, 1, 2)), splits=4, targets=_BOTH, seeds=3,
-            d_model=128, n_heads=4,
-        ),
+        "D": Preset(6, _D, tuple(range(7)), splits=20, targets=SIDES, seeds=3),
+        "S": Preset(8, _LONG_S, tuple(range(9)), splits=4, targets=SIDES, seeds=3, **_WIDE),
     },
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -108,154 +109,76 @@ class _Planned:
 
 
 def run(
-    task: str = "S",
-    preset: str = "quick",
-    *,
-    seed: int = 0,
-    distance: str = "near",
-    n: Sequence[int] | None = None,
-    splits: int | None = None,
-    seeds: int | None = None,
-    targets: Sequence[str] | None = None,
-    steps: int | None = None,
-    n_blocks: int | None = None,
-    skip: bool = True,
-    embedding_only: bool = True,
-    random: bool = True,
-    own_rows: str = "fresh",
-    halves: tuple[Sequence[int], Sequence[int]] | None = None,
-    gate: float | None = None,
-    at_once: int = 12,
-    resume: bool = True,
-    executor: Executor | None = None,
-    progress: bool = True,
-    **sizes: Any,
-) -> Result:
-    """Train all treatments of one task, and compare them pairwise.
+    task: str = "S", preset: str = "quick", *, seed: int = 0, distance: str = "near", n: Sequence[int] | None = None,
+    splits: int | None = None, seeds: int | None = None, targets: Sequence[str] | None = None, steps: int | None = None,
+    n_blocks: int | None = None, skip: bool = True, embedding_only: bool = True, random: bool = True,
+    halves: tuple[Sequence[int], Sequence[int]] | None = None, gate: float | None = None, at_once: int = 12,
+    resume: bool = True, executor: Executor | None = None, progress: bool = True, **sizes: Any,
+) -> Result:  # fmt: skip
+    """Train all treatments (`statistics.TREATMENTS`) of one task for each split and seed, and compare them pairwise.
 
-    For each split and seed: baseA and baseB; if both pass the task's gate, for each target half and n the nets BnB, AnB,
-    BnB_plus, AnB_plus, random and random_matched (see `lab.transfer.statistics`), the control n = 0 ("BnB"
-    with nothing copied: a new seed of the base), base2, and "E": the embedding alone copied. The final norm and the
-    classifier are always fresh, and never shared by the halves; what is not copied comes from one fresh net a target, the
-    same in all treatments. So does the order of the batches.
-
-    Departures from the paper: blocks for layers; the embedding and positions travel with n >= 1; one net for a target's
-    fresh weights, which pairs the treatments; base2 keeps its classifier, as it goes on; tokens that the source never saw
-    (F, Mod) get fresh rows that train, in all treatments alike (`own_rows`).
+    Final norm and classifier are always fresh; what is not copied comes from one fresh net a target, and so does the order
+    of batches. n = 0 ("BnB" with nothing copied) is a new seed of the base. Departures from the paper: blocks for layers; the
+    embedding travels with n >= 1; tokens that the other half lacks get fresh rows that train. Compare treatments at one n, not
+    points along a curve. Other numbers of threads round otherwise, and training turns that into other nets.
 
     Args:
-        task: D, S, F or Mod (`lab.transfer.tasks`).
-        preset: quick, standard or full: sizes in `PRESETS`.
-        seed: first of the seeds; a seed draws examples, initial weights and batch order, a split the halves.
-        distance: near or far.
-        n, splits, seeds, targets, steps, n_blocks: instead of the preset's: numbers of copied blocks; numbers of splits and
-            of seeds a split; halves trained on ("A", "B"); steps; blocks of the net (then pass n as well).
-        skip: attention and MLP add to the stream. False: they replace it, as layers do in the paper's nets: is a residual
-            stream the reason for a missing dip of co-adaptation, and for strong random features? Takes few blocks. No
-            random_matched then: the norm that reads an update undoes its scale.
-        embedding_only: also "E".
-        random: also random and random_matched.
-        own_rows: what the rows of tokens that the other half lacks (F, Mod) start from; they train in every treatment.
-            "fresh": new ones, in BnB as in AnB: specificity then is about the blocks alone, but co-adaptation also holds
-            what learning these rows anew costs. "copied": from the source: the other way round.
-        halves: class numbers of A and B instead of random ones (D, S near): the same in all splits.
-        gate: least accuracy of the bases, instead of the task's own.
+        n, splits, seeds, targets, steps, n_blocks: instead of those of `PRESETS`; with other `n_blocks` pass n as well.
+        distance, halves, sizes: of the task, see `tasks.make`. gate: least accuracy of the bases, instead of its own.
+        skip: False: blocks replace the stream, as layers do in the paper's nets; then without random_matched, as the norm
+            that reads an update undoes its scale. embedding_only: also the embedding alone copied. random: also random nets.
         at_once: replicas trained in one batch (memory against time).
-        resume: keep finished (split, seed) under the cache folder, and go on from them after an interruption.
-        executor: runs them elsewhere (`lab.results.run_shards`).
-        progress: print an estimate and show progress bars.
-        sizes: of the task, see `tasks.make`.
-
-    Returns:
-        Result with
-        `.table`: task, distance, split, seed, target, treatment, part, n, metric (accuracy; nll, train_loss: nats), value,
-            gate ("passed" or "base failed: ..."; then the bases are all there is).
-        `.summary`: `statistics.curves` of the splits that passed; empty if none did.
-        `.tables`: "gate" (a row a split, seed and half), "levels", "differences", "n_star", and "items": each test item
-            with the class predicted by each net (column `statistics.run_name`).
-
-    Raises:
-        ValueError: unknown task, preset, distance or size; n outside 0..blocks; overlapping halves; all before training.
-
-    A frozen net with larger n has fewer trained blocks: compare treatments at one n, not points along one curve. A
-    residual stream passes its input on, so random blocks are a strong baseline. The same seed gives the same numbers
-    with the same number of threads: another number sums in another order, and training turns that rounding into other
-    nets, as another seed would.
     """
     tasks.check(task, distance)
     _check_options(task, sizes)
     check_executor(executor)
     seed, at_once = require.seed(seed, hint="; seeds= says how many"), require.whole("at_once", at_once, 1)
-    chosen = PRESETS[require.one_of("preset", preset, PRESETS)][task]
-    blocks = chosen.n_blocks if n_blocks is None else require.whole("n_blocks", n_blocks, 1)
     skip, embedding_only, random = require.flags(skip=skip, embedding_only=embedding_only, random=random)
-    steps = chosen.recipe.steps if steps is None else require.whole("steps", steps, 1)
-    chosen = replace(
-        chosen,
-        n=tuple(sorted(require.wholes("n", chosen.n if n is None else n, 0, blocks))),
-        splits=chosen.splits if splits is None else require.whole("splits", splits, 1),
-        seeds=chosen.seeds if seeds is None else require.whole("seeds", seeds, 1),
-        targets=tuple(require.some_of("targets", chosen.targets if targets is None else targets, _BOTH)),
-        recipe=replace(chosen.recipe, steps=steps),
-        n_blocks=blocks,
-        skip=skip,
-        sizes={**chosen.sizes, **sizes},
-    )
-    own_rows = require.one_of("own_rows", own_rows, ("fresh", "copied"))
+    given = {"n": n, "splits": splits, "seeds": seeds, "targets": targets, "steps": steps, "n_blocks": n_blocks}
+    chosen = _sizes(task, preset, given, skip=skip)
     if halves is not None:
         halves = tasks.check_halves(halves, 10 if task == "D" else 40)
-    example = tasks.make(task, distance=distance, split=0, seed=seed, halves=halves, **chosen.sizes)
-    chosen = replace(chosen, sizes={**chosen.sizes, **{name: (example.sizes or {})[name] for name in sizes}})
-    least = example.gate.least if gate is None else require.number("gate", gate, 0, 1)
+    example = tasks.make(task, distance=distance, split=0, seed=seed, halves=halves, **chosen.sizes | sizes)
+    chosen = replace(chosen, sizes=chosen.sizes | {name: (example.sizes or {})[name] for name in sizes})
     settings = {
         "task": task, "distance": distance, **asdict(chosen), "embedding_only": embedding_only, "random": random,
-        "own_rows": own_rows, "halves": None if halves is None else [list(half) for half in halves], "gate": least,
-        "ceiling": example.gate.most, "threads": torch.get_num_threads(),
+        "halves": halves and [list(half) for half in halves], "ceiling": example.gate.most,
+        "gate": example.gate.least if gate is None else require.number("gate", gate, 0, 1),
+        "threads": torch.get_num_threads(),
     }  # fmt: skip
     known = {name: value for name, value in settings.items() if name not in ("splits", "seeds")}
-    kept, shards = keep(_shard, resume=resume), []
-    for split in range(chosen.splits):
-        for one in range(seed, seed + chosen.seeds):
-            shard: dict[str, Any] = {"split": split, "seed": one, "settings": known}
-            key = kept.key(shard)
-            shards.append({**shard, "key": key, "at_once": at_once, "progress": progress and executor is None})
-    missing = [one for one in shards if not kept.has(one["key"])]
-    if progress and missing:
-        _print_estimate(example, chosen, _plan(known), len(missing), at_once)
-    parts = run_shards(_shard, shards, folder=kept.folder, executor=executor, describe="splits", progress=progress)
-    table = pd.concat([part.table for part in parts], ignore_index=True)
-    names = ("gate", "items")
-    tables = {name: pd.concat([part.tables[name] for part in parts], ignore_index=True) for name in names}
-    _say_failures(tables["gate"], len(shards))
-    scored = statistics.passed(table)
-    scored = scored[scored.metric.isin(METRICS)]
-    summary = pd.DataFrame(columns=statistics.CURVE_COLUMNS)
+    every = range(seed, seed + chosen.seeds)
+    places = [{"split": split, "seed": one} for split in range(chosen.splits) for one in every]
+    parts = study(
+        work, places, kept=keep(work, resume=resume), known={"settings": known}, executor=executor, describe="splits",
+        shared={"settings": known, "at_once": at_once, "progress": progress and executor is None}, progress=progress,
+    )  # fmt: skip
+    table, tables = joined(parts)
+    _say_failures(tables["gate"], len(places))
+    scored, summary = _scored(table), pd.DataFrame(columns=statistics.CURVE_COLUMNS)
     if len(scored):
         summary = statistics.curves(scored)
-        tables["levels"] = statistics.levels(scored)
-        tables["differences"] = statistics.differences(scored)
+        tables |= {"levels": statistics.levels(scored), "differences": statistics.differences(scored)}
         tables["n_star"] = statistics.n_star(summary)
+    skips = "" if skip else ", no skip connections"
     parameters = {
-        **settings, "preset": preset, "seed": seed, "model": _name(chosen), "dataset": task, "n_classes": example.n_classes,
+        **settings, "preset": preset, "seed": seed, "dataset": task, "n_classes": example.n_classes,
+        "model": f"transformer, {chosen.n_blocks} blocks, d_model {chosen.d_model}{skips}",
         "data_checksum": example.checksum(), "versions": versions(),
     }  # fmt: skip
-    return Result("transfer", table, summary, parameters, tables)
+    return Result("transfer", table, summary, parameters, tables).described(COLUMNS)
+
+
+def _scored(table: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy and nll of the runs whose bases passed."""
+    return statistics.passed(table)[lambda rows: rows.metric.isin(METRICS)]
 
 
 def compare(result: Result, first: str, second: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Paired differences of two treatments at every n, and their curve with intervals: first minus second.
-
-    Returns:
-        Tables of `statistics.differences` and of `statistics.curves`.
-
-    Raises:
-        ValueError: unknown treatments, or a result in which no split passed its gate.
-    """
-    scored = statistics.passed(result.table)
-    scored = scored[scored.metric.isin(METRICS)]
+    """First minus second, paired, at every n: tables of `statistics.differences` and of `statistics.curves`."""
+    scored = _scored(result.table)
     there = sorted(scored.treatment.unique())
-    unknown = [name for name in (first, second) if name not in there]
-    if unknown or first == second:
+    if first == second or not {first, second} <= {*there}:
         raise ValueError(f"compare({first!r}, {second!r}): pass two of {', '.join(there) or 'none (no split passed)'}")
     chosen = {f"{first} - {second}": (first, second)}
     return statistics.differences(scored, chosen), statistics.curves(scored, chosen)
@@ -270,64 +193,46 @@ def task_of(result: Result, split: int = 0, seed: int | None = None) -> Task:
     )
 
 
-# --- one shard: one split and seed ----------------------------------------------------------------------------------
+# --- one part: one split and seed -----------------------------------------------------------------------------------
 
 
-def _shard(*, split: int, seed: int, settings: dict[str, Any], at_once: int, progress: bool, key: str = "") -> Result:
+def work(*, split: int, seed: int, settings: dict[str, Any], at_once: int, progress: bool) -> Result:
     """Bases, gate, and all treatments of one split and seed."""
-    settings = dict(settings)
-    recipe = Recipe(**settings["recipe"])
     task = tasks.make(
         settings["task"], distance=settings["distance"], split=split, seed=seed, halves=settings["halves"],
         **settings["sizes"],
     )  # fmt: skip
-    shape = _shape(task, **{name: settings[name] for name in ("n_blocks", "d_model", "n_heads", "skip")})
     about = {"task": task.name, "distance": task.distance, "split": split, "seed": seed}
-    pool = _Pool(task, recipe, (split, seed))
-    trained = _train_bases(shape, pool, recipe, split, seed, progress)
-    bases = {side: replicas.pick(trained.weights, [place]) for place, side in enumerate(_BOTH)}
-    base_scores = {
-        side: {**_score(shape, bases[side], pool.test[side])[0], "train_loss": float(trained.loss[place])}
-        for place, side in enumerate(_BOTH)
-    }
-    accuracy = {side: score["accuracy"] for side, score in base_scores.items()}
+    shape = _shape(task, *(settings[name] for name in ("n_blocks", "d_model", "n_heads", "skip")))
+    pool = _Pool(task, shape, Recipe(**settings["recipe"]), {"at_once": at_once, "progress": progress})
+    start = replicas.initial(shape, [seed_of("base", *_where(task), side) for side in SIDES])
+    trained, scores = pool.train(
+        [_Planned(side, "base") for side in SIDES], start, f"split {split}, seed {seed}: bases"
+    )
+    bases = {side: replicas.pick(trained, [place]) for place, side in enumerate(SIDES)}
+    accuracy = {net.target: score["accuracy"] for net, score in scores.items()}
     verdict = tasks.Gate(settings["gate"], settings["ceiling"]).verdict(accuracy)
-    gate = pd.DataFrame(
-        [{**about, "side": side, "accuracy": accuracy[side], "least": settings["gate"], "most": settings["ceiling"],
-          "gate": verdict} for side in _BOTH]
-    )  # fmt: skip
-    rows, items = [], []
+    gate = [{**about, "side": side, "accuracy": accuracy[side], "least": settings["gate"], "most": settings["ceiling"],
+             "gate": verdict} for side in SIDES]  # fmt: skip
     plan = _plan(settings) if verdict == "passed" else []
-    starts = [_start(shape, task, bases, net, settings, split, seed) for net in plan]
-    results = None
     if plan:
-        results = replicas.train(
-            *(shape, replicas.join(starts), pool.inputs, pool.labels, pool.order([net.target for net in plan]), recipe),
-            frozen_blocks=[net.n if net.frozen else 0 for net in plan],
-            trained_rows=torch.stack([_trained_rows(task, net) for net in plan]),
-            at_once=at_once, progress=progress, describe=f"split {split}, seed {seed}: treatments",
-        )  # fmt: skip
-    for target in settings["targets"] if plan else _BOTH:
-        scores = {"base": (_Planned(target, "base"), base_scores[target])}
-        mine = [place for place, net in enumerate(plan) if net.target == target]
-        if results is not None:
-            found = _score(shape, replicas.pick(results.weights, mine), pool.test[target])
-            for place, score in zip(mine, found, strict=True):
-                score["train_loss"] = float(results.loss[place])
-                scores[plan[place].name] = (plan[place], score)
-        for net, score in scores.values():
+        start = replicas.join([_start(shape, task, bases, net) for net in plan])
+        scores |= pool.train(plan, start, f"split {split}, seed {seed}: treatments")[1]
+    rows, items = [], []
+    for target in settings["targets"] if plan else SIDES:
+        mine = {net: score for net, score in scores.items() if net.target == target}
+        for net, score in mine.items():
             where = {**about, "target": target, "treatment": net.treatment, "part": net.part, "n": net.n}
-            rows += [
-                {**where, "metric": name, "value": score[name]} for name in (*METRICS, "train_loss") if name in score
-            ]
-        labels = pool.test[target][1].numpy()
-        predicted = {name: score["predicted"] for name, (_, score) in scores.items()}
-        items.append(
-            pd.DataFrame({**about, "target": target, "item": np.arange(len(labels)), "label": labels, **predicted})
-        )
-    table = pd.DataFrame(rows).assign(gate=verdict)
-    tables = {"gate": gate, "items": pd.concat(items, ignore_index=True)}
-    return Result("transfer", table, pd.DataFrame(), {**settings, **about}, tables)
+            rows += [{**where, "metric": name, "value": score[name]} for name in (*METRICS, "train_loss")]
+        labels, predicted = pool.test[target][1].numpy(), {net.name: score["predicted"] for net, score in mine.items()}
+        places = {"target": target, "item": np.arange(len(labels)), "label": labels}
+        items.append(pd.DataFrame({**about, **places, **predicted}))
+    tables = {"gate": pd.DataFrame(gate), "items": pd.concat(items, ignore_index=True)}
+    return Result("transfer", pd.DataFrame(rows).assign(gate=verdict), pd.DataFrame(), {**settings, **about}, tables)
+
+
+def _where(task: Task) -> tuple[str, str, int, int]:
+    return task.name, task.distance, task.split, task.seed
 
 
 def _plan(settings: dict[str, Any]) -> list[_Planned]:
@@ -349,17 +254,14 @@ def _plan(settings: dict[str, Any]) -> list[_Planned]:
     return nets
 
 
-def _start(
-    shape: Shape, task: Task, bases: dict[str, Weights], net: _Planned, settings: dict[str, Any], split: int, seed: int
-) -> Weights:
+def _start(shape: Shape, task: Task, bases: dict[str, Weights], net: _Planned) -> Weights:
     """Weights of a net before training: [1, ...]."""
     if net.treatment == "base2":
         return replicas.pick(bases[net.target], [0])
-    where = (task.name, task.distance, split, seed, net.target)
+    where, other = (*_where(task), net.target), tasks.other(net.target)
     start = replicas.initial(shape, [seed_of("fresh", *where)])
     if net.part == "none":
         return start
-    other = _BOTH[1 - _BOTH.index(net.target)]
     if net.treatment.startswith("random"):
         source = replicas.initial(shape, [seed_of("random", *where)])
         if net.treatment == "random_matched":
@@ -368,70 +270,53 @@ def _start(
             source = replicas.match_sizes(shape, source, bases[other], seen[torch.as_tensor(chosen)])
     else:
         source = bases[net.target if net.treatment.startswith("BnB") else other]
-    fresh_rows = start["embedding"].clone()
-    for name in replicas.below(shape, net.n):
-        start[name] = source[name].clone()
-    if settings["own_rows"] == "fresh":
-        own = torch.as_tensor(task.own_tokens(net.target))
-        start["embedding"][:, own] = fresh_rows[:, own]
+    fresh, own = start["embedding"].clone(), torch.as_tensor(task.own_tokens(net.target))
+    start |= {name: source[name].clone() for name in replicas.below(shape, net.n)}
+    start["embedding"][:, own] = fresh[:, own]  # in all treatments alike: specificity is about the blocks
     return start
 
 
 def _trained_rows(task: Task, net: _Planned) -> torch.Tensor:
     """Which rows of the embedding train: all, or in a frozen net those of tokens that the other half lacks."""
-    rows = torch.ones(task.n_inputs, dtype=torch.bool)
-    if net.frozen:
-        rows[:] = False
-        rows[torch.as_tensor(task.own_tokens(net.target))] = True
+    rows = torch.full((task.n_inputs,), not net.frozen)
+    rows[torch.as_tensor(task.own_tokens(net.target))] = True
     return rows
 
 
-def _train_bases(
-    shape: Shape, pool: "_Pool", recipe: Recipe, split: int, seed: int, progress: bool
-) -> replicas.Trained:
-    where = (pool.task.name, pool.task.distance, split, seed)
-    start = replicas.initial(shape, [seed_of("base", *where, side) for side in _BOTH])
-    return replicas.train(
-        shape, start, pool.inputs, pool.labels, pool.order(_BOTH), recipe, progress=progress,
-        describe=f"split {split}, seed {seed}: bases",
-    )  # fmt: skip
-
-
 class _Pool:
-    """Training examples of both halves as one array, and each half's order of batches."""
+    """Training examples of both halves as one array, each half's order of batches, and its test examples."""
 
-    def __init__(self, task: Task, recipe: Recipe, where: tuple[int, int]) -> None:
-        self.task, self.recipe = task, recipe
-        train = [task.sides[side].train for side in _BOTH]
+    def __init__(self, task: Task, shape: Shape, recipe: Recipe, options: dict[str, Any]) -> None:
+        self.task, self.shape, self.recipe, self.options = task, shape, recipe, options
+        train = [task.sides[side].train for side in SIDES]
         self.inputs = torch.as_tensor(np.concatenate([part.inputs for part in train]))
         self.labels = torch.as_tensor(np.concatenate([part.labels for part in train]))
         ends = np.cumsum([0, *(len(part.labels) for part in train)])
-        self.rows = {side: np.arange(ends[place], ends[place + 1]) for place, side in enumerate(_BOTH)}
-        self.seeds = {side: seed_of("order", task.name, task.distance, *where, side) for side in _BOTH}
-        self.test = {
-            side: (torch.as_tensor(half.test.inputs), torch.as_tensor(half.test.labels))
-            for side, half in task.sides.items()
-        }
+        self.rows = {side: np.arange(ends[place], ends[place + 1]) for place, side in enumerate(SIDES)}
+        self.seeds = {side: seed_of("order", *_where(task), side) for side in SIDES}
+        self.test = {side: (torch.as_tensor(half.test.inputs), torch.as_tensor(half.test.labels))
+                     for side, half in task.sides.items()}  # fmt: skip
 
-    def order(self, targets: Sequence[str]) -> torch.Tensor:
-        """What each replica sees: the same for all replicas of a target."""
-        once = {side: replicas.orders([self.rows[side]], [self.seeds[side]], self.recipe)[0] for side in set(targets)}
-        return torch.stack([once[target] for target in targets])
-
-
-def _score(shape: Shape, weights: Weights, test: tuple[torch.Tensor, torch.Tensor]) -> list[dict[str, Any]]:
-    """For each replica: accuracy, nll (nats) and the predicted classes."""
-    inputs, labels = test
-    log_p = replicas.log_probabilities(shape, weights, inputs)
-    right = labels.numpy()
-    return [
-        {
-            "accuracy": float((one.argmax(-1) == right).mean()),
-            "nll": float(-one[np.arange(len(right)), right].mean()),
-            "predicted": one.argmax(-1),
-        }
-        for one in log_p
-    ]
+    def train(self, nets: Sequence[_Planned], start: Weights, words: str) -> tuple[Weights, dict[_Planned, Any]]:
+        """Weights after training, the same batches for all nets of a target, and what each net scores on its test examples."""
+        targets = [net.target for net in nets]
+        order = replicas.orders([self.rows[one] for one in targets], [self.seeds[one] for one in targets], self.recipe)
+        trained = replicas.train(
+            self.shape, start, self.inputs, self.labels, order, self.recipe, describe=words, **self.options,
+            frozen_blocks=[net.n if net.frozen else 0 for net in nets],
+            trained_rows=torch.stack([_trained_rows(self.task, net) for net in nets]),
+        )  # fmt: skip
+        scores = {}
+        for target in dict.fromkeys(targets):
+            mine, (inputs, labels) = [place for place, one in enumerate(targets) if one == target], self.test[target]
+            found = replicas.log_probabilities(self.shape, replicas.pick(trained.weights, mine), inputs)
+            for place, log_p in zip(mine, found, strict=True):
+                predicted, right = log_p.argmax(-1), labels.numpy()
+                scores[nets[place]] = {
+                    "accuracy": float((predicted == right).mean()), "nll": float(-log_p[np.arange(len(right)), right].mean()),
+                    "train_loss": float(trained.loss[place]), "predicted": predicted,
+                }  # fmt: skip
+        return trained.weights, scores
 
 
 # --- checks and messages --------------------------------------------------------------------------------------------
@@ -441,13 +326,28 @@ def _check_options(task: str, sizes: dict[str, Any]) -> None:
     """Misspelt options arrive among the sizes of the task."""
     options = [name for name in inspect.signature(run).parameters if name not in ("task", "preset", "sizes")]
     known = tasks.sizes_of(task)
-    for name in sizes:
-        if name not in known:
-            near = difflib.get_close_matches(name, options + known, 1)
-            raise ValueError(
-                f"there is no option {name}{f' (did you mean {near[0]}?)' if near else ''}; options are {', '.join(options)}; "
-                f"sizes of task {task} are {', '.join(known)}"
-            )
+    for name in [name for name in sizes if name not in known]:
+        near = difflib.get_close_matches(name, options + known, 1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        there = f"options are {', '.join(options)}; sizes of task {task} are {', '.join(known)}"
+        raise ValueError(f"there is no option {name}{meant}; {there}")
+
+
+def _sizes(task: str, preset: str, given: dict[str, Any], *, skip: bool) -> Preset:
+    """The preset's sizes, with those that were given instead."""
+    usual = PRESETS[require.one_of("preset", preset, PRESETS)][task]
+    chosen = {
+        **vars(usual),
+        "steps": usual.recipe.steps,
+        **{name: one for name, one in given.items() if one is not None},
+    }
+    blocks = require.whole("n_blocks", chosen["n_blocks"], 1)
+    return replace(
+        usual, n_blocks=blocks, skip=skip, n=tuple(sorted(require.wholes("n", chosen["n"], 0, blocks))),
+        splits=require.whole("splits", chosen["splits"], 1), seeds=require.whole("seeds", chosen["seeds"], 1),
+        targets=tuple(require.some_of("targets", chosen["targets"], SIDES)),
+        recipe=replace(usual.recipe, steps=require.whole("steps", chosen["steps"], 1)),
+    )  # fmt: skip
 
 
 def _shape(task: Task, n_blocks: int, d_model: int, n_heads: int, skip: bool = True) -> Shape:
@@ -457,35 +357,10 @@ def _shape(task: Task, n_blocks: int, d_model: int, n_heads: int, skip: bool = T
     )  # fmt: skip
 
 
-def _name(chosen: Preset) -> str:
-    skips = "" if chosen.skip else ", no skip connections"
-    return f"transformer, {chosen.n_blocks} blocks, d_model {chosen.d_model}{skips}"
-
-
 def _say_failures(gate: pd.DataFrame, shards: int) -> None:
     failed = gate[gate.gate != "passed"].drop_duplicates(["split", "seed"])
     for row in failed.itertuples():
         print(f"task {row.task} {row.distance}, split {row.split}, seed {row.seed}: {row.gate}.")
     if len(failed):
-        print(
-            f"{len(failed)} of {shards} left out of every curve. Below the gate: more steps or examples; at the ceiling: "
-            "fewer, or more noise."
-        )
-
-
-def _print_estimate(task: Task, chosen: Preset, plan: list[_Planned], shards: int, at_once: int) -> None:
-    """Time a few steps of as many replicas as are trained at once, and scale up. Right to a factor of two."""
-    shape = _shape(task, chosen.n_blocks, chosen.d_model, chosen.n_heads, chosen.skip)
-    few = replace(chosen.recipe, steps=3)
-    pool = _Pool(task, few, (0, 0))
-    count = min(at_once, len(plan))
-    weights = replicas.initial(shape, range(count))
-    start = time.perf_counter()
-    replicas.train(shape, weights, pool.inputs, pool.labels, pool.order(["B"] * count), few, at_once=at_once)
-    per_step = (time.perf_counter() - start) / 3 / count
-    units = 2 + sum(1 - 2 / 3 * (net.n / shape.n_blocks if net.frozen else 0) for net in plan)
-    seconds = shards * units * chosen.recipe.steps * per_step
-    print(
-        f"About {seconds:.0f} s for {shards} splits and seeds of task {task.name} {task.distance}: {len(plan) + 2} nets each, "
-        f"{chosen.recipe.steps} steps of {chosen.recipe.batch} examples."
-    )
+        remedy = "Below the gate: more steps or examples; at the ceiling: fewer, or more noise."
+        print(f"{len(failed)} of {shards} left out of every curve. {remedy}")

@@ -1,4 +1,4 @@
-"""Explorer for notebooks: tables in, controls and pictures out."""
+"""Explorers for notebooks: tables in, controls and pictures out."""
 
 import html
 from collections.abc import Callable, Sequence
@@ -12,44 +12,23 @@ from lab.transfer import figures, merging_figures
 
 
 def transfer_explorer(
-    result: Any,
-    *,
-    compare: Callable[[str, str], tuple[Any, Any]],
-    flips: Callable[[str, str], Any],
+    result: Any, *, compare: Callable[[str, str], tuple[Any, Any]], flips: Callable[[str, str], Any],
     task_of: Callable[[int, int], Any],
-) -> ipw.VBox:
+) -> ipw.VBox:  # fmt: skip
     """Choose two treatments and n: the curve, the paired differences behind one point, and the test items that flip.
 
-    Args:
-        result: a finished run of `lab.transfer`.
-        compare: `compare(first, second)` gives pairs and curve of first minus second (`transfer_statistics`).
-        flips: `flips(run, run)` counts items right in one run and wrong in the other (`transfer_statistics.flips`).
-        task_of: `task_of(split, seed)` makes the task again, so that its test items can be shown.
-
-    Returns:
-        The explorer; the last expression of a cell shows it.
+    Callbacks of the result: `transfer.compare` of two treatments, `statistics.flips` of two runs, `transfer.task_of` a (split,
+    seed), so that its test items can be shown.
     """
-    runs = [name for name in result.tables["items"] if "@" in name or name in ("base", "base2")]
-    if not runs:
-        raise ValueError("there is no run to look at: did every base fail its gate? Look at .tables['gate']")
-    at: dict[str, list[str]] = {}
-    for run in runs:
-        at.setdefault(run.split("@")[0], []).append(run.partition("@")[2])
-    wide = {"style": {"description_width": "60px"}, "layout": ipw.Layout(width="230px")}
-    first = ipw.Dropdown(options=list(at), value="BnB" if "BnB" in at else runs[0], description="first", **wide)
-    second = ipw.Dropdown(options=list(at), value="AnB" if "AnB" in at else runs[-1], description="minus", **wide)
-    n = ipw.Dropdown(options=[""], description="n", **wide)
-    nets = list(
-        result.tables["items"][["split", "seed", "target"]].drop_duplicates().itertuples(index=False, name=None)
-    )
-    named = [
-        (f"split {split}, seed {seed}, target {target}", place) for place, (split, seed, target) in enumerate(nets)
-    ]
-    where = ipw.Dropdown(options=named, description="nets", **{**wide, "layout": ipw.Layout(width="330px")})
-    metric = ipw.Dropdown(options=list(figures.UNITS), description="metric", **wide)
-    message, table = ipw.HTML(), ipw.HTML()
-    picture = ipw.Image(format="png", layout=ipw.Layout(max_width="1150px", width="100%"))
-    images = ipw.Image(format="png", layout=ipw.Layout(max_width="1000px", width="100%"))
+    items = result.tables["items"]
+    at = _runs(items)
+    first = _menu("first", list(at), value="BnB" if "BnB" in at else [*at][0])
+    second = _menu("minus", list(at), value="AnB" if "AnB" in at else [*at][-1])
+    n, metric = _menu("n", [""]), _menu("metric", list(figures.UNITS))
+    nets = list(items[["split", "seed", "target"]].drop_duplicates().itertuples(index=False, name=None))
+    named = [("split {}, seed {}, target {}".format(*net), place) for place, net in enumerate(nets)]
+    where, message, table = _menu("nets", named, width=330), ipw.HTML(), ipw.HTML()
+    picture, images = _image(1150), _image(1000)
 
     def common() -> list[str]:
         one, two = ([f for f in at[name.value] if f] for name in (first, second))
@@ -70,63 +49,41 @@ def transfer_explorer(
     def draw(_: Any = None) -> None:
         if first.value == second.value or n.value not in common():
             return
-        names = [name if not at[name][0] else f"{name}@{n.value}" for name in (first.value, second.value)]
         pairs, curve = compare(first.value, second.value)
-        chosen = n.value if n.value == "E" else int(n.value)
-        words = f"{first.value} - {second.value}".replace("_plus", "+")
-        picture.value = png(figures.paired_runs(pairs, curve, n=chosen, words=words, metric=metric.value))
-        counts = flips(*names)
+        chosen, words = n.value if n.value == "E" else int(n.value), f"{first.value} - {second.value}"
+        figure = figures.paired_runs(pairs, curve, n=chosen, words=words.replace("_plus", "+"), metric=metric.value)
+        names = [name if not at[name][0] else f"{name}@{n.value}" for name in (first.value, second.value)]
         split, seed, target = nets[where.value]
-        items = result.tables["items"].query("split == @split and seed == @seed and target == @target")
-        wrong = [items[name] != items.label for name in names]
-        flipped = items[wrong[0] != wrong[1]]
-        row = counts.query("split == @split and seed == @seed and target == @target").iloc[0]
-        said = "&lt; 0.001" if row.p < 0.001 else f"= {row.p:.3f}"
-        message.value = (
-            f"<b>{names[0]}</b> against <b>{names[1]}</b>, these two nets, {row.n} test items: {row.right_to_wrong} right in "
-            f"the first only, {row.wrong_to_right} in the second only (sign test, p {said})."
-        )
-        task = task_of(int(split), int(seed))
-        side = task.sides[target]
-        images.layout.display = "" if task.patches else "none"
-        table.layout.display = "none" if task.patches else ""
-        picture.layout.display = ""
+        here = "split == @split and seed == @seed and target == @target"
+        mine, task = items.query(here), task_of(int(split), int(seed))
+        flipped, side = mine[(mine[names[0]] != mine.label) != (mine[names[1]] != mine.label)], task.sides[target]
+        message.value, picture.value = _said(names, flips(*names).query(here).iloc[0]), png(figure)
+        for part, shown in ((picture, True), (images, task.patches), (table, not task.patches)):
+            part.layout.display = "" if shown else "none"
         if task.patches:
             images.value = png(figures.flipped_digits(side, flipped, names))
         else:
             table.value = _flipped(side, flipped, names)
 
-    for control in (first, second):
-        control.observe(show, "value")
-    for control in (n, where, metric):
-        control.observe(draw, "value")
+    for controls, changed in (((first, second), show), ((n, where, metric), draw)):
+        for control in controls:
+            control.observe(changed, "value")
     show()
     return ipw.VBox([ipw.HBox([first, second, n]), ipw.HBox([metric, where]), message, picture, images, table])
 
 
 def probe_transfer_explorer(result: Any) -> ipw.VBox:
-    """Choose what a probe was trained and tested on: AUC by depth beside the way back, and every measure at one depth.
-
-    Args:
-        result: a finished run of `lab.transfer.probe_transfer`.
-
-    Returns:
-        The explorer; the last expression of a cell shows it.
-    """
+    """Choose what a probe was trained and tested on: AUC by depth beside the way back, and every measure at one depth."""
     rows = result.summary[result.summary.probe.isin(result.tables["pairs"].probe) & (result.summary.labels == "task")]
-    names, wide = (
-        list(dict.fromkeys(rows.trained_on)),
-        {"style": {"description_width": "80px"}, "layout": ipw.Layout(width="300px")},
-    )
-    trained = ipw.Dropdown(options=names, description="trained on", **wide)
-    tested = ipw.Dropdown(options=names, value=names[min(1, len(names) - 1)], description="tested on", **wide)
-    probe = ipw.Dropdown(options=list(dict.fromkeys(rows.probe)), description="probe", **wide)
+    names = list(dict.fromkeys(rows.trained_on))
+    trained = _menu("trained on", names, width=300, label=80)
+    tested = _menu("tested on", names, width=300, label=80, value=names[min(1, len(names) - 1)])
+    probe = _menu("probe", list(dict.fromkeys(rows.probe)), width=300, label=80)
     depth = ipw.SelectionSlider(
         options=sorted(int(depth) for depth in set(rows.depth)), description="depth", continuous_update=False,
         layout=ipw.Layout(width="720px"), style={"description_width": "80px"},
     )  # fmt: skip
-    picture = ipw.Image(format="png", layout=ipw.Layout(max_width="900px", width="100%"))
-    table = ipw.HTML()
+    picture, table = _image(900), ipw.HTML()
 
     def draw(_: Any = None) -> None:
         a, b = trained.value, tested.value
@@ -134,17 +91,11 @@ def probe_transfer_explorer(result: Any) -> ipw.VBox:
         figure = merging_figures.probe_transfer_by_depth(result, pairs=both, probe=probe.value)
         figure.axes[0].axvline(depth.value / result.parameters["n_layers"], color=BLACK, lw=1.5)
         picture.value = png(figure)
-        lines = [f"<table style='{TABLE}'><tr>"]
-        head = ("measure", f"{a} to {b}", "interval", "above its best control by", "interval")
-        lines += [f"<td style='{CELL};opacity:.7'>{html.escape(name)}</td>" for name in head]
-        here = rows[
-            (rows.trained_on == a) & (rows.tested_on == b) & (rows.probe == probe.value) & (rows.depth == depth.value)
-        ]
-        for row in here[here.difference.notna()].itertuples():
-            values = (row.metric, f"{row.mean:.2f}", f"{row.low:.2f} to {row.high:.2f}", f"{row.difference:+.2f}",
-                      f"{row.difference_low:+.2f} to {row.difference_high:+.2f}")  # fmt: skip
-            lines.append("</tr><tr>" + "".join(f"<td style='{CELL}'>{value}</td>" for value in values))
-        table.value = "".join([*lines, "</tr></table>"])
+        here = rows[(rows.trained_on == a) & (rows.tested_on == b)]
+        here = here[(here.probe == probe.value) & (here.depth == depth.value) & here.difference.notna()]
+        cells = [(row.metric, f"{row.mean:.2f}", f"{row.low:.2f} to {row.high:.2f}", f"{row.difference:+.2f}",
+                  f"{row.difference_low:+.2f} to {row.difference_high:+.2f}") for row in here.itertuples()]  # fmt: skip
+        table.value = _table(("measure", f"{a} to {b}", "interval", "above its best control by", "interval"), cells)
 
     for control in (trained, tested, probe, depth):
         control.observe(draw, "value")
@@ -153,12 +104,45 @@ def probe_transfer_explorer(result: Any) -> ipw.VBox:
     return ipw.VBox([ipw.HBox([trained, tested, probe]), depth, picture, table])
 
 
+def _runs(items: Any) -> dict[str, list[str]]:
+    """Treatments with their n, as in the names of columns."""
+    at: dict[str, list[str]] = {}
+    for name in [name for name in items if "@" in name or name in ("base", "base2")]:
+        at.setdefault(name.split("@")[0], []).append(name.partition("@")[2])
+    if not at:
+        raise ValueError("there is no run to look at: did every base fail its gate? Look at .tables['gate']")
+    return at
+
+
+def _menu(description: str, options: Sequence[Any], *, width: int = 230, label: int = 60, **more: Any) -> ipw.Dropdown:
+    look = {"style": {"description_width": f"{label}px"}, "layout": ipw.Layout(width=f"{width}px")}
+    return ipw.Dropdown(options=options, description=description, **look, **more)
+
+
+def _image(width: int) -> ipw.Image:
+    return ipw.Image(format="png", layout=ipw.Layout(max_width=f"{width}px", width="100%"))
+
+
+def _said(names: Sequence[str], row: Any) -> str:
+    """What flipped between two nets."""
+    p = "&lt; 0.001" if row.p < 0.001 else f"= {row.p:.3f}"
+    return (
+        f"<b>{names[0]}</b> against <b>{names[1]}</b>, these two nets, {row.n} test items: {row.right_to_wrong} right in "
+        f"the first only, {row.wrong_to_right} in the second only (sign test, p {p})."
+    )
+
+
 def _flipped(side: Any, flipped: Any, names: Sequence[str]) -> str:
-    """Test sequences on which two nets disagree about being right, as an HTML table of up to 12, at random."""
+    """Test sequences on which two nets disagree about being right, up to 12, at random."""
+    rows = flipped.sample(min(12, len(flipped)), random_state=0).sort_values("item").to_dict("records")
+    said = [(" ".join(map(str, side.test.inputs[row["item"]])), *(side.classes[int(row[one])] for one in ("label", *names)))
+            for row in rows]  # fmt: skip
+    return _table(("sequence", "class", *names), said)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [f"<table style='{TABLE}'><tr>"]
-    lines += [f"<td style='{CELL};opacity:.7'>{name}</td>" for name in ("sequence", "class", *names)]
-    for row in flipped.sample(min(12, len(flipped)), random_state=0).sort_values("item").to_dict("records"):
-        tokens = " ".join(map(str, side.test.inputs[row["item"]]))
-        cells = (tokens, *(side.classes[int(row[name])] for name in ("label", *names)))
-        lines.append("</tr><tr>" + "".join(f"<td style='{CELL}'>{html.escape(cell)}</td>" for cell in cells))
+    lines += [f"<td style='{CELL};opacity:.7'>{html.escape(name)}</td>" for name in head]
+    for row in rows:
+        lines.append("</tr><tr>" + "".join(f"<td style='{CELL}'>{html.escape(cell)}</td>" for cell in row))
     return "".join([*lines, "</tr></table>"])

@@ -1,7 +1,4 @@
-"""Figures about what a layer's features are worth elsewhere. Tables in, figures out.
-
-No interval is computed here: every one comes with its table.
-"""
+"""Figures about what a layer's features are worth elsewhere. Tables in, figures out; every interval comes with its table."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,6 +30,9 @@ TAILS: dict[str, tuple[str, str, Any, str]] = {
     "S": ("S: two fresh blocks instead", GREEN, (0, (3, 1, 1, 1)), "^"),
     "P": ("P: read-out alone", PURPLE, (0, (1, 1)), "D"),
 }
+SOURCES: list[tuple[str, Any, str]] = [
+    (ORANGE, (0, (5, 1.5)), "s"), (PURPLE, (0, (3, 1, 1, 1)), "D"), (GREEN, (0, (2, 2)), "X"), (RED, (0, (1, 1)), "v"),
+]  # fmt: skip
 UNITS = {"accuracy": ("percentage points", 100.0), "nll": ("nats", 1.0)}
 
 
@@ -47,12 +47,7 @@ def transfer(result: Any, *, metric: str = "accuracy") -> Figure:
 
 
 def transfer_curves(curves: Any, *, metric: str = "accuracy", title: str = "", n_star: float = np.nan) -> Figure:
-    """Co-adaptation, specificity, recovery and boost, each over n with its interval; 0 is "no difference".
-
-    Args:
-        curves: from `transfer_statistics.curves`: our runs or published ones.
-        n_star: from which n on specificity is above 0; marked where there is one.
-    """
+    """Co-adaptation, specificity, recovery and boost (of `statistics.curves`) over n with intervals; `n_star` is marked."""
     if metric not in UNITS:
         raise ValueError(f"metric={metric!r}: choose one of {', '.join(UNITS)}")
     unit, scale = UNITS[metric]
@@ -64,22 +59,20 @@ def transfer_curves(curves: Any, *, metric: str = "accuracy", title: str = "", n
             if part.empty:
                 ax.text(0.5, 0.5, "no two runs\ncan be paired", ha="center", transform=ax.transAxes, color=GREY)
             _over_n(ax, part, color, marker, scale=scale)
-            ax.axhline(0, color=BLACK, lw=1)
+            _zero(ax)
             ax.set(title=f"{words}\n{what}", xlabel="n: blocks copied")
-            ax.grid(alpha=0.25)
             if curve == "specificity" and np.isfinite(n_star):
                 ax.axvline(n_star, color=color, ls=":", lw=1.6)
                 ax.text(n_star, 0.98, f" n* = {n_star:.0f}", transform=ax.get_xaxis_transform(), color=color, va="top")
-        metric_words = "accuracy" if metric == "accuracy" else "negative log-likelihood, sign turned"
-        axes[0].set_ylabel(f"paired difference, {metric_words}\n({unit})")
+        of_what = "accuracy" if metric == "accuracy" else "negative log-likelihood, sign turned"
+        axes[0].set_ylabel(f"paired difference, {of_what}\n({unit})")
         figure.suptitle(title)
     return figure
 
 
 def transfer_levels(result: Any, *, metric: str = "accuracy", treatments: Sequence[str] = tuple(LEVELS)) -> Figure:
     """What every treatment reaches at each n, beside the base. Splits differ in difficulty: compare with `transfer`."""
-    unknown = [name for name in treatments if name not in LEVELS]
-    if unknown:
+    if set(treatments) - set(LEVELS):
         raise ValueError(f"treatments={list(treatments)}: choose some of {', '.join(LEVELS)}")
     rows = result.tables["levels"].query("metric == @metric")
     about = result.parameters
@@ -133,10 +126,7 @@ def transfer_pretrained(result: Any) -> Figure:
                 part = rows[(rows.weights == weights) & (rows.treatment == name)].sort_values("n")
                 if len(part):
                     x = part.n + 0.25 * (place - 1.5)  # side by side, or the intervals hide each other
-                    ax.errorbar(
-                        *(x, part.accuracy, [part.accuracy - part.low, part.high - part.accuracy]),
-                        color=color, ls=dash, marker=marker, label=label, elinewidth=1.4,
-                    )  # fmt: skip
+                    _bars(ax, x, part, "accuracy", (color, dash, marker), label=label, elinewidth=1.4)
             for name, color, dash in (("bag_of_words", BLACK, (0, (8, 3))), ("majority", GREY, (0, (1, 3)))):
                 for value in rows[rows.treatment == name].accuracy:
                     ax.axhline(value, color=color, ls=dash, lw=1.6, label=f"{name.replace('_', ' ')} ({value:.2f})")
@@ -152,41 +142,26 @@ def transfer_pretrained(result: Any) -> Figure:
 def transfer_tuned(result: Any) -> Figure:
     """Left: accuracy on the target by whose first n blocks it reads. Right: own minus other tasks' blocks, paired by text."""
     rows, gaps, about = result.summary, result.tables["differences"], result.parameters
-    looks = [
-        (ORANGE, (0, (5, 1.5)), "s"),
-        (PURPLE, (0, (3, 1, 1, 1)), "D"),
-        (GREEN, (0, (2, 2)), "X"),
-        (RED, (0, (1, 1)), "v"),
-    ]
     learnt = result.tables["sources"].set_index("source").learnt
     lines = [
         ("BnB", about["dataset"], "tuned on the target itself (BnB)", BLUE, "-", "o"),
         ("untouched", "untouched", "not tuned", BLACK, (0, (8, 3)), "^"),
-        *(
-            ("AnB", name, f"tuned on {name} (AnB){'' if learnt[name] else ', not learnt'}", *look)
-            for name, look in zip(about["sources"], looks, strict=False)
-        ),
-    ]
+        *(("AnB", name, f"tuned on {name} (AnB){'' if learnt[name] else ', not learnt'}", *look)
+          for name, look in zip(about["sources"], SOURCES, strict=False)),
+    ]  # fmt: skip
     with classroom():
         figure, (left, right) = plt.subplots(1, 2, figsize=(13.5, 5.2), layout="constrained")
-        for place, (treatment, source, words, color, dash, marker) in enumerate(lines):
+        for place, (treatment, source, words, *look) in enumerate(lines):
             shift = 0.3 * (place - (len(lines) - 1) / 2)  # side by side, or the intervals hide each other
             part = rows[(rows.treatment == treatment) & (rows.source == source)].sort_values("n")
-            reach = [part.accuracy - part.low, part.high - part.accuracy]
-            left.errorbar(
-                part.n + shift, part.accuracy, reach, color=color, ls=dash, marker=marker, label=words, elinewidth=1.4
-            )
+            _bars(left, part.n + shift, part, "accuracy", look, label=words, elinewidth=1.4)
             part = gaps[(gaps.curve == "specificity") & (gaps.source == source)].sort_values("n")
             if len(part):
-                reach = [100 * (part.difference - part.low), 100 * (part.high - part.difference)]
-                right.errorbar(
-                    part.n + shift, 100 * part.difference, reach, color=color, ls=dash, marker=marker, capsize=3
-                )
+                _bars(right, part.n + shift, part, "difference", look, scale=100.0, capsize=3)
         right.axhline(0, color=BLACK, lw=1)
         if not (gaps.curve == "specificity").any():
-            right.text(
-                0.5, 0.5, "no two tasks were learnt:\nnothing to compare", ha="center", transform=right.transAxes
-            )
+            nothing = "no two tasks were learnt:\nnothing to compare"
+            right.text(0.5, 0.5, nothing, ha="center", transform=right.transAxes)
         left.set(ylabel="accuracy on unseen groups", title=f"{about['dataset'].replace('_', ' ')}")
         right.set(ylabel="BnB - AnB (percentage points)", title="specificity, paired by text")
         for ax in (left, right):
@@ -200,29 +175,21 @@ def transfer_tuned(result: Any) -> Figure:
 
 
 def paired_runs(pairs: Any, curve: Any, *, n: Any, words: str, metric: str = "accuracy") -> Figure:
-    """For the explorer: one curve over n with the chosen n marked, and the differences behind that one point.
-
-    Args:
-        pairs: from `transfer_statistics.differences`, of one curve. curve: from `curves`, of the same.
-        n: number of blocks copied, or "E".
-    """
+    """For the explorer: one curve over n with the chosen n ("E": the embedding) marked, and the pairs behind that one point."""
     unit, scale = UNITS[metric]
     with classroom():
-        figure, (left, right) = plt.subplots(
-            1, 2, figsize=(12.5, 4.4), sharey=True, layout="constrained", gridspec_kw={"width_ratios": [3, 2]}
-        )
+        widths: dict[str, Any] = {"sharey": True, "layout": "constrained", "gridspec_kw": {"width_ratios": [3, 2]}}
+        figure, (left, right) = plt.subplots(1, 2, figsize=(12.5, 4.4), **widths)
         _over_n(left, curve[curve.metric == metric], BLUE, "o", scale=scale)
         left.axvline(0.5 if n == "E" else n, color=ORANGE, lw=10, alpha=0.25)
-        here = pairs[(pairs.metric == metric) & (pairs.part == ("embedding" if n == "E" else "blocks"))]
-        if n != "E":
-            here = pairs[(pairs.metric == metric) & (pairs.part != "embedding") & (pairs.n == n)]
+        at_n = pairs.part == "embedding" if n == "E" else (pairs.part != "embedding") & (pairs.n == n)
+        here = pairs[(pairs.metric == metric) & at_n]
         for target, color, marker in (("A", GREEN, "^"), ("B", ORANGE, "s")):
             part = here[here.target == target]
             if len(part):
                 right.plot(part.split, scale * part.difference, marker, color=color, ms=10, label=f"target {target}")
         for ax in (left, right):
-            ax.axhline(0, color=BLACK, lw=1)
-            ax.grid(alpha=0.25)
+            _zero(ax)
         left.set(xlabel="n: blocks copied", ylabel=f"{words}\n({unit})", title="mean of splits, with interval")
         right.set(xlabel="split", title=f"each pair at n = {n}")
         right.set_xticks(sorted(set(here.split)))
@@ -231,12 +198,7 @@ def paired_runs(pairs: Any, curve: Any, *, n: Any, words: str, metric: str = "ac
 
 
 def flipped_digits(side: Any, flipped: Any, names: Sequence[str]) -> Figure:
-    """Test images (patches put back together) that one of two nets gets right and the other wrong: up to 16, at random.
-
-    Args:
-        side: a half of the task (`transfer_tasks.Side`).
-        flipped: rows of the items table; `names`: two of its columns, with the predicted classes.
-    """
+    """Up to 16 test images of a half (`tasks.Side`) that one of two nets (columns of items) gets right and the other wrong."""
     shown = flipped.sample(min(16, len(flipped)), random_state=0).sort_values("item").to_dict("records")
     with classroom():
         figure, axes = plt.subplots(2, 8, figsize=(12.5, 4.6), layout="constrained")
@@ -248,10 +210,21 @@ def flipped_digits(side: Any, flipped: Any, names: Sequence[str]) -> Figure:
             label, first, second = (side.classes[int(row[name])] for name in ("label", *names))
             ax.set_title(f"is {label}\n{first} | {second}", color=BLUE if first == label else RED, fontsize=12)
         count = f"{len(shown)} of {len(flipped)}" if len(shown) else "none"
-        figure.suptitle(
-            f"Items that flip ({count}): what {names[0]} | {names[1]} say; blue: the first is right", fontsize=12
-        )
+        said = f"what {names[0]} | {names[1]} say; blue: the first is right"
+        figure.suptitle(f"Items that flip ({count}): {said}", fontsize=12)
     return figure
+
+
+def _zero(ax: Axes) -> None:
+    ax.axhline(0, color=BLACK, lw=1)
+    ax.grid(alpha=0.25)
+
+
+def _bars(ax: Axes, x: Any, rows: Any, column: str, look: Sequence[Any], *, scale: float = 1.0, **options: Any) -> None:
+    """A line with the intervals of its rows; look: colour, dash, marker."""
+    y, low, high = (scale * rows[name] for name in (column, "low", "high"))
+    color, dash, marker = look
+    ax.errorbar(x, y, np.nan_to_num([y - low, high - y]), color=color, ls=dash, marker=marker, **options)
 
 
 def _over_n(ax: Axes, part: Any, color: str, marker: str, *, scale: float = 1.0) -> None:
@@ -259,9 +232,7 @@ def _over_n(ax: Axes, part: Any, color: str, marker: str, *, scale: float = 1.0)
     blocks, lone = part[part.part != "embedding"].sort_values("n"), part[part.part == "embedding"]
     for rows, x, dash in ((blocks, blocks.n.to_numpy(float), "-"), (lone, np.full(len(lone), 0.5), "none")):
         if len(rows):
-            y = scale * rows.estimate
-            reach = [y - scale * rows.low, scale * rows.high - y]
-            ax.errorbar(x, y, np.nan_to_num(reach), color=color, ls=dash, marker=marker, ms=8, capsize=3)
+            _bars(ax, x, rows, "estimate", (color, dash, marker), scale=scale, ms=8, capsize=3)
     ticks: Mapping[float, str] = {float(n): str(n) for n in sorted(set(blocks.n))} | ({0.5: "E"} if len(lone) else {})
     if ticks:
         ax.set_xticks(list(ticks), list(ticks.values()))

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from lab import statistics as metrics
+from lab.transfer.statistics import of_draws, with_holm
 from lab.transfer.tasks import seed_of
 
 Weights = dict[str, torch.Tensor]  # parameter name to values
@@ -28,12 +29,14 @@ class Scales:
     blocks: tuple[float, ...]
     outside: float
 
+    def of(self, name: str) -> float:
+        """Of one parameter."""
+        block = block_of(name)
+        return self.outside if block is None else self.blocks[block]
+
 
 def block_of(name: str) -> int | None:
-    """Number of the block, 0..L-1, that a parameter belongs to; None outside the blocks.
-
-    The number that follows the list of blocks, read whole. (The published code looks for ".1." anywhere in the name: an
-    expert's or a sub-layer's number would be taken for the block's.)
+    """Number of the block, 0..L-1, that a parameter belongs to, read whole behind the list of blocks; None outside.
 
     >>> block_of("model.layers.11.mlp.experts.1.up.weight"), block_of("model.norm.weight")
     (11, None)
@@ -59,24 +62,14 @@ def constant(n_layers: int, value: float) -> Scales:
 
 
 def scaled(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor], scales: Scales) -> Weights:
-    """theta_0 + lambda (theta_1 - theta_0), parameter by parameter; at 0 and at 1 equal to an end in every bit.
-
-    Raises:
-        ValueError: other names or shapes in `tuned` than in `base`; a block number without a scale, or no block at all.
-    """
+    """theta_0 + lambda (theta_1 - theta_0), parameter by parameter; at 0 and at 1 equal to an end in every bit."""
     if {name: value.shape for name, value in base.items()} != {name: value.shape for name, value in tuned.items()}:
         raise ValueError("base and tuned are not one model: their parameters differ in name or shape")
     numbers = {block for name in base if (block := block_of(name)) is not None}
     if numbers != set(range(len(scales.blocks))):
-        raise ValueError(
-            f"{len(scales.blocks)} scales for blocks {sorted(numbers)[:3]}..{max(numbers, default=None)}: pass one for each; "
-            "names of blocks are read after layers, blocks or h"
-        )
-    found = {}
-    for name, start in base.items():
-        block = block_of(name)
-        found[name] = torch.lerp(start, tuned[name], scales.outside if block is None else scales.blocks[block])
-    return found
+        given = f"{len(scales.blocks)} scales for blocks {sorted(numbers)[:3]}..{max(numbers, default=None)}"
+        raise ValueError(f"{given}: pass one for each; names of blocks are read after layers, blocks or h")
+    return {name: torch.lerp(start, tuned[name], scales.of(name)) for name, start in base.items()}
 
 
 def same_size(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor], scales: Scales) -> float:
@@ -84,8 +77,7 @@ def same_size(base: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor
     kept = whole = 0.0
     for name, start in base.items():
         size = float((tuned[name] - start).double().square().sum())
-        block = block_of(name)
-        kept += size * (scales.outside if block is None else scales.blocks[block]) ** 2
+        kept += size * scales.of(name) ** 2
         whole += size
     return (kept / whole) ** 0.5 if whole else 0.0
 
@@ -122,46 +114,43 @@ def statistics(
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Summary, differences and permutations: means over seeds and orders first, then groups are resampled."""
     methods = list(items.method.unique())
-    estimate, drawn, sizes = {}, {}, {}
+    means, drawn, sizes = {}, {}, {}
     for place, name in enumerate(names):
         part = items[items.set == name]
-        about = part.drop_duplicates("example").set_index("example").group.astype(str)
+        groups = part.drop_duplicates("example").set_index("example").group.astype(str)
+        sizes[name] = np.array([len(groups), groups.nunique()])
         for metric in ("accuracy", "nll"):
-            values = part.pivot_table(metric, "example", "method")[methods].reindex(about.index).to_numpy()
-            estimate[name, metric] = values.mean(0)
-            drawn[name, metric] = metrics.cluster_means(
-                values, about.to_numpy(str), draws=draws, seed=seed_of(seed, place) % 2**32
-            )
-        sizes[name] = (len(about), about.nunique())
-    counts = {"target": sizes[names[0]], "control": tuple(np.sum([sizes[name] for name in names[1:]], axis=0))}
-    counts["score"] = tuple(np.add(counts["target"], counts["control"]))
-    measures = {}
-    for store, found in (("estimate", estimate), ("drawn", drawn)):
-        target = found[names[0], "accuracy"]
-        controls = [found[n, "accuracy"] / found[n, "accuracy"][..., [methods.index("untouched")]] for n in names[1:]]
-        control = np.mean(controls, axis=0)
-        score = 2 * target / target[..., [methods.index("tuned")]] + control
-        measures[store] = {"score": score, "target": target, "control": control}
-        measures[store] |= {f"nll: {name}": found[name, "nll"] for name in names}
-    rows, pairs = [], []
-    lines = methods.index("lines")
-    for measure, value in measures["estimate"].items():
-        about_n = counts[measure] if measure in counts else sizes[measure.removeprefix("nll: ")]
-        samples = measures["drawn"][measure]
+            values = part.pivot_table(metric, "example", "method")[methods].reindex(groups.index).to_numpy()
+            means[name, metric], own = values.mean(0), seed_of(seed, place) % 2**32
+            drawn[name, metric] = metrics.cluster_means(values, groups.to_numpy(str), draws=draws, seed=own)
+    estimates, samples = (_measures(found, names, methods) for found in (means, drawn))
+    target, control = sizes[names[0]], np.sum([sizes[name] for name in names[1:]], axis=0)
+    counts = {"score": target + control, "target": target, "control": control}
+    counts |= {f"nll: {name}": sizes[name] for name in names}
+    rows, pairs, lines = [], [], methods.index("lines")
+    for measure, value in estimates.items():
+        values = samples[measure]
         for place, method in enumerate(methods):
-            low, high = np.quantile(samples[:, place], [0.025, 0.975])
-            rows.append((method, measure, value[place], low, high, *map(int, about_n)))
+            rows.append((method, measure, value[place], *of_draws(values[:, place])[:2], *map(int, counts[measure])))
             if place != lines:
-                gap = samples[:, lines] - samples[:, place]
-                p = min(1.0, 2 * (1 + min((gap <= 0).sum(), (gap >= 0).sum())) / (1 + draws))
-                pairs.append((method, measure, value[lines] - value[place], *np.quantile(gap, [0.025, 0.975]), p))
+                gap = of_draws(values[:, lines] - values[:, place])
+                pairs.append((method, measure, value[lines] - value[place], *gap))
     summary = pd.DataFrame(rows, columns=["method", "measure", "estimate", "low", "high", "n_texts", "n_groups"])
-    differences = pd.DataFrame(pairs, columns=["other", "measure", "difference", "low", "high", "p"]).assign(
-        p_holm=np.nan
-    )
-    for _, part in differences.groupby("measure"):
-        differences.loc[part.index, "p_holm"] = metrics.holm(part.p.to_numpy())
-    return summary, differences, _permutations(items, names)
+    differences = pd.DataFrame(pairs, columns=["other", "measure", "difference", "low", "high", "p"])
+    return summary, with_holm(differences, ["measure"]), _permutations(items, names)
+
+
+def _measures(
+    found: Mapping[tuple[str, str], np.ndarray], names: Sequence[str], methods: list[str]
+) -> dict[str, np.ndarray]:
+    """Score, target, control and nll of each set, [... method], from accuracy and nll of each set."""
+    target, own, tuned = found[names[0], "accuracy"], methods.index("untouched"), methods.index("tuned")
+    controls = [found[name, "accuracy"] / found[name, "accuracy"][..., [own]] for name in names[1:]]
+    control = np.mean(controls, axis=0)
+    score = 2 * target / target[..., [tuned]] + control
+    return {"score": score, "target": target, "control": control} | {
+        f"nll: {name}": found[name, "nll"] for name in names
+    }
 
 
 def _permutations(items: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:

@@ -1,19 +1,10 @@
-"""Numbers about transfer, on plain tables: what freezing a net's first n blocks costs, and what of it is specific.
+"""Numbers about transfer, on plain tables: what freezing a net's first n blocks costs, and what of it is specific. No torch.
 
-No model, no torch. The same functions run on our runs and on the published ones (`published`). A table of runs has one
-row a (task, distance, split, seed, target, treatment, part, n, metric): `target` is the half trained and tested on;
-`part` what was copied: "none", "embedding", or "blocks" (the first n, and the embedding with them). Treatments, after
-Yosinski et al. (arXiv 1411.1792):
-
-    base                a fresh net, trained
-    BnB, AnB            first n blocks from the base of the same half, of the other half: frozen; the rest fresh, trained
-    BnB_plus, AnB_plus  as these, but the copied blocks are trained too
-    random              first n blocks random and frozen; random_matched: with sizes as in the other half's base
-    base2               the base trained for as many steps again: what the plus nets had
-
-Accuracy alone says little here: every number below is a difference of two treatments for the same split, seed and
-target. Splits with their seeds are the units that are resampled; where seeds share a split's classes, `cluster=("split",)`
-is the cautious choice.
+A table of runs, ours or published, has one row a (task, distance, split, seed, target, treatment, part, n, metric): `target` is
+the half trained and tested on; `part` what was copied: "none", "embedding", or "blocks" (the first n, and the embedding with
+them). Treatments are in `TREATMENTS`. Accuracy alone says little: every number below is a difference of two treatments for the
+same split, seed and target. Splits with their seeds are resampled; where seeds share a split's classes, `cluster=("split",)` is
+the cautious choice.
 """
 
 import json
@@ -22,11 +13,21 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from scipy import stats
 
 from lab import statistics
 
+TREATMENTS = {  # after Yosinski et al. (arXiv 1411.1792)
+    "base": "a fresh net, trained",
+    "base2": "the base trained for as many steps again: what the plus nets had",
+    "BnB": "first n blocks from the base of the same half, frozen; the rest fresh, trained",
+    "AnB": "the same from the base of the other half",
+    "BnB_plus": "as BnB, but the copied blocks are trained, too",
+    "AnB_plus": "as AnB, but the copied blocks are trained, too",
+    "random": "first n blocks random and frozen",
+    "random_matched": "the same with sizes as in the other half's base",
+}
 # Each curve is treatment 1 minus treatment 2. A base has no n: it is paired with the other at every n.
 CURVES = {
     "co_adaptation": ("base", "BnB"),
@@ -56,30 +57,20 @@ CURVE_COLUMNS = [
 
 
 def differences(table: pd.DataFrame, curves: Mapping[str, tuple[str, str]] = CURVES) -> pd.DataFrame:
-    """Paired differences, one row a (curve, split, seed, target, part, n, metric).
+    """Paired differences of runs whose bases `passed`: curve, task, distance, split, seed, target, metric, part, n, difference.
 
-    Args:
-        table: runs, as described above; those whose base failed its gate must be gone (`passed`).
-        curves: name to (treatment 1, treatment 2).
-
-    Returns:
-        Columns curve, task, distance, split, seed, target, metric, part, n, difference. Accuracy: treatment 1 minus
-        treatment 2, as a fraction. nll (nats): with the sign turned, so that positive is better in both. A run without
-        its partner gives no row: in the published logs, boost has none.
-
-    Raises:
-        ValueError: missing columns or values, doubled runs.
+    Accuracy: treatment 1 minus treatment 2, as a fraction. nll (nats): with the sign turned, so that positive is better in
+    both. A run without its partner gives no row: in the published logs, boost has none.
     """
     _check(table)
     parts = []
     for name, (first, second) in curves.items():
         ones, twos = (table[table.treatment == treatment] for treatment in (first, second))
-        at = _AT
-        if first in BASES or second in BASES:
-            at = []  # and the one that has an n gives it
-            ones, twos = (ones.drop(columns=_AT), twos) if first in BASES and second not in BASES else (
-                ones, twos.drop(columns=_AT)
-            )  # fmt: skip
+        at = [] if first in BASES or second in BASES else _AT
+        if not at and first in BASES and second not in BASES:  # the one that has an n gives it
+            ones = ones.drop(columns=_AT)
+        elif not at:
+            twos = twos.drop(columns=_AT)
         both = ones.merge(twos, on=[*_PAIR, *at], suffixes=("_1", "_2"))
         sign = np.where(both.metric.isin(_LOWER_IS_BETTER), -1.0, 1.0)
         both = both.assign(curve=name, difference=sign * (both.value_1 - both.value_2))
@@ -96,29 +87,13 @@ def curves(
     draws: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Every curve with its interval at each n, from paired differences averaged within a cluster.
+    """Every curve with its interval at each n, from paired differences averaged within a cluster (columns of `cluster`).
 
-    Two intervals. `low`, `high`: Student's t on the cluster means; use this one. `boot_low`, `boot_high`: percentiles
-    of a bootstrap over clusters. With 4 to 8 clusters the second is too narrow (normal data: the 95 % interval covers
-    80 % with 4 clusters and 89 % with 8; t covers 95 %), because a resampled variance is (C - 1) / C of the right one
-    and the percentiles take the normal's tails for Student's. Both count the spread over splits and seeds, in which
-    the noise of finite test sets is contained.
-
-    Args:
-        table: runs.
-        names: curves to compute.
-        cluster: columns whose combinations are the independent units. With several seeds a split, ("split",) is the
-            cautious choice: seeds share their split's classes.
-        confidence: of the intervals, in (0, 1).
-        draws, seed: of the bootstrap.
-
-    Returns:
-        One row a (task, distance, metric, curve, part, n): estimate (mean over clusters), low, high, boot_low,
-        boot_high, n_pairs, n_clusters, p (two-sided t test against 0) and p_holm (Holm over the n of a curve, for part
-        "blocks" only). With a single cluster: nan.
-
-    Raises:
-        ValueError: as `differences`; no pair in any curve; a confidence outside (0, 1).
+    `low`, `high`: Student's t on the cluster means; use these. `boot_low`, `boot_high`: percentiles of a bootstrap over
+    clusters. With 4 to 8 clusters the second is too narrow (normal data: the 95 % interval covers 80 % with 4 clusters and
+    89 % with 8; t covers 95 %), because a resampled variance is (C - 1) / C of the right one and the percentiles take the
+    normal's tails for Student's. Both count the spread over splits and seeds, in which the noise of finite test sets is
+    contained. p: two-sided t test against 0; p_holm: over the n of a curve, for part "blocks" only. One cluster: nan.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence}: pass a fraction between 0 and 1, ends excluded")
@@ -129,20 +104,13 @@ def curves(
             '.tables["gate"]); else give runs of the same split, seed and target'
         )
     key = [*_GROUP, "metric", "curve", *_AT]
-    rows = []
-    for at, part in pairs.groupby(key, sort=False):
-        means = part.groupby(list(cluster))["difference"].mean().to_numpy()
-        rows.append((*at, *_intervals(means, confidence, draws, seed), len(part), len(means)))
-    found = pd.DataFrame(rows, columns=CURVE_COLUMNS[:-1]).assign(p_holm=np.nan)
-    for _, part in found[found.part == "blocks"].groupby([*_GROUP, "metric", "curve"]):
-        found.loc[part.index, "p_holm"] = statistics.holm(part.p.to_numpy())
-    order = {name: place for place, name in enumerate(names)}
-    parts = {"none": 0, "embedding": 1, "blocks": 2}
+    found = _by(pairs, key, "difference", cluster, confidence, draws, seed).rename(columns={"n_runs": "n_pairs"})
+    blocks = with_holm(found[found.part == "blocks"], [*_GROUP, "metric", "curve"])
+    found = found.assign(p_holm=blocks.p_holm.reindex(found.index))
+    order = {"curve": [*names], "part": ["none", "embedding", "blocks"]}
     return found.sort_values(
-        [*_GROUP, "metric", "curve", *_AT],
-        key=lambda c: c.map(order) if c.name == "curve" else c.map(parts) if c.name == "part" else c,
-        kind="stable",
-    ).reset_index(drop=True)
+        key, key=lambda c: c.map(order[c.name].index) if c.name in order else c, kind="stable", ignore_index=True
+    )
 
 
 def levels(
@@ -151,62 +119,36 @@ def levels(
     """Mean of every treatment at each n, with the intervals of `curves`: for drawing, not for comparing.
 
     Splits differ in difficulty, so these intervals are much wider than those of paired differences.
-
-    Returns:
-        One row a (task, distance, metric, treatment, part, n): estimate, low, high, boot_low, boot_high, n_runs,
-        n_clusters.
     """
     _check(table)
     key = [*_GROUP, "metric", "treatment", *_AT]
-    rows = []
-    for at, part in table.groupby(key, sort=False):
-        means = part.groupby(list(cluster))["value"].mean().to_numpy()
-        rows.append((*at, *_intervals(means, confidence, draws, seed)[:5], len(part), len(means)))
-    columns = [*key, "estimate", "low", "high", "boot_low", "boot_high", "n_runs", "n_clusters"]
-    return pd.DataFrame(rows, columns=columns)
+    return _by(table, key, "value", cluster, confidence, draws, seed).drop(columns="p")
 
 
 def n_star(found: pd.DataFrame, *, curve: str = "specificity", level: float = 0.05) -> pd.DataFrame:
     """From which n on features are specific: the first n whose interval lies above 0, there and at all larger n.
 
-    Args:
-        found: from `curves`.
-        curve: which of its curves.
-        level: for `n_star_holm`: p_holm below this and a positive estimate, instead of the interval.
-
-    Returns:
-        One row a (task, distance, metric): n_star, n_star_holm (nan where there is none), n_max (largest n measured),
-        n_clusters.
-
-    Nothing can be said about n that were not measured, and "none" may only mean too few splits. A larger n also means
-    fewer trained blocks, in both treatments alike.
+    One row a (task, distance, metric): n_star; n_star_holm (a positive estimate with p_holm below `level`, instead of the
+    interval; nan where there is none); n_max (largest n measured); n_clusters. Nothing can be said about n that were not
+    measured, and "none" may only mean too few splits.
     """
     rows = []
     chosen = found[(found.curve == curve) & (found.part == "blocks")]
     for at, part in chosen.groupby([*_GROUP, "metric"]):
         part = part.sort_values("n")
-        above = {
-            "n_star": part.low.to_numpy() > 0,
-            "n_star_holm": (part.p_holm.to_numpy() < level) & (part.estimate.to_numpy() > 0),
-        }
-        n = part.n.to_numpy()
-        first = {}
-        for name, is_above in above.items():
-            onward = np.logical_and.accumulate(is_above[::-1])[::-1]
-            first[name] = float(n[onward.argmax()]) if onward.any() else np.nan
-        rows.append((*at, first["n_star"], first["n_star_holm"], int(n.max()), int(part.n_clusters.max())))
+        first = []
+        for above in (part.low > 0, (part.p_holm < level) & (part.estimate > 0)):
+            onward = above[::-1].cumprod()[::-1].to_numpy(bool)  # there and at all larger n
+            first.append(float(part.n.to_numpy()[onward.argmax()]) if onward.any() else np.nan)
+        rows.append((*at, *first, int(part.n.max()), int(part.n_clusters.max())))
     return pd.DataFrame(rows, columns=[*_GROUP, "metric", "n_star", "n_star_holm", "n_max", "n_clusters"])
 
 
 def paired_and_unpaired(table: pd.DataFrame, treatments: Sequence[str] = ("BnB_plus", "AnB_plus")) -> pd.DataFrame:
-    """Gain of treatments over the base, averaged over n: against the mean of all bases, and each against its own.
+    """Gain of treatments over the base, mean over n: `unpaired` against the mean of all bases, `paired` each against its own.
 
     The first is how the published curves are drawn. Where a treatment's runs cover hard or easy targets more often than
     the bases do, it says how hard those targets are, not what the treatment is worth.
-
-    Returns:
-        One row a (task, distance, metric, treatment): unpaired, paired (means over n of the means at each n; nll with
-        its sign turned), n_runs.
 
     >>> gains = paired_and_unpaired(published())
     >>> (100 * gains.set_index("treatment")[["unpaired", "paired"]]).round(2).to_dict("index")
@@ -229,21 +171,10 @@ def paired_and_unpaired(table: pd.DataFrame, treatments: Sequence[str] = ("BnB_p
 
 
 def flips(items: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
-    """Test items on which two runs of the same split, seed and target disagree about being right.
+    """Test items on which two runs (columns of `items`, see `run_name`) of one split, seed and target disagree about being right.
 
-    Args:
-        items: one row a test item: task, distance, split, seed, target, item, label, and for each run a column with the
-            predicted class, named as in `run_name`.
-        first, second: two of these columns.
-
-    Returns:
-        One row a (task, distance, split, seed, target): n, right_to_wrong (right in the first, wrong in the second),
-        wrong_to_right, p (exact sign test over the items that flip: do the two nets differ, for these items?).
-
-    Raises:
-        ValueError: an unknown run.
-
-    A small p for one pair of nets says that these two nets differ; another initialisation would too.
+    n, right_to_wrong (right in the first, wrong in the second), wrong_to_right, p (exact sign test over the items that
+    flip). A small p says that these two nets differ; another initialisation would, too.
     """
     about = [*_PAIR[:-1], "item", "label"]
     for name in (first, second):
@@ -295,69 +226,59 @@ def passed(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def published() -> pd.DataFrame:
-    """Accuracy of the 112 runs on random halves of ImageNet that left a log (Yosinski et al., arXiv 1411.1792).
-
-    Columns as in our tables of runs; task "imagenet", distance "near"; n counts layers, of 8. `published_far` has the
-    natural and man-made halves, `published_random` the random layers.
-    """
-    values, rows = _published_values(), []
-    for name, value in values["base"].items():
-        rows.append((int(name[0]), name[1], "base", "none", 0, value))
+    """Accuracy of the 112 runs on random halves of ImageNet that left a log (Yosinski et al., arXiv 1411.1792); n of 8 layers."""
+    values = read("published_yosinski.json")
+    rows = [(int(name[0]), name[1], "base", "none", 0, value) for name, value in values["base"].items()]
     for treatment, by_n in values["runs"].items():
         for n, runs in by_n.items():
             for run, value in runs.items():
                 split, target = run.split("->")[1]
                 rows.append((int(split), target, treatment, "blocks", int(n), value))
-    return _as_table(rows, "imagenet", "near")
-
-
-def published_far() -> pd.DataFrame:
-    """Accuracy for the split by kind, 551 man-made and 449 natural classes: base and AnB, one run each."""
-    rows = []
-    for target, values in _published_values()["far"].items():
-        rows.append((0, target, "base", "none", 0, values["base"]))
-        rows += [(0, target, "AnB", "blocks", int(n), value) for n, value in values["AnB"].items()]
-    return _as_table(rows, "imagenet", "far")
-
-
-def published_random() -> pd.DataFrame:
-    """Accuracy with the first n layers random and frozen, all 1000 classes: one run each.
-
-    From n = 3 on the training loss stayed near chance: those nets failed to train, so they don't show what random layers
-    are worth.
-    """
-    values = _published_values()["random"]
-    rows = [(0, "all", "base", "none", 0, values["base"])]
-    rows += [(0, "all", "random", "blocks", int(n), value) for n, value in values["random"].items()]
-    return _as_table(rows, "imagenet_1000", "none")
+    table = pd.DataFrame(rows, columns=["split", "target", "treatment", "part", "n", "value"])
+    table = table.assign(task="imagenet", distance="near", seed=0, metric="accuracy")
+    return table[[*_PAIR, "treatment", *_AT, "value"]]
 
 
 def measured() -> pd.DataFrame:
-    """Our own runs of task S, near and far: what `transfer.run("S", "standard", distance=...).table` gave.
-
-    They come with the kit because they take an hour. The file says with which versions they were made.
-    """
-    return pd.DataFrame(_read("transfer_sources.json")["runs"])
+    """Our own runs of task S, near and far, `transfer.run("S", "standard", distance=...).table`: they take an hour."""
+    return pd.DataFrame(read("transfer_sources.json")["runs"])
 
 
-def _published_values() -> dict:
-    return _read("published_yosinski.json")
-
-
-def _read(name: str) -> dict:
+def read(name: str) -> dict:
+    """A file of published numbers that comes with the kit."""
     package = Path(__file__).resolve().parents[1]
     folder = package / "_data" if (package / "_data").is_dir() else package.parent / "data"
     return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
-def _as_table(rows: Sequence[tuple], task: str, distance: str) -> pd.DataFrame:
-    table = pd.DataFrame(rows, columns=["split", "target", "treatment", "part", "n", "value"])
-    return table.assign(task=task, distance=distance, seed=0, metric="accuracy")[
-        [*_PAIR, "treatment", *_AT, "value"]
-    ]  # fmt: skip
-
-
 # --- shared ---------------------------------------------------------------------------------------------------------
+
+
+def with_holm(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """A column p_holm: p corrected over the rows of one comparison, which the columns `by` name."""
+    found = frame.assign(p_holm=np.nan)
+    for _, part in found.groupby(list(by)):
+        found.loc[part.index, "p_holm"] = statistics.holm(part.p.to_numpy())
+    return found
+
+
+def of_draws(drawn: Float[np.ndarray, " draw"]) -> tuple[float, float, float]:
+    """Ends of the 95 % interval of bootstrap draws, and their two-sided p against 0."""
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    p = 2 * (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (1 + len(drawn))
+    return float(low), float(high), float(min(1.0, p))
+
+
+def _by(
+    table: pd.DataFrame, key: list[str], column: str, cluster: Sequence[str], confidence: float, draws: int, seed: int
+) -> pd.DataFrame:
+    """Mean of a column for each key with its intervals, over means of clusters."""
+    rows = []
+    for at, part in table.groupby(key, sort=False):
+        means = part.groupby(list(cluster))[column].mean().to_numpy()
+        rows.append((*at, *_intervals(means, confidence, draws, seed), len(part), len(means)))
+    ends = ["estimate", "low", "high", "boot_low", "boot_high", "p", "n_runs", "n_clusters"]
+    return pd.DataFrame(rows, columns=[*key, *ends])
 
 
 def _intervals(means: Shaped[np.ndarray, " cluster"], confidence: float, draws: int, seed: int) -> tuple[float, ...]:
@@ -369,22 +290,17 @@ def _intervals(means: Shaped[np.ndarray, " cluster"], confidence: float, draws: 
     reach = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error
     drawn = np.random.default_rng(seed).integers(n, size=(draws, n))
     low, high = np.quantile(means[drawn].mean(1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    if error > 0:
-        p = float(2 * stats.t.sf(abs(mean) / error, n - 1))
-    else:  # all clusters agree to the last bit
-        p = float(mean == 0)
+    # error 0: all clusters agree to the last bit
+    p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error > 0 else float(mean == 0)
     return mean, mean - reach, mean + reach, float(low), float(high), p
 
 
 def _check(table: pd.DataFrame) -> None:
     wanted = [*_PAIR, "treatment", *_AT, "value"]
-    missing = [name for name in wanted if name not in table.columns]
-    if missing:
+    if missing := [name for name in wanted if name not in table.columns]:
         raise ValueError(f"table has no column {', '.join(missing)}: a table of runs has {', '.join(wanted)}")
-    if table[wanted].isna().any(axis=None):
-        raise ValueError(
-            f"{int(table[wanted].isna().any(axis=1).sum())} runs have missing values: pass measured ones only"
-        )
+    if gaps := int(table[wanted].isna().any(axis=1).sum()):
+        raise ValueError(f"{gaps} runs have missing values: pass measured ones only")
     doubled = table.duplicated([*_PAIR, "treatment", *_AT])
     if doubled.any():
         first = table.loc[doubled, [*_PAIR, "treatment", *_AT]].iloc[0].to_dict()

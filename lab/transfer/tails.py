@@ -1,17 +1,16 @@
 """A language model's blocks from the n-th on, started from stored states and trained on a small task of short texts.
 
-    texts = as_texts(model, frame)                                 # columns text, label
-    body = Body(model, texts, "trained", seed=0, chosen=[20])      # states after block 20, of all texts and positions
-    tail = body.tail(20, 10, keep=True, seed=0)                    # the model's own last 10 blocks, a copy
-    tuned = tune(tail, texts, body.states[20], test, Tuning(25, 16, 1e-4, 3e-3), seed=0)
+    body = Body(model, as_texts(model, frame), "trained", seed=0, chosen=[20])   # states after block 20, of all positions
+    tail = body.tail(20, 10, keep=True, seed=0)                                  # the model's own last 10 blocks, a copy
+    tuned = tune(tail, body.texts, body.states[20], test, Tuning(25, 16, 1e-4, 3e-3), seed=0)
 
-What is in front stays frozen, so its states are computed once. The label is read at each text's last token, by a fresh
-classifier behind a fresh final norm. The parts that `transfer_pretrained` and `transfer_tuned` share.
+What is in front stays frozen. The label is read at the last token, by a fresh classifier behind a fresh final norm.
 """
 
 import copy
 import functools
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +20,22 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModel
 
-from lab import models, require, statistics
+from lab import datasets, models, require, statistics
 from lab.nets import replicas
 from lab.nets.replicas import Recipe
 from lab.texts import last_positions, tokenize
+from lab.transfer.statistics import of_draws
 
+COLUMNS = {
+    "model": "the model", "dataset": "the data set, of `tuned` the target", "split": "number of the split of groups",
+    "metric": "accuracy; nll and train_loss in nats", "value": "of the metric, on the tested texts",
+    "n": "number of first blocks that are frozen", "accuracy": "share of tested texts, each by its mean over splits",
+    "low": "of a 95 % bootstrap over groups of texts, nets as they are: another seed may differ by more", "high": "see low",
+    "nll": "mean negative log-probability of the right label, nats", "n_texts": "number of tested texts",
+    "n_groups": "number of their groups", "difference": "of accuracies, paired by text", "p": "bootstrap, two-sided",
+    "p_holm": "p, Holm-corrected over n", "example": "name of the text", "group": "its group", "label": "its right label, 0 or 1",
+    "predicted": "the label that the net gives it", "log_p": "log-probability of the right label, nats",
+}  # fmt: skip
 _FEWEST, _DRAWS = 5, 2000  # groups for an interval; bootstrap
 _CLOSE = 1e-3  # of the states' standard deviation: how far rounding may take a run that starts in the middle
 
@@ -66,6 +76,19 @@ class Texts:
     labels: torch.Tensor
 
 
+def labelled(data: str | pd.DataFrame, own: str = "your data") -> tuple[pd.DataFrame, str]:
+    """Texts with labels, and the data set's name; a table that was passed is called `own`."""
+    frame, name = (datasets.load(data), data) if isinstance(data, str) else (data, own)
+    datasets.check_concept_data(frame, name=name)
+    return frame, name
+
+
+def checksum(frames: Iterable[pd.DataFrame]) -> str:
+    """Hash of all that is used of some tables."""
+    used = [frame.reindex(columns=["example", "text", "label", "group"]).to_csv(index=False) for frame in frames]
+    return hashlib.sha256("".join(used).encode()).hexdigest()
+
+
 def spread_over_groups(frame: pd.DataFrame, count: int, rng: np.random.Generator) -> pd.DataFrame:
     """Up to `count` rows, as many of each label (if there are labels), over as many groups as there are.
 
@@ -82,10 +105,8 @@ def spread_over_groups(frame: pd.DataFrame, count: int, rng: np.random.Generator
 
 def as_texts(model: TransformerBridge, frame: pd.DataFrame) -> Texts:
     """Columns text and label as tokens."""
-    tokens = tokenize(model, frame.text.tolist())
-    return Texts(
-        tokens.ids, tokens.mask.long(), torch.as_tensor(last_positions(tokens)), torch.tensor(frame.label.tolist())
-    )
+    tokens, labels = tokenize(model, frame.text.tolist()), torch.tensor(frame.label.tolist())
+    return Texts(tokens.ids, tokens.mask.long(), torch.as_tensor(last_positions(tokens)), labels)
 
 
 class Body:
@@ -103,11 +124,11 @@ class Body:
     @property
     def plain(self) -> Any:
         """Its blocks, with the embedding below and the norm above."""
-        body = self.whole.base_model
+        body, use = self.whole.base_model, "use a Llama, Qwen, Gemma, OLMo or NeoX model"
         if not hasattr(body, "layers") or not _norm_name(body):
             raise ValueError(
-                f"{type(body).__name__} is not laid out like Llama (layers, then a norm): its blocks cannot be started in "
-                "the middle here; use a Llama, Qwen, Gemma, OLMo or NeoX model"
+                f"{type(body).__name__} is not laid out like Llama (layers, then a norm), so its blocks cannot be started "
+                f"in the middle here; {use}"
             )
         return body
 
@@ -161,21 +182,6 @@ class Body:
             )
 
 
-def zero_step_gap(model: TransformerBridge, texts: Sequence[str], n: int) -> float:
-    """Largest difference of logits between a model and its K-n before the first step: rounding, if all is right.
-
-    K-n starts from stored states after block n, so positions and the causal mask are made anew behind them.
-    """
-    n_layers = model.cfg.n_layers
-    if not 0 <= n <= n_layers:
-        raise ValueError(f"n={n}: pass a number of frozen blocks from 0 to {n_layers}")
-    body = Body(model, as_texts(model, pd.DataFrame({"text": list(texts), "label": 0})), "trained", 0, [n])
-    whole, ours = body.before_training(n, torch.arange(len(texts)))
-    with torch.inference_mode():
-        head = body.whole.get_output_embeddings()
-        return float((head(whole) - head(ours)).abs().max())
-
-
 def states_after(
     net: Any, mask: torch.Tensor, depths: Sequence[int], **inputs: torch.Tensor
 ) -> dict[int, torch.Tensor]:
@@ -211,21 +217,17 @@ def _run_tail(tail: Any, states: torch.Tensor, mask: torch.Tensor) -> torch.Tens
 
 def tune(tail: Any, texts: Texts, states: torch.Tensor, test: np.ndarray, tuning: Tuning, seed: int) -> Tuned:
     """Train a tail with a classifier, in place, on the texts that are not tested."""
-    width = states.shape[-1]
+    width, train = states.shape[-1], np.flatnonzero(~test)
     generator = torch.Generator().manual_seed(seed % 2**63)
     head = torch.nn.Linear(width, 2)
     with torch.no_grad():
         head.weight.copy_(torch.randn(2, width, generator=generator) * width**-0.5)
         head.bias.zero_()
-    norm = getattr(tail, _norm_name(tail))
-    rates = {"blocks": (list(tail.layers.parameters()), tuning.rate),
-             "top": ([*norm.parameters(), *head.parameters()], tuning.head_rate)}  # fmt: skip
-    trained = [parameter for part, _ in rates.values() for parameter in part]
-    groups = [{"params": part, "lr": rate} for part, rate in rates.values() if part]
+    blocks = list(tail.layers.parameters())
+    top = [*getattr(tail, _norm_name(tail)).parameters(), *head.parameters()]
+    groups = [{"params": part, "lr": rate} for part, rate in ((blocks, tuning.rate), (top, tuning.head_rate)) if part]
     optimizer = torch.optim.AdamW(groups, weight_decay=tuning.decay, fused=True)
-    order = replicas.orders(
-        [np.flatnonzero(~test)], [seed], Recipe(steps=max(tuning.steps, 1), batch=min(tuning.batch, int((~test).sum())))
-    )[0]
+    recipe = Recipe(steps=max(tuning.steps, 1), batch=min(tuning.batch, len(train)))
 
     def logits(rows: torch.Tensor) -> torch.Tensor:
         longest = int(texts.last[rows].max()) + 1  # right padding: what lies behind is never seen
@@ -233,35 +235,51 @@ def tune(tail: Any, texts: Texts, states: torch.Tensor, test: np.ndarray, tuning
         return head(out[torch.arange(len(rows)), texts.last[rows]].float())
 
     losses = []
-    for rows in order[: tuning.steps]:
+    for rows in replicas.orders([train], [seed], recipe)[0][: tuning.steps]:
         loss = torch.nn.functional.cross_entropy(logits(rows), texts.labels[rows])
-        for parameter, gradient in zip(trained, torch.autograd.grad(loss, trained), strict=True):
-            parameter.grad = gradient
-        optimizer.step()
+        replicas.descend(optimizer, [*blocks, *top], loss)
         losses.append(loss.item())
     with torch.inference_mode():
         parts = [logits(rows).log_softmax(-1) for rows in torch.as_tensor(np.flatnonzero(test)).split(32)]
-    late = losses[-max(1, tuning.steps // 5) :]
-    return Tuned(
-        torch.cat(parts).numpy(),
-        sum(parameter.numel() for parameter in trained),
-        float(np.mean(late)) if late else np.nan,
+    late = float(np.mean(losses[-max(1, tuning.steps // 5) :])) if losses else np.nan
+    return Tuned(torch.cat(parts).numpy(), sum(one.numel() for one in (*blocks, *top)), late)
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def measured(
+    frame: pd.DataFrame, test: np.ndarray, log_p: np.ndarray, where: dict[str, Any], **more: float
+) -> tuple[list[dict[str, Any]], pd.DataFrame]:
+    """Rows of accuracy, nll and `more`, and the tested texts, of one run; `where` says of which."""
+    labels, predicted = frame.label.to_numpy()[test], log_p.argmax(1)
+    of_right = log_p[np.arange(len(labels)), labels]
+    values = {"accuracy": float((predicted == labels).mean()), "nll": float(-of_right.mean()), **more}
+    items = frame.loc[test, ["example", "group", "label"]].assign(
+        **where, predicted=predicted, log_p=of_right.astype(float)
     )
+    return [{**where, "metric": name, "value": value} for name, value in values.items()], items
 
 
-def interval(values: np.ndarray, groups: np.ndarray, seed: int) -> tuple[float, float, float, float]:
+def summarised(items: pd.DataFrame, by: list[str], seed: int) -> tuple[pd.DataFrame, dict[Any, pd.DataFrame]]:
+    """Accuracy and nll of each run, which the columns `by` name, and the runs by text; a text counts by its mean over splits."""
+    items = items.assign(right=(items.predicted == items.label).astype(float))
+    mean = items.groupby([*by, "example", "group"], sort=False)[["right", "log_p"]].mean().reset_index()
+    runs = {at: part.set_index("example") for at, part in mean.groupby(by, sort=False)}
+    rows = [(*at, *interval(part.right, part.group, seed)[:3], float(-part.log_p.mean()), len(part), part.group.nunique())
+            for at, part in runs.items()]  # fmt: skip
+    return pd.DataFrame(rows, columns=[*by, "accuracy", "low", "high", "nll", "n_texts", "n_groups"]), runs
+
+
+def paired(one: pd.DataFrame, two: pd.DataFrame, seed: int) -> tuple[float, float, float, float]:
+    """Accuracy of a run minus that of another, on the same texts: mean, low, high, p."""
+    return interval(one.right - two.right.reindex(one.index), one.group, seed)
+
+
+def interval(values: pd.Series, groups: pd.Series, seed: int) -> tuple[float, float, float, float]:
     """Mean over texts with low, high and two-sided p (against 0) of a bootstrap over groups; nan below five groups."""
-    if len(set(groups)) < _FEWEST:
-        return float(values.mean()), np.nan, np.nan, np.nan
-    drawn = statistics.cluster_means(values[:, None], groups, draws=_DRAWS, seed=seed)[:, 0]
-    p = 2 * (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (1 + _DRAWS)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(values.mean()), float(low), float(high), float(min(1.0, p))
-
-
-def with_holm(differences: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """A column p_holm: p corrected over the n of one comparison, which the columns `by` name."""
-    found = differences.assign(p_holm=np.nan)
-    for _, part in found.groupby(list(by)):
-        found.loc[part.index, "p_holm"] = statistics.holm(part.p.to_numpy())
-    return found
+    mean, names = float(values.to_numpy().mean()), groups.to_numpy(str)
+    if len(set(names)) < _FEWEST:
+        return mean, np.nan, np.nan, np.nan
+    drawn = statistics.cluster_means(values.to_numpy()[:, None], names, draws=_DRAWS, seed=seed)[:, 0]
+    return mean, *of_draws(drawn)

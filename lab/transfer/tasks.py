@@ -1,17 +1,10 @@
-"""Four small tasks, each in two halves A and B: what a model learned on one half is carried over to the other.
-
-    task = make("S", distance="near", split=0, seed=0)
-    task.sides["A"].train.inputs, task.sides["B"].test.labels, task.own_tokens("B")
+"""Two small tasks, each in two halves A and B: what a model learned on one half is carried over to the other.
 
 - D, digits: scikit-learn's 1,797 scans of 8 x 8 pixels as 16 patches of 2 x 2, with pixel noise; five digits a half.
-- S, sources: which of 20 generators made a sequence of 32 tokens? Family M are Markov chains of order 2, family R are
-  rules (repeats, mirrors, brackets, copies). Near: random halves of ten of each against ten of each; far: M against R.
-- F, facts: a relation is a random map on 200 entities. Near: other relations, the same entities; far: other entities too.
-- Mod, arithmetic modulo 31: near and far are other operators, by whether they are linear.
+- S, sources: which of 20 generators made a sequence of 32 tokens? 20 Markov chains of order 2, 20 rules (repeats, mirrors,
+  brackets, copies). Near: random halves of ten of each against ten of each; far: chains against rules.
 
-A task is made from (name, distance, split, seed) alone and is the same to the last bit each time. The training set is
-finite, so that generalisation can differ; the test set is fresh, except for F's one-hop facts, where there is nothing to
-generalise to: their accuracy says what was stored.
+A task is made from (name, distance, split, seed) alone, the same to the last bit each time; its test set is fresh.
 """
 
 import hashlib
@@ -26,7 +19,7 @@ from sklearn.datasets import load_digits
 
 from lab import require
 
-DISTANCES = {"D": ("near",), "S": ("near", "far"), "F": ("near", "far"), "Mod": ("near", "far")}
+DISTANCES = {"D": ("near",), "S": ("near", "far")}
 SIDES = ("A", "B")
 
 
@@ -83,15 +76,13 @@ class Task:
         return int(self.sides["A"].train.inputs.shape[1])
 
     def own_tokens(self, side: str) -> Int[np.ndarray, " token"]:
-        """Tokens of this half that never occur in the other.
-
-        A net trained on the other half has untrained rows for them. Frozen, such rows would look like specificity.
-        """
+        """Tokens of this half that never occur in the other (with few rules and no noise): a net trained on the other has
+        untrained rows for them, which, frozen, would look like specificity."""
         if self.patches:
             return np.array([], int)
         seen = {name: {int(t) for part in (half.train, half.test) for t in np.unique(part.inputs)}
                 for name, half in self.sides.items()}  # fmt: skip
-        return np.array(sorted(seen[side] - seen[_other(side)]), int)
+        return np.array(sorted(seen[side] - seen[other(side)]), int)
 
     def checksum(self) -> str:
         """Hash of all examples."""
@@ -103,29 +94,17 @@ class Task:
 
 
 def make(
-    name: str,
-    *,
-    distance: str = "near",
-    split: int = 0,
-    seed: int = 0,
-    halves: tuple[Sequence[int], Sequence[int]] | None = None,
-    **sizes: Any,
-) -> Task:
+    name: str, *, distance: str = "near", split: int = 0, seed: int = 0,
+    halves: tuple[Sequence[int], Sequence[int]] | None = None, **sizes: Any,
+) -> Task:  # fmt: skip
     """A task with its two halves.
 
     Args:
-        name: D, S, F or Mod.
-        distance: "near", or "far" (not D).
-        split: number of the split; it decides which classes go where, and for S and F also the generators and maps.
-        seed: of the examples within a split: training images and pixel noise, sequences, held-out pairs.
+        split: decides which classes go where, and for S also the generators. seed: of the examples within a split.
         halves: D and S near only: class numbers of A and of B (D: digits; S: 0-19 are Markov chains, 20-39 rules), instead
             of the split's own.
         sizes: D: train_per_class=30, noise=0.5 (standard deviation in units of the pixels'). S: train_per_class=200,
-            test_per_class=50, weight=0.8 (of a chain's own part), token_noise=0.15. F: form="one_hop", "two_hop" or
-            "context", entities=200, relations=8 (a half). Mod: train_share=0.6.
-
-    Raises:
-        ValueError: an unknown task, distance or size, overlapping or uneven halves, class numbers out of range.
+            test_per_class=50, weight=0.8 (of a chain's own part), token_noise=0.15.
 
     >>> digits = make("D", halves=([0, 1, 2, 3, 4], [5, 6, 7, 8, 9]))
     >>> digits.sides["B"].train.inputs.shape, digits.sides["B"].classes
@@ -137,27 +116,23 @@ def make(
     if unknown:
         raise ValueError(f"task {name} has no size {', '.join(unknown)}; it has {', '.join(sizes_of(name))}")
     if halves is not None:
-        if name not in ("D", "S") or distance == "far":
+        if distance == "far":
             raise ValueError(f"halves= is for D and for S near; task {name} {distance} has fixed ones")
         sizes["halves"] = check_halves(halves, 10 if name == "D" else 40)
-    return _makers()[name](distance, split, seed, **sizes)
+    return _MAKERS[name](distance, split, seed, **sizes)
 
 
 def sizes_of(name: str) -> list[str]:
     """What can be set about a task, besides its distance, split, seed and halves."""
-    return sorted(set(inspect.signature(_makers()[name]).parameters) - {"distance", "split", "seed", "halves"})
-
-
-def _makers() -> dict[str, Callable[..., Task]]:
-    return {"D": _digits, "S": _sources, "F": _facts, "Mod": _arithmetic}
+    return sorted(set(inspect.signature(_MAKERS[name]).parameters) - {"distance", "split", "seed", "halves"})
 
 
 def check(name: str, distance: str) -> None:
     """Raise a ValueError for an unknown task, or a distance that it does not have."""
-    if not isinstance(name, str):
+    if not isinstance(name, str):  # a model, as other experiments take it
+        known = ", ".join(DISTANCES)
         raise ValueError(
-            f"the first argument is a task, {', '.join(DISTANCES)}, and not a {type(name).__name__}: this experiment trains "
-            "its own nets"
+            f"the first argument is a task, {known}, and not a {type(name).__name__}: own nets are trained here"
         )
     require.one_of("task", name, DISTANCES)
     if not isinstance(distance, str) or distance not in DISTANCES[name]:
@@ -170,17 +145,13 @@ def check_halves(halves: tuple[Sequence[int], Sequence[int]], n: int) -> tuple[l
     if isinstance(halves, str) or len(given) != 2:
         raise ValueError(f"halves={halves!r}: give two lists of class numbers, those of A and of B")
     a, b = (sorted(require.wholes("halves", half, 0, None, least=0, twice=True)) for half in given)
-    both = sorted(set(a) & set(b))
-    if both:
-        raise ValueError(
-            f"classes {both} are in both halves: A and B must not share a class, or nothing is transferred"
-        )
-    if len(a) != len(b) or len(a) < 2 or len(set(a)) < len(a) or len(set(b)) < len(b):
+    if both := sorted(set(a) & set(b)):
+        raise ValueError(f"classes {both} are in both halves: A and B must not share one, or nothing is transferred")
+    if len(a) != len(b) or len(a) < 2 or len({*a, *b}) < len(a) + len(b):
         raise ValueError(
             f"A has {len(a)} classes and B {len(b)}: pass two halves of one size, 2 or more, no class twice"
         )
-    outside = [number for number in (*a, *b) if not 0 <= number < n]
-    if outside:
+    if outside := [number for number in (*a, *b) if number >= n]:
         raise ValueError(f"classes {outside} do not exist: pass numbers from 0 to {n - 1}")
     return a, b
 
@@ -194,7 +165,8 @@ def _rng(*parts: Any) -> np.random.Generator:
     return np.random.default_rng(seed_of(*parts))
 
 
-def _other(side: str) -> str:
+def other(side: str) -> str:
+    """The half that is not this one."""
     return SIDES[1 - SIDES.index(side)]
 
 
@@ -207,18 +179,12 @@ def _random_halves(n: int, *parts: Any) -> tuple[list[int], list[int]]:
 
 
 def _digits(
-    distance: str,
-    split: int,
-    seed: int,
-    *,
-    halves: tuple[list[int], list[int]] | None = None,
-    train_per_class: int = 30,
-    noise: float = 0.5,
-) -> Task:
+    distance: str, split: int, seed: int, *, halves: tuple[list[int], list[int]] | None = None,
+    train_per_class: int = 30, noise: float = 0.5,
+) -> Task:  # fmt: skip
     images, digits = load_digits(return_X_y=True)
-    train_per_class = require.whole(
-        "train_per_class", train_per_class, 1, 150, hint="; a digit has at least 174 images"
-    )
+    hint = "; a digit has at least 174 images"
+    train_per_class = require.whole("train_per_class", train_per_class, 1, 150, hint=hint)
     noise = require.number("noise", noise, 0)
     images = (images - images.mean()) / images.std()
     rng = _rng("D", split, seed)
@@ -250,16 +216,9 @@ RULES = (
 
 
 def _sources(
-    distance: str,
-    split: int,
-    seed: int,
-    *,
-    halves: tuple[list[int], list[int]] | None = None,
-    train_per_class: int = 200,
-    test_per_class: int = 50,
-    weight: float = 0.8,
-    token_noise: float = 0.15,
-) -> Task:
+    distance: str, split: int, seed: int, *, halves: tuple[list[int], list[int]] | None = None,
+    train_per_class: int = 200, test_per_class: int = 50, weight: float = 0.8, token_noise: float = 0.15,
+) -> Task:  # fmt: skip
     train_per_class = require.whole("train_per_class", train_per_class, 1)
     test_per_class = require.whole("test_per_class", test_per_class, 1)
     weight = require.number("weight", weight, high=1, above=0)
@@ -277,11 +236,9 @@ def _sources(
         parts = []
         for count in (train_per_class, test_per_class):
             drawn = [
-                _markov(chains[source], count, rng)
-                if source < 20
-                else _rule(RULES[source - 20], motifs[source - 20], count, token_noise, rng)
-                for source in half
-            ]
+                _markov(chains[one], count, rng) if one < 20
+                else _rule(RULES[one - 20], motifs[one - 20], count, token_noise, rng) for one in half
+            ]  # fmt: skip
             parts.append(Examples(np.concatenate(drawn), np.repeat(np.arange(len(half)), count)))
         sides[name] = Side(tuple(_source_name(source) for source in half), *parts)
     sizes = {"train_per_class": train_per_class, "test_per_class": test_per_class, "weight": weight,
@@ -349,94 +306,4 @@ def _brackets(deepest: int, rng: np.random.Generator) -> np.ndarray:
     return groups
 
 
-# --- F: facts -------------------------------------------------------------------------------------------------------
-
-_CONTEXT_FACTS = 4  # facts in front of a query in form "context"
-
-
-def _facts(
-    distance: str, split: int, seed: int, *, form: str = "one_hop", entities: int = 200, relations: int = 8
-) -> Task:
-    """Tokens: the entities of both halves, the relations of both, then `=` and a blank."""
-    form = require.one_of("form", form, ("one_hop", "two_hop", "context"))
-    entities, relations = require.whole("entities", entities, 10), require.whole("relations", relations, 1)
-    rng = _rng("F", split)
-    n_entities = entities if distance == "near" else 2 * entities
-    equals, blank = n_entities + 2 * relations, n_entities + 2 * relations + 1
-    sides = {}
-    for place, name in enumerate(SIDES):
-        first = 0 if distance == "near" else place * entities
-        maps = rng.integers(entities, size=(relations, entities))  # [relation entity] -> entity, within the half
-        ours = _rng("F", split, seed, name)
-        relation = n_entities + place * relations
-        if form == "context":
-            sets = [_in_context(count, entities, relations, first, relation, equals, ours) for count in (4000, 1000)]
-        else:
-            r, e = (part.ravel() for part in np.indices((relations, entities)))
-            facts = Examples(_rows(blank, first + e, relation + r, equals), maps[r, e])
-            sets = [facts, facts]
-            if form == "two_hop":
-                r1, r2, e = (part.ravel() for part in np.indices((relations, relations, entities)))
-                inputs, labels = _rows(first + e, relation + r1, relation + r2, equals), maps[r2, maps[r1, e]]
-                held_out = ours.random(len(labels)) < 0.2
-                seen = Examples(
-                    np.concatenate([facts.inputs, inputs[~held_out]]), np.concatenate([facts.labels, labels[~held_out]])
-                )
-                sets = [seen, Examples(inputs[held_out], labels[held_out])]
-        sides[name] = Side(tuple(f"e{first + number}" for number in range(entities)), *sets)
-    sizes = {"form": form, "entities": entities, "relations": relations}
-    return Task("F", distance, split, seed, sides, blank + 1, entities, Gate(0.6), sizes=sizes)
-
-
-def _rows(*columns: np.ndarray | int) -> np.ndarray:
-    return np.stack(np.broadcast_arrays(*columns), axis=1)
-
-
-def _in_context(
-    count: int, entities: int, relations: int, first: int, relation: int, equals: int, rng: np.random.Generator
-) -> Examples:
-    """Facts [e r v] in any order, then the query [e r r' =]: two of the facts chain, the others lead elsewhere."""
-    rows, labels = [], []
-    for _ in range(count):
-        who = rng.permutation(entities)[: 2 * _CONTEXT_FACTS - 1]
-        r = rng.integers(relations, size=_CONTEXT_FACTS)
-        heads, tails = np.r_[who[0], who[1], who[3:][::2]], np.r_[who[1], who[2], who[3:][1::2]]
-        facts = np.stack([first + heads, relation + r, first + tails], axis=1)
-        query = [first + who[0], relation + r[0], relation + r[1], equals]
-        rows.append(np.concatenate([rng.permutation(facts).ravel(), query]))
-        labels.append(who[2])
-    return Examples(np.array(rows), np.array(labels))
-
-
-# --- Mod: arithmetic ------------------------------------------------------------------------------------------------
-
-_P = 31
-OPERATORS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "x+y": lambda x, y: x + y,
-    "x-y": lambda x, y: x - y,
-    "2x+y": lambda x, y: 2 * x + y,
-    "x+2y": lambda x, y: x + 2 * y,
-    "3x-y": lambda x, y: 3 * x - y,
-    "x+3y": lambda x, y: x + 3 * y,
-    "xy": lambda x, y: x * y,
-    "x^2+y": lambda x, y: x**2 + y,
-    "max(x,y)": np.maximum,
-}
-_OPERATORS = {"A": ("x+y", "x-y", "2x+y"), "near": ("x+2y", "3x-y", "x+3y"), "far": ("xy", "x^2+y", "max(x,y)")}
-
-
-def _arithmetic(distance: str, split: int, seed: int, *, train_share: float = 0.6) -> Task:
-    """[x op y =], tokens 0-30 numbers, 31-36 operators, 37 `=`; the split decides which pairs are trained."""
-    train_share = require.fraction("train_share", train_share)
-    x, y = (part.ravel() for part in np.indices((_P, _P)))
-    sides = {}
-    for place, name in enumerate(SIDES):
-        rng, parts = _rng("Mod", distance, split, seed, name), []
-        operators = _OPERATORS["A" if name == "A" else distance]
-        for number, operator in enumerate(operators):
-            inputs = _rows(x, _P + 3 * place + number, y, _P + 6)
-            parts.append((inputs, OPERATORS[operator](x, y) % _P, rng.random(len(x)) < train_share))
-        inputs, labels, trained = (np.concatenate(column) for column in zip(*parts, strict=True))
-        sets = [Examples(inputs[rows], labels[rows]) for rows in (trained, ~trained)]
-        sides[name] = Side(tuple(map(str, range(_P))), *sets)
-    return Task("Mod", distance, split, seed, sides, _P + 7, _P, Gate(0.6), sizes={"train_share": train_share})
+_MAKERS: dict[str, Callable[..., Task]] = {"D": _digits, "S": _sources}

@@ -35,8 +35,8 @@ class Plain(nn.Module):
         self.blocks = nn.ModuleList(
             nn.ModuleDict({
                 "qkv": nn.Linear(d, 3 * d, bias=False), "out": nn.Linear(d, d, bias=False),
-                "mlp_in": nn.Linear(d, shape.mlp_ratio * d, bias=False),
-                "mlp_out": nn.Linear(shape.mlp_ratio * d, d, bias=False),
+                "mlp_in": nn.Linear(d, 2 * d, bias=False),
+                "mlp_out": nn.Linear(2 * d, d, bias=False),
                 "norm_1": nn.LayerNorm(d, elementwise_affine=False), "norm_2": nn.LayerNorm(d, elementwise_affine=False),
             })
             for _ in range(shape.n_blocks)

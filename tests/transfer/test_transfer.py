@@ -57,6 +57,8 @@ def test_tables(digits: Result, tmp_path: Path) -> None:
     assert len(one) == len(tasks.make("D", split=1, train_per_class=150).sides["A"].test.labels)
     loaded = Result.load(digits.save(tmp_path / "saved"))
     pd.testing.assert_frame_equal(loaded.table, table)
+    meanings = loaded.columns().set_index(["table", "column"]).meaning
+    assert (meanings != "").all() and meanings["items", "AnB@2"] == "class predicted by that net"
     pd.testing.assert_frame_equal(loaded.summary, digits.summary)
 
 
@@ -68,12 +70,10 @@ def test_summary_is_the_statistics_of_the_table(digits: Result) -> None:
     assert set(digits.tables) == {"gate", "items", "levels", "differences", "n_star"}
 
 
-def starts(
-    task: tasks.Task, plan: list[curves._Planned], own_rows: str = "fresh"
-) -> tuple[dict, list[replicas.Weights]]:
+def starts(task: tasks.Task, plan: list[curves._Planned]) -> tuple[dict, list[replicas.Weights]]:
     shape = curves._shape(task, 4, 16, 2)
     bases = {side: replicas.initial(shape, [place + 100]) for place, side in enumerate("AB")}
-    return bases, [curves._start(shape, task, bases, net, {"own_rows": own_rows}, 0, 0) for net in plan]
+    return bases, [curves._start(shape, task, bases, net) for net in plan]
 
 
 def test_without_skips_it_is_another_net_and_sizes_are_not_matched(digits: Result) -> None:
@@ -120,17 +120,19 @@ def test_what_is_copied_and_what_is_fresh() -> None:
 
 
 def test_tokens_that_the_source_never_saw_are_fresh_and_train_in_all_treatments_alike() -> None:
-    task = tasks.make("Mod")
+    sizes = {"token_noise": 0.0, "train_per_class": 20, "test_per_class": 3}  # 16 tokens are in B's sequences only
+    task = tasks.make("S", halves=([20, 22], [24, 26]), **sizes)
+    own, every = task.own_tokens("B").tolist(), list(range(32))
+    shared = [token for token in every if token not in own]
     wanted = [("BnB",), *((name, "blocks", 2) for name in ("AnB", "BnB", "random", "BnB_plus"))]
     plan = [curves._Planned("B", *one) for one in wanted]
     bases, (fresh, ab, bb, random, plus) = starts(task, plan)
     for weights in (ab, bb, random, plus):
-        assert torch.equal(weights["embedding"][:, 34:37], fresh["embedding"][:, 34:37])
-    assert torch.equal(bb["embedding"][:, :34], bases["B"]["embedding"][:, :34])
-    _, (_, _, copied, _, _) = starts(task, plan, "copied")
-    assert torch.equal(copied["embedding"], bases["B"]["embedding"])
+        assert len(own) == 16 and torch.equal(weights["embedding"][:, own], fresh["embedding"][:, own])
+    assert torch.equal(bb["embedding"][:, shared], bases["B"]["embedding"][:, shared])
+    assert torch.equal(ab["embedding"][:, shared], bases["A"]["embedding"][:, shared])
     trained = [curves._trained_rows(task, net).nonzero().ravel().tolist() for net in plan]
-    assert trained == [list(range(38)), [34, 35, 36], [34, 35, 36], [34, 35, 36], list(range(38))]
+    assert trained == [every, own, own, own, every]
 
 
 def test_an_interrupted_grid_resumes_with_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +172,7 @@ def test_a_task_below_its_gate_is_reported_and_not_used(capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"task": "X"}, "task='X': choose one of D, S, F, Mod"),
+        ({"task": "X"}, "task='X': choose one of D, S"),
         ({"preset": "huge"}, "preset='huge': choose one of quick, standard, full"),
         ({"task": "D", "distance": "far"}, "task D has no distance 'far'"),
         ({"task": "D", "n": [0, 7]}, r"n=\[0, 7\]: give at least one, each from 0 to 6"),
@@ -180,7 +182,6 @@ def test_a_task_below_its_gate_is_reported_and_not_used(capsys: pytest.CaptureFi
         ({"task": "D", "form": "one_hop"}, r"there is no option form; options are .* sizes of task D are noise"),
         ({"task": "D", "split": 2}, r"there is no option split \(did you mean splits\?\)"),
         ({"task": "D", "step": 10}, r"there is no option step \(did you mean steps\?\)"),
-        ({"task": "F", "own_rows": "kept"}, "own_rows='kept': choose one of fresh, copied"),
     ],
 )
 def test_what_is_refused(arguments: dict, message: str) -> None:
@@ -194,7 +195,7 @@ def test_what_is_refused(arguments: dict, message: str) -> None:
     [
         ({"n": 2}, r"n=2: give a list of whole numbers, such as \[2\]"),
         ({"seed": [1, 2]}, r"seed=\[1, 2\]: give a whole number .*; seeds= says how many"),
-        ({"task": object()}, "the first argument is a task, D, S, F, Mod, and not a object"),
+        ({"task": object()}, "the first argument is a task, D, S, and not a object"),
     ],
 )
 def test_a_wrong_type_is_refused_before_anything_runs(arguments: dict, message: str) -> None:
@@ -218,15 +219,18 @@ def statements() -> pd.DataFrame:
 def test_kept_blocks_before_the_first_step_are_the_model(
     family: str, tiny_model: Callable[[str], TransformerBridge]
 ) -> None:
+    frame = pd.DataFrame({"text": ["one", "a longer text than that", "two"], "label": 0})
+    body = tails.Body(tiny_model(family), tails.as_texts(tiny_model(family), frame), "trained", 0, [0, 1, 3, 4])
     for n in (0, 1, 3, 4):
-        assert tails.zero_step_gap(tiny_model(family), ["one", "a longer text than that", "two"], n) < 1e-5
+        whole, ours = body.before_training(n, torch.arange(3))
+        assert (whole - ours).abs().max() < 1e-5
+        head = body.whole.get_output_embeddings()
+        assert (head(whole) - head(ours)).abs().max() < 1e-5
 
 
 def test_other_layouts_are_refused(tiny_model: Callable[[str], TransformerBridge]) -> None:
     with pytest.raises(ValueError, match="GPT2Model is not laid out like Llama"):
         pretrained.run(tiny_model("gpt2"), statements(), progress=False, resume=False)
-    with pytest.raises(ValueError, match="n=5: pass a number of frozen blocks from 0 to 4"):
-        tails.zero_step_gap(tiny_model("llama"), ["a"], 5)
 
 
 def test_pretrained(tiny_model: Callable[[str], TransformerBridge]) -> None:
@@ -249,6 +253,16 @@ def test_pretrained(tiny_model: Callable[[str], TransformerBridge]) -> None:
     assert pairs.loc[("K (trained)", "R (trained)", 2), "difference"] == pytest.approx(
         summary.accuracy["trained", "K", 2] - summary.accuracy["trained", "R", 2]
     )
+
+
+def test_the_same_texts_with_other_labels_are_other_data(tiny_model: Callable[[str], TransformerBridge]) -> None:
+    options: dict[str, Any] = {"n": [4], "treatments": ["P"], "null": False, "steps": 2, "progress": False}
+    model, frame = tiny_model("llama"), statements()
+    pretrained.run(model, frame, **options)
+    turned = frame.assign(label=1 - frame.label)
+    found = pretrained.run(model, turned, **options).tables["items"]
+    wanted = pretrained.run(model, turned, resume=False, **options).tables["items"]
+    pd.testing.assert_frame_equal(found, wanted)  # nothing of the first run was read
 
 
 def test_no_step_leaves_the_tail_as_it_was(tiny_model: Callable[[str], TransformerBridge]) -> None:

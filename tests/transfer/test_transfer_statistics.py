@@ -64,14 +64,9 @@ def test_the_published_boost_does_not_survive_pairing() -> None:
     assert "boost" not in set(ts.curves(ts.published()).curve), "no AnB+ and BnB+ run share a target"
 
 
-def test_published_n_star_far_and_random() -> None:
+def test_published_n_star() -> None:
     star = ts.n_star(ts.curves(ts.published())).iloc[0]
     assert (star.n_star, star.n_star_holm, star.n_max, star.n_clusters) == (4, 5, 7, 4)
-    far = ts.curves(ts.published_far())
-    assert set(far.curve) == {"transfer_loss"} and far.n_pairs.eq(2).all()
-    assert 100 * far.estimate.iloc[-1] == pytest.approx(25.0, abs=0.05)
-    random = ts.curves(ts.published_random())
-    assert set(random.curve) == {"random_loss"} and random.low.isna().all()
 
 
 def test_planted_effects_are_found() -> None:

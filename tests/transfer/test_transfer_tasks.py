@@ -13,10 +13,8 @@ def test_made_alike_twice_and_halves_fit_each_other(name: str, distance: str) ->
     task = tasks.make(name, distance=distance, **SMALL.get(name, {}))
     again = tasks.make(name, distance=distance, **SMALL.get(name, {}))
     assert task.checksum() == again.checksum()
-    if name != "Mod":  # its halves are fixed; the seed draws which pairs are trained
-        assert task.checksum() != tasks.make(name, distance=distance, split=1, **SMALL.get(name, {})).checksum()
-    if name != "F":  # all facts are trained
-        assert task.checksum() != tasks.make(name, distance=distance, seed=1, **SMALL.get(name, {})).checksum()
+    for changed in ({"split": 1}, {"seed": 1}):
+        assert task.checksum() != tasks.make(name, distance=distance, **changed, **SMALL.get(name, {})).checksum()
     for side in task.sides.values():
         for part in (side.train, side.test):
             assert part.inputs.shape[1] == task.n_positions and len(part.inputs) == len(part.labels)
@@ -24,7 +22,7 @@ def test_made_alike_twice_and_halves_fit_each_other(name: str, distance: str) ->
             assert task.patches or (part.inputs.min() >= 0 and part.inputs.max() < task.n_inputs)
 
 
-@pytest.mark.parametrize("name", ["D", "S", "Mod"])
+@pytest.mark.parametrize("name", ["D", "S"])
 def test_no_test_example_is_trained(name: str) -> None:
     for side in tasks.make(name, **SMALL.get(name, {})).sides.values():
         seen, asked = ({part.inputs[i].tobytes() for i in range(len(part.inputs))} for part in (side.train, side.test))
@@ -75,33 +73,15 @@ def test_chains_differ_by_their_weight() -> None:
 
 
 def test_own_tokens() -> None:
-    near, far = tasks.make("F"), tasks.make("F", distance="far")
-    assert near.own_tokens("B").tolist() == list(range(208, 216)), "relations of B alone"
-    assert len(far.own_tokens("B")) == 208, "relations and entities of B"
-    assert tasks.make("Mod").own_tokens("B").tolist() == [34, 35, 36]
-    assert not len(tasks.make("S", train_per_class=50, test_per_class=3).own_tokens("B"))
+    sizes = {"train_per_class": 20, "test_per_class": 3}
+    few = tasks.make("S", halves=([20, 22], [24, 26]), token_noise=0.0, **sizes)
+    seen = {side: {int(token) // 8 for token in half.train.inputs.ravel()} for side, half in few.sides.items()}
+    for side, other in ("AB", "BA"):
+        wanted = [token for token in range(32) if token // 8 in seen[side] - seen[other]]
+        assert few.own_tokens(side).tolist() == wanted
+    assert any(len(few.own_tokens(side)) for side in "AB"), "a motif of few groups leaves tokens out"
+    assert not len(tasks.make("S", **{**sizes, "train_per_class": 50}).own_tokens("B"))
     assert not len(tasks.make("D").own_tokens("B"))
-
-
-def test_facts_chain() -> None:
-    task = tasks.make("F", form="two_hop", entities=20, relations=3)
-    side = task.sides["B"]
-    hop = {(e, r): v for (blank, e, r, _), v in zip(side.train.inputs.tolist(), side.train.labels, strict=True)
-           if blank == task.n_inputs - 1}  # fmt: skip
-    assert len(hop) == 60
-    for (e, first, second, _), answer in zip(side.test.inputs.tolist(), side.test.labels, strict=True):
-        assert hop[hop[e, first], second] == answer
-    context = tasks.make("F", form="context", entities=20, relations=3).sides["A"].test
-    for row, answer in zip(context.inputs[:50].tolist(), context.labels[:50], strict=True):
-        facts = {(row[i], row[i + 1]): row[i + 2] for i in range(0, 12, 3)}
-        assert facts[facts[row[12], row[13]], row[14]] == answer
-
-
-def test_arithmetic() -> None:
-    side = tasks.make("Mod", distance="far").sides["B"]
-    assert len(side.train.labels) + len(side.test.labels) == 3 * 31**2
-    for (x, operator, y, _), z in zip(side.test.inputs[:200].tolist(), side.test.labels[:200], strict=True):
-        assert [x * y, x**2 + y, max(x, y)][operator - 34] % 31 == z
 
 
 def test_gate() -> None:
@@ -117,14 +97,13 @@ def test_gate() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "X"}, "task='X': choose one of D, S, F, Mod"),
+        ({"name": "X"}, "task='X': choose one of D, S"),
         ({"name": "D", "distance": "far"}, "task D has no distance 'far'; it has near"),
         ({"name": "D", "entities": 3}, "task D has no size entities; it has noise, train_per_class"),
         ({"name": "D", "halves": ([0, 1, 2], [2, 3, 4])}, r"classes \[2\] are in both halves"),
         ({"name": "D", "halves": ([0, 1, 2], [3, 4])}, "A has 3 classes and B 2"),
         ({"name": "S", "halves": ([0, 1], [2, 40])}, r"classes \[40\] do not exist: pass numbers from 0 to 39"),
-        ({"name": "Mod", "halves": ([0, 1], [2, 3])}, "halves= is for D and for S near"),
-        ({"name": "F", "form": "three_hop"}, "form='three_hop': choose one of one_hop, two_hop, context"),
+        ({"name": "S", "distance": "far", "halves": ([0, 1], [2, 3])}, "halves= is for D and for S near"),
         ({"name": "D", "train_per_class": 200}, "train_per_class=200: give a whole number from 1 to 150; a digit has"),
     ],
 )

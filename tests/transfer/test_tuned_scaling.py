@@ -198,11 +198,11 @@ def test_the_net_is_put_back(tiny_model: Callable[[str], TransformerBridge], mon
     before = {name: value.clone() for name, value in net.state_dict().items()}
     tasks = [task_of(model, TARGET), task_of(model, CONTROL)]
     sizes = ts._sizes("quick", {**SIZES, "grid": (1.0, 0.0), "permutations": 1})
-    ts._shard(net=net, tasks=tasks, sizes=sizes, rate=1e-2, head="random", seed=0, progress=False)
+    ts.work(net=net, tasks=tasks, sizes=sizes, rate=1e-2, head="random", seed=0)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     monkeypatch.setattr(ts._Task, "score", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        ts._shard(net=net, tasks=tasks, sizes=sizes, rate=1e-2, head="random", seed=0, progress=False)
+        ts.work(net=net, tasks=tasks, sizes=sizes, rate=1e-2, head="random", seed=0)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
@@ -212,20 +212,18 @@ def test_frozen_blocks_are_not_tuned(tiny_model: Callable[[str], TransformerBrid
     task.make_read_out(net, "random")
     before = {name: value.clone() for name, value in net.base_model.named_parameters()}
     sizes = ts._sizes("quick", SIZES)
-    after = ts._tune(net, task, sizes, 1e-2, 0, False, frozen=1)
+    after = ts._tune(net, task, sizes, 1e-2, 0, frozen=1)
     ts._write(net.base_model, after)
     scored = task.score(net, "test")
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert not any(name.startswith(("embed", "layers.0.")) for name in moved)
     assert {name for name in before if name.startswith(("layers.1.", "norm"))} <= moved
     ts._write(net.base_model, before)
-    every = ts._tune(net, task, sizes, 1e-2, 0, False)
+    every = ts._tune(net, task, sizes, 1e-2, 0)
     assert any(not torch.equal(every[name], before[name]) for name in before if name.startswith("layers.0."))
     ts._write(net.base_model, before)
     sizes = ts._sizes("quick", {**SIZES, "frozen": (0.25,), "grid": (1.0,), "permutations": 0})
-    shard = ts._shard(
-        net=net, tasks=[task, task_of(model, CONTROL)], sizes=sizes, rate=1e-2, head="random", seed=0, progress=False
-    )
+    shard = ts.work(net=net, tasks=[task, task_of(model, CONTROL)], sizes=sizes, rate=1e-2, head="random", seed=0)
     items = shard.tables["items"].query("method == 'frozen' and role == 'target'")
     np.testing.assert_allclose(items.nll, scored[1])
 
