@@ -259,7 +259,7 @@ def success_map(table: Any, *, n_layers: int, value: str = "rank", chosen: tuple
     return figure
 
 
-def _at_right(ax: Axes, y: float, words: str, size: int) -> None:
+def _at_right(ax: Axes, y: int | float, words: str, size: int) -> None:
     """Words at a height, at the right of the axes."""
     ax.annotate(words, (1, y), (10, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center",
                 fontsize=size)  # fmt: skip

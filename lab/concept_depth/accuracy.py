@@ -92,6 +92,7 @@ def run(
     if bits is not None:
         bits, group_size = require.whole("bits", bits, 2, 8), require.whole("group_size", group_size, 1)
         quantizable(model, bits, group_size=group_size)
+    limit = None if limit is None else require.whole("limit", limit, 1)
     frame, name = _frame(data, limit, seed)
     labels, groups = frame.label.to_numpy(), frame.group.to_numpy(str)
     splits = probes.group_splits(labels, groups, repeats=repeats, test_fraction=test_fraction, seed=seed)
@@ -264,7 +265,7 @@ def _frame(data: str | pd.DataFrame, limit: int | None, seed: int) -> tuple[pd.D
         frame, name = data, data.attrs.get("card", {}).get("name", "your data")
     datasets.check_concept_data(frame, name=name)
     if limit is not None:
-        frame = _limited(frame, require.whole("limit", limit, 1), seed)
+        frame = _limited(frame, limit, seed)
         datasets.check_concept_data(frame, name=name)
     return frame, name
 
