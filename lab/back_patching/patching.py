@@ -13,7 +13,6 @@ ten tokens) and whole words anywhere can be had with `rule`, at the price of dec
 """
 
 import hashlib
-import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from typing import Any
@@ -27,7 +26,7 @@ from lab import lenses, models, require
 from lab.back_patching import statistics, two_hop
 from lab.back_patching.answers import ARTICLES, Answer
 from lab.identity import identity
-from lab.results import Result, for_executor, keep, run_shards, versions
+from lab.results import Result, joined, keep, study, versions
 from lab.runs import CleanRun, Generations, clean_run, generate, why_plain
 from lab.texts import checked_texts, first_tokens, phrase_positions, tokenize
 
@@ -107,7 +106,7 @@ def run(
     reason = why_plain(model)
     if reason:
         print(f"Keys and values cannot be reused in this model ({reason}): every try runs the whole prompt. Slow.")
-    own, sent = identity(model), for_executor(model, executor)
+    own = identity(model)
     parameters = {
         **models.facts(model), "identity": str(own),
         **{key: data.parameters[key] for key in ("dataset", "style", "shots", "n_queries")},
@@ -115,25 +114,19 @@ def run(
         "conditions": conditions, "draws": draws, "rule": rule, "max_new_tokens": max_new_tokens,
         "e1_tokens": e1_tokens, "reuse": not reason, "versions": versions(),
     }  # fmt: skip
-    kept = keep(_part, {"model": own}, resume=resume)
-    pool = hashlib.sha256(everything.to_csv().encode()).hexdigest()  # aliases and sets, too: they decide what is a hit
-    known = {**parameters, "pool": pool}
-    for name in ("n", "n_correct"):  # the parts say which queries they hold
-        del known[name]
-    parts = [chosen.example.iloc[i : i + queries_a_part].tolist() for i in range(0, len(chosen), queries_a_part)]
-    shards = [
-        {"model": sent, "queries": everything, "examples": part,
-         "parameters": parameters, "key": kept.key({**known, "examples": part})}
-        for part in parts
-    ]  # fmt: skip
-    missing = [s for s in shards if not kept.has(s["key"])]
-    if progress and missing:
-        _print_estimate(model, everything, chosen, parameters, sum(len(s["examples"]) for s in missing))
-    done = run_shards(_part, shards, folder=kept.folder, executor=executor, describe="parts", progress=progress)
-    table = pd.concat([part.table for part in done], ignore_index=True)
-    hits = pd.concat([part.tables["hits"] for part in done], ignore_index=True)
-    plain = pd.concat([part.tables["plain"] for part in done])
-    tables = {"hits": hits, "queries": chosen.merge(plain, on="example")}
+    # the pool: aliases and sets, too, decide what is a hit; which queries it holds, each part says
+    known = {
+        **{name: value for name, value in parameters.items() if name not in ("n", "n_correct")},
+        "pool": everything,
+    }
+    parts = [{"examples": chosen.example.iloc[i : i + queries_a_part].tolist()}
+             for i in range(0, len(chosen), queries_a_part)]  # fmt: skip
+    done = study(
+        work, parts, kept=keep(work, {"model": own}, resume=resume), known=known, models={"model": model},
+        shared={"queries": everything, "parameters": parameters}, executor=executor, progress=progress,
+    )  # fmt: skip
+    table, tables = joined(done)
+    tables = {"hits": tables["hits"], "queries": chosen.merge(tables["plain"], on="example")}
     return Result("back_patching", table, statistics.oracle_success(table, seed=seed), parameters, tables)
 
 
@@ -364,9 +357,8 @@ def _rule(rule: Any) -> str:
 # --- the work --------------------------------------------------------------------------------------------------------
 
 
-def _part(model: Any, queries: pd.DataFrame, examples: list[str], parameters: dict[str, Any], key: str) -> Result:
-    if isinstance(model, dict):  # in another process: the model comes as its source
-        model = models.received(model)
+def work(model: TransformerBridge, queries: pd.DataFrame, examples: list[str], parameters: dict[str, Any]) -> Result:
+    """All tries of some queries: rows of the table, the hits, and what is said without a patch."""
     rows, hits, plain = [], [], []
     for example in examples:
         found = _query(model, queries, example, parameters)
@@ -498,26 +490,3 @@ def _with_donors(everything: pd.DataFrame, chosen: pd.DataFrame, conditions: Seq
     if len(alone) == len(chosen):
         raise ValueError("no query is left: answer more queries (limit=), or leave out these conditions")
     return chosen[~chosen.example.isin(alone)]
-
-
-def _print_estimate(
-    model: TransformerBridge, queries: pd.DataFrame, chosen: pd.DataFrame, about: dict[str, Any], n: int
-) -> None:
-    begun = time.perf_counter()
-    one = {**about, "conditions": ["own"], "positions": about["positions"][:1]}  # thrown away, so as little as will do
-    _query(model, queries, chosen.example.iloc[0], one)
-    sizes = {c: len(cells(model.cfg.n_layers, condition=c)) for c in about["conditions"]}
-    tries = sum(
-        size * (about["draws"] if c in ("random", "other", "same_relation") else 1) for c, size in sizes.items()
-    )
-    share = (chosen.set == "incorrect").mean()
-    minutes = (
-        n
-        * len(about["positions"])
-        * (time.perf_counter() - begun)
-        * (share * tries / len(cells(model.cfg.n_layers)) + 1 - share)
-        / 60
-    )
-    print(
-        f"{n} queries to go, {tries} tries each at {' and '.join(about['positions'])}: about {max(1, round(minutes))} min."
-    )

@@ -26,7 +26,7 @@ from lab import lenses, models, require, statistics
 from lab.back_patching import patching, two_hop
 from lab.back_patching.answers import Answer
 from lab.identity import identity
-from lab.results import Result, keep, run_shards, versions
+from lab.results import Result, joined, keep, study, versions
 from lab.runs import clean_run, generate, why_plain
 from lab.states import collect_states
 from lab.texts import first_tokens, tokenize
@@ -114,23 +114,20 @@ def run(
         "n": len(chosen), "seed": seed, "window": window, "reuse": not why_plain(model), "versions": versions(),
         "target_layers": target_layers, "published_rule": published_rule,
     }  # fmt: skip
-    kept = keep(_part, {"model": own}, resume=resume)
-    known = dict(parameters)
-    del known["n"]
-    parts = [chosen.iloc[i : i + queries_a_part] for i in range(0, len(chosen), queries_a_part)]
-    decoys = [{name: _decoys(everything, part, name, seed) for name in DECOYS} for part in parts]
-    shards = [
-        {"model": model, "queries": part, "decoys": names, "about": parameters,
-         "key": kept.key({**known, "queries": part.to_csv(), "decoys": names})}
-        for part, names in zip(parts, decoys, strict=True)
-    ]  # fmt: skip
+    parts = []
+    for i in range(0, len(chosen), queries_a_part):
+        some = chosen.iloc[i : i + queries_a_part]
+        parts.append({"queries": some, "decoys": {name: _decoys(everything, some, name, seed) for name in DECOYS}})
     if progress:
         rows = 2 * n_layers * len(parameters["target_layers"])
         print(f"{len(chosen)} queries; for each, {rows} descriptions and {3 * n_layers} cuts of attention.")
-    done = run_shards(_part, shards, folder=kept.folder, describe="parts", progress=progress)
-    tables = {name: pd.concat([part.tables[name] for part in done], ignore_index=True) for name in _names(parameters)}
-    table = pd.concat([part.table for part in done], ignore_index=True)
-    return Result("hop_stages", table, _summary(table, chosen, seed), parameters, {**tables, "queries": chosen})
+    done = study(
+        work, parts, kept=keep(work, {"model": own}, resume=resume), models={"model": model}, shared={"about": parameters},
+        known={name: value for name, value in parameters.items() if name != "n"}, progress=progress,
+    )  # fmt: skip
+    table, tables = joined(done)
+    tables = {name: tables[name] for name in _names(parameters)} | {"queries": chosen}
+    return Result("hop_stages", table, _summary(table, chosen, seed), parameters, tables)
 
 
 def describe(
@@ -324,9 +321,10 @@ def answer_first(lens: pd.DataFrame, *, top: int = 10) -> pd.DataFrame:
 # --- the work --------------------------------------------------------------------------------------------------------
 
 
-def _part(
-    model: Any, queries: pd.DataFrame, decoys: dict[str, list[list[str]]], about: dict[str, Any], key: str
+def work(
+    model: TransformerBridge, queries: pd.DataFrame, decoys: dict[str, list[list[str]]], about: dict[str, Any]
 ) -> Result:
+    """All tables of some queries."""
     places = patching.positions_of(model, queries)
     rows: dict[str, list[dict]] = {name: [] for name in _names(about)}
     stages: list[dict] = []

@@ -18,7 +18,7 @@ from lab import datasets, lenses, models, require, statistics
 from lab.back_patching import statistics as hop_statistics
 from lab.back_patching.answers import ARTICLES, Answer
 from lab.identity import identity
-from lab.results import Result, keep, run_shards, versions
+from lab.results import Result, keep, study, versions
 from lab.runs import greedy_ids
 from lab.states import collect_states
 from lab.texts import checked_texts, tokenize
@@ -99,21 +99,16 @@ def run(
         "dataset": name, "n_queries": len(frame), "style": style, "shots": shots, "seed": seed,
         "max_new_tokens": max_new_tokens, "rule": rule, "limit": limit, "versions": versions(),
     }  # fmt: skip
-    kept = keep(_answer_part, {"model": own}, resume=resume)
+    kept = keep(work, {"model": own}, resume=resume)
 
     def ask(texts: set[str], describe: str) -> dict[str, str]:
         unique = sorted(texts)  # a hop is asked in many queries: answer it once
-        parts = [unique[start : start + 8 * batch_size] for start in range(0, len(unique), 8 * batch_size)]
-        shards = [
-            {"model": model, "texts": part, "max_new_tokens": max_new_tokens, "batch_size": batch_size,
-             "progress": progress, "key": kept.key({"max_new_tokens": max_new_tokens, "texts": part})}
-            for part in parts
-        ]  # fmt: skip
-        done = run_shards(_answer_part, shards, folder=kept.folder, describe=describe, progress=progress)
-        if not done:
-            return {}
-        spoken = pd.concat([part.table for part in done])
-        return dict(zip(spoken.text, spoken.said, strict=True))
+        parts = [{"texts": unique[i : i + 8 * batch_size]} for i in range(0, len(unique), 8 * batch_size)]
+        done = study(
+            work, parts, kept=kept, known={"max_new_tokens": max_new_tokens}, models={"model": model}, describe=describe,
+            shared={"max_new_tokens": max_new_tokens, "batch_size": batch_size, "progress": progress}, progress=progress,
+        )  # fmt: skip
+        return {text: said for part in done for text, said in zip(part.table.text, part.table.said, strict=True)}
 
     asked = {text for kind in HOPS for text in written[kind]}
     if progress:
@@ -431,9 +426,8 @@ def _limit(limit: Any) -> int:
     return require.whole("limit", limit, 2, hint=" queries")
 
 
-def _answer_part(
-    model: TransformerBridge, texts: list[str], max_new_tokens: int, batch_size: int, progress: bool, key: str
-) -> Result:
+def work(model: TransformerBridge, texts: list[str], max_new_tokens: int, batch_size: int, progress: bool) -> Result:
+    """What the model says to some prompts."""
     said = greedy(model, texts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
     return Result("two_hop", pd.DataFrame({"text": texts, "said": said}), pd.DataFrame(), {})
 

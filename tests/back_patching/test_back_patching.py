@@ -561,11 +561,6 @@ def test_another_process_gives_the_same_table(model, answers):
     assert_same(here, there)
 
 
-def test_the_estimate_names_queries_and_tries(model, answers, capsys):
-    run(model, answers, progress=True, conditions=("own", "random", "identity"), draws=3)
-    assert "3 queries to go, 28 tries each at t1 and t2: about 1 min." in capsys.readouterr().out
-
-
 # --- refusals: before a patch is tried -----------------------------------------------------------------------------------
 
 BAD = {
