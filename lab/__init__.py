@@ -1,5 +1,6 @@
 """How language models use their depth: a thin layer over TransformerLens hooks, for teaching and research."""
 
+from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -26,13 +27,24 @@ CORE = (
 ROOMS = ("concept_depth", "back_patching", "depth_efficiency", "transfer")  # one room a question
 __all__ = [*CORE, *ROOMS, "datasets", "explorers", "figures", "maps", "nets", "Result", "check", "load"]
 
-# Found at first use, because importing torch takes seconds and `python -m lab --help` needs none of it.
+
+def at_first_use(package: str, *modules: str) -> Callable[[str], Any]:
+    """A package's `__getattr__` that imports these modules of it when they are wanted."""
+
+    def found(name: str) -> Any:
+        if name in modules:
+            return import_module(f"{package}.{name}")
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return found
+
+
+# At first use, because importing torch takes seconds and `python -m lab --help` needs none of it.
+_module = at_first_use("lab", *__all__)
 _FUNCTIONS = {"Result": "lab.results", "check": "lab.checks", "load": "lab.models"}
 
 
 def __getattr__(name: str) -> Any:
     if name in _FUNCTIONS:
         return getattr(import_module(_FUNCTIONS[name]), name)
-    if name in __all__:
-        return import_module(f"lab.{name}")
-    raise AttributeError(f"module 'lab' has no attribute {name!r}")
+    return _module(name)

@@ -1,5 +1,6 @@
 """Where are the two hops of a query resolved, and does sending a later state back to an earlier layer help?"""
 
+from lab import at_first_use
 from lab.back_patching.patching import cells as cells
 from lab.back_patching.patching import chosen_queries as chosen_queries
 from lab.back_patching.patching import compare_methods as compare_methods
@@ -19,3 +20,5 @@ RUNS = {
     "back_patching": "lab.back_patching.patching",
     "hop_stages": "lab.back_patching.stages",
 }  # results by kind: the module that makes them, with its COLUMNS
+
+__getattr__ = at_first_use(__name__, "explorer", "figures")  # no part of what a run measures

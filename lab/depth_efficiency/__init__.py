@@ -1,5 +1,6 @@
 """Which layers still compute: what later layers and the output lose when one is skipped, and where attributions end."""
 
+from lab import at_first_use
 from lab.depth_efficiency.layers import TREATMENTS as TREATMENTS
 from lab.depth_efficiency.layers import contributions as contributions
 from lab.depth_efficiency.layers import prompts as prompts
@@ -16,3 +17,5 @@ RUNS = {
     "integrator": "lab.depth_efficiency.integrator",
     "linear_maps": "lab.depth_efficiency.linear_maps",
 }  # results by kind: the module that makes them, with its COLUMNS
+
+__getattr__ = at_first_use(__name__, "explorer", "figures")  # no part of what a run measures

@@ -1,12 +1,5 @@
 """Small nets trained here: the replicas of the transfer curves, and models of text and of chains of hops."""
 
-from importlib import import_module
-from typing import Any
+from lab import at_first_use
 
-__all__ = ["k_hop", "language", "replicas"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return import_module(f"lab.nets.{name}")
-    raise AttributeError(f"module 'lab.nets' has no attribute {name!r}")
+__getattr__ = at_first_use(__name__, "k_hop", "language", "replicas")

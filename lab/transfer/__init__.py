@@ -1,5 +1,6 @@
 """What are a layer's features good for elsewhere: frozen, tuned, stitched to another net, merged, read by a probe?"""
 
+from lab import at_first_use
 from lab.transfer.curves import Preset as Preset
 from lab.transfer.curves import compare as compare
 from lab.transfer.curves import run as run
@@ -21,3 +22,5 @@ RUNS = {
     "probe_transfer": "lab.transfer.probe_transfer",
     "stitching": "lab.transfer.stitching",
 }  # results by kind: the module that makes them, with its COLUMNS
+
+__getattr__ = at_first_use(__name__, "explorer", "figures")  # no part of what a run measures
