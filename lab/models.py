@@ -6,6 +6,7 @@ GGUF only, never from pickle, and no code that comes with a model is run.
 """
 
 import copy
+import functools
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import transformers
+from packaging.version import Version
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
 from transformers import AutoTokenizer, PreTrainedModel
 
 from lab.cache import cache_folder as cache_folder
@@ -34,6 +38,18 @@ SITES = {
     "mlp_out": "blocks.{layer}.hook_mlp_out",
     "mlp_in": "blocks.{layer}.mlp.hook_in",
 }
+
+# What a plain model calls its cache of keys and values. TransformerLens 4.3 looks for the old name in its own attention, and
+# without it each generated token would see itself alone.
+CACHE = "cache" if Version(transformers.__version__) >= Version("5.24") else "past_key_values"
+if CACHE != "past_key_values":
+    _update = AttentionBridge._update_kv_cache
+
+    @functools.wraps(_update)
+    def _update_either(self: AttentionBridge, k: torch.Tensor, v: torch.Tensor, **found: Any) -> Any:
+        return _update(self, k, v, **{"past_key_values": found.pop(CACHE, None)} | found)
+
+    AttentionBridge._update_kv_cache = _update_either
 
 
 def load(

@@ -24,7 +24,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from lab import require
 from lab.lenses import unembed
-from lab.models import SITES, alone, depth_hook, hooked
+from lab.models import CACHE, SITES, alone, depth_hook, hooked
 from lab.states import require_finite
 from lab.texts import pad_id
 
@@ -73,7 +73,7 @@ def clean_run(model: TransformerBridge, ids: Int[torch.Tensor, " position"], *, 
     hooks += [(SITES[site].format(layer=i), keep((site, i))) for site in both for i in range(n_layers)]
     ids = ids.to(model.cfg.device)
     with torch.inference_mode(), hooked(model, hooks):
-        out = model.original_model.base_model(input_ids=ids[None], past_key_values=cache, use_cache=True)
+        out = model.original_model.base_model(input_ids=ids[None], **{CACHE: cache}, use_cache=True)
         logits = unembed(model, out.last_hidden_state[:, -1])[0]
     whole = [  # a block that `rewritten` left out has no keys
         layer for layer in cache.layers
@@ -312,7 +312,7 @@ class _Reusing:
         self.depths, self.cache = depths, _Branching(run, self.start)
         with hooked(self.model, hooks):
             out = self.model.original_model.base_model(
-                input_ids=run.ids[None, self.start :], past_key_values=self.cache, use_cache=True
+                input_ids=run.ids[None, self.start :], **{CACHE: self.cache}, use_cache=True
             )
         return out.last_hidden_state[1:, -1]
 
@@ -350,7 +350,7 @@ class _Reusing:
         """Hidden states after each row's newest token."""
         newest = torch.tensor([[row[-1]] for row in ids], device=self.run.ids.device)
         with alone(self.model):
-            out = self.model.original_model.base_model(input_ids=newest, past_key_values=memory, use_cache=True)
+            out = self.model.original_model.base_model(input_ids=newest, **{CACHE: memory}, use_cache=True)
         return out.last_hidden_state[:, -1]
 
 

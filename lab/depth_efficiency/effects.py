@@ -24,7 +24,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers.cache_utils import DynamicCache
 
 from lab import lenses, require
-from lab.models import SITES, depth_hook, hooked
+from lab.models import CACHE, SITES, depth_hook, hooked
 from lab.runs import CleanRun
 from lab.states import require_finite
 
@@ -249,7 +249,7 @@ def _pass(
                   (SITES["resid_post"].format(layer=layer), partial(leave, layer=layer))]  # fmt: skip
     cache = _Rows(run, start, past)
     with torch.inference_mode(), hooked(model, hooks):
-        model.original_model.base_model(input_ids=run.ids[None, start:], past_key_values=cache, use_cache=True)
+        model.original_model.base_model(input_ids=run.ids[None, start:], **{CACHE: cache}, use_cache=True)
     at = tuple(position for position in read if position >= measured)
     output = np.full((n_rows, len(at)), np.nan, np.float32)
     if at:

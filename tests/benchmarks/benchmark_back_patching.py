@@ -34,7 +34,7 @@ import lab
 from lab.back_patching import patching, two_hop
 from lab.back_patching.answers import Answer
 from lab.interventions import patch
-from lab.models import plain_twin
+from lab.models import CACHE, plain_twin
 from lab.runs import clean_run
 from lab.texts import tokenize
 
@@ -183,7 +183,7 @@ def hooks(model: Any, query: Query, states: torch.Tensor, position: str, pair: t
             said.append(int(out.logits[0, -1].argmax()))
             if len(said) == STEPS or said[-1] in end_tokens(model):
                 break
-            out = model.original_model(torch.tensor([said[-1:]]), past_key_values=out.past_key_values, use_cache=True)
+            out = model.original_model(torch.tensor([said[-1:]]), **{CACHE: out[CACHE]}, use_cache=True)
     text = model.tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text, len(said)
 

@@ -6,7 +6,7 @@ from conftest import FAMILIES
 import lab
 from lab.checks import hooks_left
 from lab.interventions import ablate, block_attention, patch, quantized, rewritten, skip
-from lab.models import SITES, plain_twin
+from lab.models import CACHE, SITES, plain_twin
 from lab.runs import clean_run, why_plain
 from lab.states import collect_states
 from lab.texts import tokenize
@@ -209,7 +209,7 @@ def test_generated_positions_look_as_before(tiny_model):
         seen = []
         hook = ("blocks.2.attn.hook_pattern", lambda value, hook: seen.append(value))
         with model.hooks(fwd_hooks=[hook]):
-            model.original_model(torch.tensor([[40]]), past_key_values=out.past_key_values)
+            model.original_model(torch.tensor([[40]]), **{CACHE: out[CACHE]})
     assert seen[0].shape[-2:] == (1, 12) and (seen[0] > 0).all()
 
 
