@@ -86,7 +86,11 @@ def test_imports_go_one_way(path: Path) -> None:
     if name == "__init__":
         return
     assert name in MAY_IMPORT, f"say in MAY_IMPORT what lab/{name} may import"
-    may = {name, "figures", "explorers"} if name in ROOMS and path.stem in DRAWN else MAY_IMPORT[name] | {"require", "at_first_use"}
+    may = (
+        {name, "figures", "explorers"}
+        if name in ROOMS and path.stem in DRAWN
+        else MAY_IMPORT[name] | {"require", "at_first_use"}
+    )
     wrong = set(our_imports(path)) - may
     assert not wrong, f"{path.name} imports {wrong}, and may import {may or 'nothing of ours'}"
 
