@@ -25,7 +25,7 @@ CORE = (
     "texts",
 )
 ROOMS = ("concept_depth", "back_patching", "depth_efficiency", "transfer")  # one room a question
-__all__ = [*CORE, *ROOMS, "datasets", "explorers", "figures", "maps", "nets", "Result", "check", "load"]
+__all__ = [*CORE, *ROOMS, "datasets", "explorers", "figures", "lessons", "maps", "nets", "Result", "check", "load"]
 
 
 def at_first_use(package: str, *modules: str) -> Callable[[str], Any]:

@@ -61,7 +61,11 @@ class Result:
         raise ValueError(f"no columns are described for results of kind {self.kind!r}")
 
     def described(self, columns: Mapping[str, str]) -> "Result":
-        """The result itself, when each of its columns has a meaning: "column", or "table.column" where one table differs."""
+        """The result itself, when each of its columns has a meaning.
+
+        columns: meaning by "column", or by "table.column" where one table differs; "table.*" stands for all others of a table,
+            such as those that a user's data brought.
+        """
         found = _meanings(self, columns)
         missing = (found.table + "." + found.column)[found.meaning == ""].tolist()
         assert not missing, f"say in COLUMNS what these mean: {missing}"
@@ -93,7 +97,7 @@ class Result:
 
 def _meanings(result: Result, columns: Mapping[str, str]) -> pd.DataFrame:
     frames = {"table": result.table, "summary": result.summary, **result.tables}
-    rows = [(name, column, columns.get(f"{name}.{column}", columns.get(column, "")))
+    rows = [(name, column, columns.get(f"{name}.{column}", columns.get(f"{name}.*", columns.get(column, ""))))
             for name, frame in frames.items() for column in frame]  # fmt: skip
     return pd.DataFrame(rows, columns=["table", "column", "meaning"])
 

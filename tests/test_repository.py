@@ -50,6 +50,7 @@ MAY_IMPORT = {
     "__main__": {"cache", "jupyterlab", "run_folders", "models", "checks"},
 }
 CORE = {"checks", "identity", "interventions", "lenses", "models", "probes", "results", "runs", "states", "statistics"}
+MAY_IMPORT["lessons"] = {"lessons", "explorers", "figures", "texts", *CORE, *SHARED, *ROOMS}
 MAY_IMPORT |= {room: {room, "texts", *CORE, *SHARED} for room in ROOMS}
 DRAWN = {"figures", "merging_figures", "explorer"}  # of a room: these take tables, and import furniture alone
 TOP_LEVEL = {

@@ -63,6 +63,7 @@ COLUMNS = {
     "claim": "published claim", "rule": "ours, by which it holds", "claims.n": "groups of prompts",
     "null": "the estimate for random weights", "null_low": "lower end", "null_high": "upper end",
     "difference_low": "lower end", "difference_high": "upper end", "verdict": "of `statistics.verdict`",
+    "queries.*": "of the prompts that were drawn, as the data has it",
 }  # fmt: skip
 CUT_STEP, CUT_MARGIN = 8, 4  # cuts come from 8, 16, 24, ... below T - 4, as published
 _EPSILON = 1e-6
@@ -115,8 +116,7 @@ def run(
     if "skip" in treatments and "layer" in kinds:
         tables["claims"] = statistics.claims(*measured, seed=seed)
     tables["queries"], summary = chosen, statistics.summary(*measured, seed=seed)
-    given = {f"queries.{column}": "of the prompts that were drawn" for column in chosen}
-    return Result("depth_efficiency", table, summary, parameters, tables).described({**COLUMNS, **given})
+    return Result("depth_efficiency", table, summary, parameters, tables).described(COLUMNS)
 
 
 def _drawn(model: TransformerBridge, data: Any, n: int, seed: int, max_tokens: int) -> tuple[pd.DataFrame, str]:
