@@ -265,8 +265,8 @@ guess.then(draw)
 # most like the states just before it.
 # </details>
 #
-# So "the answer comes late" is no evidence for thinking. What training adds is the gap between the two lines half way up: there the
-# trained model has its word among the first few dozen, and the random one among some hundreds.
+# So "the answer comes late" is no evidence for thinking. What training adds is the gap between the two lines in the first
+# half: the trained model has its word near the top early, the random one does not.
 
 # %% [markdown]
 # ## Play
