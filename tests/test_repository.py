@@ -43,14 +43,15 @@ MAY_IMPORT = {
     "probes": {"models", "texts", "states", "statistics"},
     "runs": {"lenses", "models", "texts", "states"},
     "saved": set(),
+    "shipped": {"cache", "results"},
     "results": {"cache", "identity", "models", "saved", "ROOMS"},
     "checks": {"models", "texts", "states", "interventions", "runs"},
     "maps": {"cache", "identity", "models", "texts", "states", "statistics", "results"},
     "nets": {"nets", "cache", "models", "datasets", "texts"},
-    "__main__": {"cache", "jupyterlab", "run_folders", "models", "checks"},
+    "__main__": {"cache", "jupyterlab", "run_folders", "models", "checks", "shipped"},
 }
 CORE = {"checks", "identity", "interventions", "lenses", "models", "probes", "results", "runs", "states", "statistics"}
-MAY_IMPORT["lessons"] = {"lessons", "explorers", "figures", "texts", *CORE, *SHARED, *ROOMS}
+MAY_IMPORT["lessons"] = {"lessons", "shipped", "explorers", "figures", "texts", *CORE, *SHARED, *ROOMS}
 MAY_IMPORT |= {room: {room, "texts", *CORE, *SHARED} for room in ROOMS}
 DRAWN = {"figures", "merging_figures", "explorer"}  # of a room: these take tables, and import furniture alone
 TOP_LEVEL = {
