@@ -278,13 +278,15 @@ table = patched.summary.query("set == 'incorrect'")
 columns = "position condition n n_groups success low high hit_share difference diff_low diff_high p_holm"
 table[columns.split()].round(3)
 
+# %%
+patched.columns().query("table == 'summary'")[["column", "meaning"]]
+
 # %% [markdown]
 # **Things to notice**
 #
 # - Two rules are at work, both against back-patching: a query is *incorrect* when no whole word of ten tokens is its answer, and a
 #   patch succeeds only when the answer is said first.
-# - *difference* is own minus control, query by query, with its interval over bridge entities; *p_holm* is corrected for the number of
-#   controls. With fewer than about twenty entities intervals are too narrow, and one without width says only that all few queries agree.
+# - With fewer than about twenty bridge entities intervals are too narrow, and one without width says only that all few queries agree.
 # - A claim that the later state carries the bridge needs own clearly above **other** and **same relation**.
 # - Look at the rows *random* for (a) to (c). (a) is tempting because noise knows nothing; but it need not *know*: it only has to
 #   disturb what the model would otherwise say ("the city of ..."), and a frequent answer may come out. An oracle over hundreds of tries

@@ -173,12 +173,15 @@ figure = digits.plot()
 figure = figures.transfer_levels(digits)
 
 # %% [markdown]
-# The same as numbers (fractions). *recovery* is BnB+ - BnB. *p_holm* is p, made larger because several n are tested at once (Holm's correction);
-# *n_clusters* is the number of splits.
+# The same as numbers (fractions), and what the columns mean. *recovery* is BnB+ - BnB; Holm's correction makes p larger, because several n are
+# tested at once.
 
 # %%
 columns = ["curve", "part", "n", "estimate", "low", "high", "p_holm", "n_clusters"]
 digits.summary.query("metric == 'accuracy' and curve in @figures.FOUR")[columns].round(3)
+
+# %%
+digits.columns().query("table == 'summary'")[["column", "meaning"]]
 
 # %% [markdown]
 # **Things to notice**
