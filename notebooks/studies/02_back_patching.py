@@ -509,9 +509,7 @@ assert check_layer(int((cut.e1 - cut.other).idxmax()))
 # a query is left out where an answer begins with a token that says nothing of it, as a lone space before a number does):
 
 # %%
-by_depth = results_of(
-    "by_depth", lambda: two_hop.taxonomy_by_depth(model, asked, examples=some, seed=seed)
-).table
+by_depth = results_of("by_depth", lambda: two_hop.taxonomy_by_depth(model, asked, examples=some, seed=seed)).table
 figure = lab.back_patching.figures.taxonomy_by_depth(by_depth)
 
 # %% [markdown]
