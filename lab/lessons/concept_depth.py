@@ -172,7 +172,9 @@ def shuffled(answer: Any) -> str | None:
     if found is None:
         return "shuffled returned nothing. rng.shuffle changes its argument and returns None; rng.permutation returns a new array."
     if not (given == labels).all():
-        return "Your function changed the labels that it was given: the true ones are gone. rng.permutation makes a copy."
+        return (
+            "Your function changed the labels that it was given: the true ones are gone. rng.permutation makes a copy."
+        )
     found = np.asarray(found)
     if found.shape != labels.shape:
         return f"The shape is {found.shape}; it should be that of the labels, {labels.shape}."

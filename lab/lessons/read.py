@@ -52,6 +52,16 @@ def scaled(
     return SPREAD * (states - known.mean(0)) / np.where(spread > 0, spread, 1)
 
 
+def examples() -> pd.DataFrame:
+    """Of each kind of statement one with either label: twins."""
+    rows = []
+    for name, (kind, *_) in KINDS.items():
+        table = easy(name)
+        twins = table[(table.group == table.group[0]) & (table.template == table.template[0])][:2]
+        rows += [(kind, text, KINDS[name][2][label]) for text, label in zip(twins.text, twins.label, strict=True)]
+    return pd.DataFrame(rows, columns=["kind", "statement", "label"])
+
+
 @dataclass(frozen=True)
 class Reading:
     """A data set, the states of its statements, and what probes on six splits by group say of each at each depth."""
