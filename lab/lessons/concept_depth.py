@@ -47,7 +47,7 @@ def last_states(answer: Any, model: TransformerBridge) -> str | None:
         left = foreign_hooks(model)
         model.reset_hooks()
     if left:
-        return f"{len(left)} hooks are still on the model after your function. Hooks that go by themselves: with model.hooks(...):"
+        return f"Your function left {len(left)} hooks on the model. These go by themselves: with model.hooks(fwd_hooks=hooks):"
     if not isinstance(found, torch.Tensor):
         return f"last_states must return a tensor; it returned {type(found).__name__}. Is there a “return”?"
     wanted = torch.as_tensor(collect_states(model, TEXTS, progress=False)["resid"].values)
@@ -91,8 +91,7 @@ def _which_states(found: torch.Tensor, wanted: torch.Tensor, model: TransformerB
 
 def _fit(states: np.ndarray, labels: np.ndarray, train: np.ndarray) -> np.ndarray:
     """The lesson's probe, by the kit: log-odds for every text."""
-    features = scaled(states[:, None], train)[:, 0].astype(float)
-    return probes.fit_batched(features, labels[:, None], train[:, None])[:, 0]
+    return probes.fit_reference(scaled(states[:, None], train)[:, 0], labels, train, max_iter=1000)
 
 
 @exercise(lambda: _fit)
@@ -125,7 +124,9 @@ def probe(answer: Any) -> str | None:
         return "The states are not scaled. Some of their numbers are a hundred times larger: put StandardScaler() in front."
     if _close(found, -wanted, 0.02):
         return "The sign is turned round: above 0 must mean label 1."
-    return "The log-odds are not those of a scaled logistic regression with C=0.01. Did you give C, and scale by the training texts?"
+    return (
+        "These are not the log-odds of the line above, fitted on the training texts. Did you change C, or the scaling?"
+    )
 
 
 # --- splits ---------------------------------------------------------------------------------------------------------
@@ -170,10 +171,10 @@ def shuffled(answer: Any) -> str | None:
     given = labels.copy()
     found = answer(given, 0)
     if found is None:
-        return "shuffled returned nothing. rng.shuffle changes its argument and returns None; rng.permutation returns a new array."
+        return "shuffled returned nothing. rng.shuffle works in place and returns None; rng.permutation returns a new array."
     if not (given == labels).all():
         return (
-            "Your function changed the labels that it was given: the true ones are gone. rng.permutation makes a copy."
+            "Your function changed the labels that it was given. The true ones are gone! rng.permutation makes a copy."
         )
     found = np.asarray(found)
     if found.shape != labels.shape:

@@ -4,6 +4,7 @@ The probe here is logistic regression, C = 0.01, on features of mean 0 and sprea
 fixes C at 1, and features of spread 0.1 make the same probe of that.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ import ipywidgets as ipw
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython.display import HTML
 from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 from transformer_lens.model_bridge import TransformerBridge
@@ -52,14 +54,14 @@ def scaled(
     return SPREAD * (states - known.mean(0)) / np.where(spread > 0, spread, 1)
 
 
-def examples() -> pd.DataFrame:
-    """Of each kind of statement one with either label: twins."""
-    rows = []
-    for name, (kind, *_) in KINDS.items():
+def examples() -> HTML:
+    """Of each kind of statement two twins, one with either label."""
+    rows = [row_of(["kind", "statement", "label"], pale=3)]
+    for name, (kind, _, labels, *_) in KINDS.items():
         table = easy(name)
         twins = table[(table.group == table.group[0]) & (table.template == table.template[0])][:2]
-        rows += [(kind, text, KINDS[name][2][label]) for text, label in zip(twins.text, twins.label, strict=True)]
-    return pd.DataFrame(rows, columns=["kind", "statement", "label"])
+        rows += [row_of([kind, text_of(one.text), labels[one.label]]) for one in twins.itertuples()]
+    return HTML(table_of(rows))
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,9 @@ class Reading:
     @cached_property
     def odds(self) -> Float[np.ndarray, "example depth"]:
         """Mean log-odds by probes that had not seen the statement; nan where each had."""
-        test = self.scores.test[:, :, None]
-        with np.errstate(invalid="ignore"):
-            return np.where(test, self.scores.decisions, 0).sum(0) / test.sum(0)
+        times = self.scores.test.sum(0)[:, None]
+        total = (self.scores.decisions * self.scores.test[:, :, None]).sum(0)
+        return np.where(times > 0, total / np.maximum(times, 1), np.nan)
 
     @property
     def half_way(self) -> int:
@@ -96,18 +98,25 @@ def reading(model: TransformerBridge, name: str, *, splits: int = 6) -> Reading:
 
 
 def believed(model: TransformerBridge, known: Reading, texts: Sequence[str]) -> Float[np.ndarray, "text depth"]:
-    """Log-odds of label 1 for statements, by a probe for each depth that is fitted on all others.
+    """Log-odds of label 1 for statements, by a probe for each depth that is fitted on the data set's.
 
-    Groups that hold one of the statements are left out, so that no probe has seen what it is asked.
+    Groups that hold one of the statements, or its city or word, are left out: no probe has seen what it is asked.
     """
     own = collect_states(model, list(texts), progress=False)["resid"].values
     table = known.table
-    kept = ~table.group.isin(table.group[table.text.isin(texts)]).to_numpy()
+    kept = ~table.group.isin(_met(table, texts)).to_numpy()
     train = np.append(kept, [False] * len(texts))
     labels = np.append(table.label.to_numpy(), [0] * len(texts))  # of the texts: not looked at
-    values = scaled(np.concatenate([known.states, own]), train).astype(float)
-    fits = [probes.fit_batched(values[:, d], labels[:, None], train[:, None]) for d in range(values.shape[1])]
-    return np.concatenate(fits, 1)[-len(texts) :]
+    values = scaled(np.concatenate([known.states, own]), train)
+    fits = [probes.fit_reference(values[:, d], labels, train, max_iter=1000) for d in range(values.shape[1])]
+    return np.stack(fits, 1)[-len(texts) :]
+
+
+def _met(table: pd.DataFrame, texts: Sequence[str]) -> set[str]:
+    """Groups of a data set that hold one of the texts, or whose name ("Accra|Dakar", "fine|poor") one of them says."""
+    names = {group for group in table.group.unique() for name in group.split("|")
+             if any(re.search(rf"\b{re.escape(name)}\b", text) for text in texts)}  # fmt: skip
+    return names | set(table.group[table.text.isin(texts)])
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -117,7 +126,7 @@ def curves(
     lines: Mapping[str, Float[np.ndarray, "split depth"]], looks: Sequence[tuple[str, str, str]], title: str,
     *, mark: int | None = None, low: float = 0.35,
 ) -> Figure:  # fmt: skip
-    """Shares of right answers by depth: the mean over splits, and its 95 % interval.
+    """Shares of right answers by depth: the mean over splits, and of whole lines its 95 % interval.
 
     looks: colour, marker and line style for each line. mark: a depth to point at. low: where the y axis begins.
     """
@@ -125,15 +134,16 @@ def curves(
         figure, ax = plt.subplots(figsize=(9, 5), layout="constrained")
         for (name, values), (color, marker, style) in zip(lines.items(), looks, strict=True):
             mean, lower, upper = corrected_interval(values, TEST)
-            ax.fill_between(range(len(mean)), lower, upper, color=color, alpha=0.12, lw=0)
+            if style == "-":
+                ax.fill_between(range(len(mean)), lower, upper, color=color, alpha=0.12, lw=0)
             ax.plot(mean, style, marker=marker, color=color, label=name, markersize=5)
         ax.axhline(0.5, color="k", lw=1)
-        ax.text(len(mean) - 0.6, 0.505, "guessing", ha="right", va="bottom", fontsize=12)
+        ax.text(1.005, 0.5, "guess", transform=ax.get_yaxis_transform(), va="center", fontsize=12)
         if mark is not None:
             ax.axvline(mark, color="k", lw=1, ls=":")
         ax.set(xlabel="depth: blocks passed", ylabel="share of statements right", ylim=(low, 1.03))
         ax.set_title(title, fontsize=13)
-        ax.legend(fontsize=12, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
+        ax.legend(fontsize=12, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=len(lines) % 4 or 2)
     return figure
 
 
@@ -246,7 +256,7 @@ class Read(ipw.VBox):
                 row_of([text_of(str(row.text)), names[row.label], f"{row.odds:+.1f}", names[int(row.odds > 0)]])
             )
         self.table.value = table_of(lines)
-        self.pick.options = [("choose a statement to draw it with its twins", None), *zip(rows.text, rows.text)]
+        self.pick.options = [("choose one to draw it with its twins", None), *((text, text) for text in rows.text)]
 
     def picked(self) -> None:
         """A statement of the data with the others of its group, drawn."""
