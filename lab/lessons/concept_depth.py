@@ -30,7 +30,7 @@ def _own_states(model: TransformerBridge) -> Callable[..., torch.Tensor]:
     def kit_states(model: TransformerBridge, ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
         mask = torch.arange(ids.shape[1]) <= last[:, None]
         tokens = Tokens(("",) * len(ids), ids, mask, np.zeros((*ids.shape, 2), np.int64))
-        [(_, states)] = stream_states(model, tokens, last.numpy()[:, None], batches=[np.arange(len(ids))])
+        [(_, states)] = stream_states(model, tokens, list(last.numpy()[:, None]), batches=[np.arange(len(ids))])
         return torch.as_tensor(states).transpose(0, 1)
 
     return kit_states
@@ -124,9 +124,7 @@ def probe(answer: Any) -> str | None:
         return "The states are not scaled. Some of their numbers are a hundred times larger: put StandardScaler() in front."
     if _close(found, -wanted, 0.02):
         return "The sign is turned round: above 0 must mean label 1."
-    return (
-        "These are not the log-odds of the line above, fitted on the training texts. Did you change C, or the scaling?"
-    )
+    return "These are not the log-odds of new_probe(), fitted on the training texts. Did you change C, or the scaling?"
 
 
 # --- splits ---------------------------------------------------------------------------------------------------------

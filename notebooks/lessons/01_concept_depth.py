@@ -17,7 +17,7 @@
 # |---|---|
 # | **Question** | A model reads "The city of Lyon is in Peru." After how many blocks can *we* read in its states that this is false? |
 # | **Time** | 20 minutes of class, 30 minutes of exercises |
-# | **You will be able to** | collect the states of many texts with hooks; train a probe at each depth; tell a finding from an artefact of the split |
+# | **You will be able to** | collect the states of many texts with hooks; train a probe at each depth; tell a finding from a mistake of the split |
 # | **You need** | [lesson 0](00_watch_a_model_think.py): hooks, states, depth |
 
 # %% tags=["parameters"]
@@ -27,7 +27,6 @@ class_mode = False  # True: a figure waits until you have predicted what it will
 
 # %%
 import numpy as np
-import pandas as pd
 import torch
 
 import lab
@@ -71,14 +70,14 @@ for name, found in readings.items():
     print(f"{read.KINDS[name][0]:20} half way up at depth {found.half_way}")
 
 # %% [markdown]
-# These are the **easy** statements of each kind, chosen so that a small model shows something in a minute. You will now
-# build the curve of the fact yourself, and see how easily it goes wrong.
+# These are the **easy** statements of each kind, chosen so that a small model shows something. You will now
+# build the curve of the fact yourself.
 
 # %% [markdown]
 # ## Step 1: the states of many texts
 #
 # A batch is a table of tokens. Shorter texts are filled up on the right. No token looks to its right, so the
-# filling changes nothing; but the last column is filling for most texts.
+# filling changes nothing; but in the last column most texts have only filling.
 #
 # ### Exercise 1: the last token's state
 #
@@ -88,7 +87,7 @@ for name, found in readings.items():
 # %% tags=["exercise"]
 def last_states(model, ids, last):
     """ids: [text, position]; last: [text], where each text ends. Return its states there, [text, depth, d_model]."""
-    states, rows = {}, torch.arange(len(ids))
+    states = {}
 
     def keep(depth):
         def hook_fn(state, hook):  # state: [text, position, d_model]
@@ -105,7 +104,7 @@ def last_states(model, ids, last):
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# `state[rows, last]` takes one position from each row. The run is two lines: `with torch.no_grad(), model.hooks(fwd_hooks=hooks):`
+# With `rows = torch.arange(len(ids))`, `state[rows, last]` takes one position from each row. The run is two lines: `with torch.no_grad(), model.hooks(fwd_hooks=hooks):`
 # and `model(ids)`.
 # </details>
 
@@ -167,17 +166,21 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 
+def new_probe():
+    """Scaled states, then logistic regression; a small C makes it cautious."""
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+
+
 # %% tags=["exercise"]
 def probe(states, labels, train):
     """states: [text, d_model]; labels: [text]; train: [text], True where the probe may learn. Return log-odds, [text]."""
-    line = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))  # small C: a cautious probe
-    ...  # two lines: fit the line on the training texts, return the log-odds of all texts
+    ...  # make a new probe, fit it on the training texts, return the log-odds of all texts
 
 
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# `line.fit(..., ...)`, and `line.decision_function(...)`. `states[train]` are the rows where `train` is True.
+# `cut = new_probe()`, `cut.fit(..., ...)`, `cut.decision_function(...)`. `states[train]` are the rows where `train` is True.
 # </details>
 
 # %% tags=["check"]
@@ -188,9 +191,9 @@ probe = check.probe(probe)
 #
 # ```python
 # def probe(states, labels, train):
-#     line = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
-#     line.fit(states[train], labels[train])
-#     return line.decision_function(states)
+#     cut = new_probe()
+#     cut.fit(states[train], labels[train])
+#     return cut.decision_function(states)
 # ```
 # </details>
 
@@ -209,11 +212,11 @@ def accuracy(states, labels, tests):
 at_random = np.stack([np.random.default_rng(seed).random(len(labels)) < 0.4 for seed in range(6)])
 
 # %% [markdown]
-# As in any course on machine learning, we split at random: 40 % of the statements are kept for the test, six times.
+# As usual in machine learning, we split at random: 40 % of the statements are kept for the test, six times.
 
 # %% tags=["prediction"]
 guess = lessons.predict(
-    "At depth 7 the model has not looked up the fact yet. What share of the unseen statements does the probe get right?",
+    "At depth 7 the first picture found nothing. Split at random: what share of unseen statements does the probe get right?",
     ["About one half: it has to guess", "Clearly more than one half", "Clearly less than one half"],
 )
 guess
@@ -264,8 +267,7 @@ why_below = check.why_below(why_below)
 # %% tags=["exercise"]
 def by_group(groups, seed):
     """groups: [text], names. Return [text]: True for all texts of 40 % of the groups, drawn at random."""
-    rng = np.random.default_rng(seed)
-    ...  # two lines
+    ...  # three lines, the first: rng = np.random.default_rng(seed)
 
 
 # %% [markdown] tags=["hint"]
@@ -310,8 +312,8 @@ guess.then(lambda: read.curves(lines, looks, title, low=0))
 # %% [markdown]
 # <details><summary>Why each answer was tempting</summary>
 #
-# *One half*: no knowledge, no score; true if the split is by group. *Like the trained model*: then the rise at the end
-# would be an artefact too. *Less*: yes. Even random weights keep words apart, and words are all that this mistake needs.
+# *One half*: no knowledge, no score; true if the split is by group. *Like the trained model*: then the rise
+# would come from the split too. *Less*: yes. Even random weights keep words apart, and words are all that this mistake needs.
 # </details>
 #
 # So the low score was made by **our split**, not by the model. By group, random weights stay at one half, and the trained model rises.
@@ -319,7 +321,7 @@ guess.then(lambda: read.curves(lines, looks, title, low=0))
 # %% [markdown]
 # ## Step 3: can the probe learn anything at all?
 #
-# A probe with hundreds of numbers may learn whatever we ask. So we ask for nonsense: the same labels, shuffled.
+# A probe with hundreds of weights may learn anything. So we ask for nonsense: the same labels, shuffled.
 #
 # ### Exercise 5: shuffled labels
 #
@@ -422,8 +424,8 @@ except ValueError as error:
 # %% [markdown]
 # ## Play
 #
-# In pairs. First: move the depth and read what the probe is **sure of and wrong** about. Do these have something in common? Then type
-# your own. Find a true statement that no depth believes, and one where a small change turns the line round.
+# In pairs. Move the depth, and read what the probe is **sure of and wrong** about. Then type your own. Find a true
+# statement that no depth believes. Try *The capital of France is Berlin.*, or *The film was not terrible.* for the feeling.
 
 # %%
 read.read(model, readings)
@@ -441,4 +443,4 @@ lessons.summary()
 # **Exit question.** A colleague finds 0.28 at depth 7 and says: "here the model believes the opposite". What do you ask first?
 # Write two sentences.
 #
-# The [study](../01_concept_depth.py) has all statements, more models and intervals. Next: [lesson 2](02_back_patching.py) changes states.
+# Next: [lesson 2](02_back_patching.py) changes states. All statements: the [study](../01_concept_depth.py).
