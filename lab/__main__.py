@@ -1,4 +1,4 @@
-"""The command line: `python -m lab open`, `run` and `check`. Nothing here imports torch before it is needed."""
+"""The command line: `python -m lab open`, `run`, `results` and `check`. Nothing here imports torch before it is needed."""
 
 import argparse
 import ast
@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -42,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
             return open_notebooks(options.notebooks, extra)
         if options.command == "run":
             return run(options)
+        if options.command == "results":
+            return results(options)
         return check(options.model, accept_license=options.accept_license)
     except (ValueError, OSError) as error:  # what a user can mend; anything else is ours and keeps its traceback
         print(f"error: {error}", file=sys.stderr)
@@ -54,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lab", description="How language models use their depth.")
     parser.add_argument("--version", action="version", version=f"depth-lab {version('depth-lab')}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="open | run | check")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="open | run | results | check")
     folder: dict[str, Any] = {"type": Path, "metavar": "DIR", "help": "take the notebook scripts from this folder"}
 
     text = "build the notebooks and open JupyterLab, which gets all further arguments (--no-browser, --port=8890)"
@@ -73,6 +76,12 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout", type=_seconds, metavar="S", help="seconds that a cell may take (default: no limit)"
     )
     command.add_argument("--notebooks", **folder)
+
+    text = "list the full results that the studies come with, or make those of one study anew"
+    command = commands.add_parser("results", help=text, description=text)
+    command.add_argument("what", choices=["list", "make"])
+    command.add_argument("name", nargs="?", metavar="NAME", help="a study, such as 01_concept_depth; make needs one")
+    command.add_argument("--out", type=Path, metavar="DIR", help="keep them here, not in data/results")
 
     text = "load a model and hold it against plain Hugging Face; prints the health table"
     command = commands.add_parser("check", help=text, description=text)
@@ -196,6 +205,24 @@ def _run_one(notebook: "NotebookNode", script: Path, out: Path, name: str, timeo
     place = out / there.relative_to(out.resolve()) / f"{script.stem}.html"
     print(f"{name}: {how}, {time.monotonic() - start:.0f} s, {place}", flush=True)
     return error, interrupted
+
+
+def results(options: argparse.Namespace) -> int:
+    """List shipped results, or make those of a study anew: its notebook is run with `recompute = True`."""
+    from lab import shipped
+
+    if options.what == "list":
+        for name in shipped.names():
+            about = shipped.made(name)
+            print(f"{name:44} {about['date']}  {about['seconds']:7.0f} s  {about['command']}")
+        return 0
+    if not options.name:
+        raise ValueError("which study? For example: python -m lab results make 01_concept_depth")
+    folder = options.out or shipped.data_folder() / "results"
+    with tempfile.TemporaryDirectory(prefix="depth-lab-") as scratch:
+        os.environ[shipped.MAKING] = str(folder.resolve())
+        arguments = ["run", f"studies/{options.name}", "-p", "recompute=True", "--out", scratch]
+        return run(_parser().parse_args(arguments))
 
 
 def choose(groups: dict[Path, str], names: list[str]) -> list[Path]:

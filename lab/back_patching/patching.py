@@ -57,7 +57,7 @@ COLUMNS = two_hop.QUERIES | {
     "target_layer": "layer after which it is put, from 0",
     "said": "what the model says then; by the rule leading, as far as it was decoded",
     "n": "number of queries",
-    "n_groups": "number of their groups",
+    "n_groups": "number of their groups (bridge entities)",
     "summary.success": "share of queries that any pair answers, 0 to 1, mean over draws",
     "low": "lower end of the 95 % interval, bootstrap over groups; nan for a single group",
     "high": "upper end of that interval",
