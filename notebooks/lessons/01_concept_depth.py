@@ -25,9 +25,17 @@ model_name = "smollm2-135m"  # or "gemma3-270m", a Hugging Face name, or a local
 accept_license = False  # Gemma has terms of its own: see the README
 class_mode = False  # True: a figure waits until you have predicted what it will show
 
-# %%
+# %% [markdown]
+# The next cell shows three kinds of statements. In the last two, nearly every word stands as often in statements of one
+# [label](../glossary.md#label) as of the other: single words give nothing away.
+#
+# A **[probe](../glossary.md#probe)** is a small classifier. It gets the [state](../glossary.md#state) of the last
+# token, here mostly the full stop, and learns to tell the labels apart. Then it is tested on statements that it has not seen.
+
+# %% tags=["prediction"]
 import numpy as np
 import torch
+from IPython.display import display
 
 import lab
 from lab import lessons
@@ -37,16 +45,7 @@ from lab.lessons import read
 lessons.start(class_mode=class_mode)
 model = lab.load(model_name, accept_license=accept_license)
 n_blocks = model.cfg.n_layers
-read.examples()
-
-# %% [markdown]
-# Three kinds of statements. In the last two, every word stands as often in statements of one
-# [label](../glossary.md#label) as of the other: single words give nothing away.
-#
-# A **[probe](../glossary.md#probe)** is a small classifier. It gets the [state](../glossary.md#state) of the last
-# token (the full stop) and learns to tell the labels apart. Then it is tested on statements that it has not seen.
-
-# %% tags=["prediction"]
+display(read.examples())
 guess = lessons.predict(
     "In which order do the three become readable as depth grows?",
     ["All at the same depth", "The word's feeling, the fact, the verdict", "The fact, the word's feeling, the verdict"],
@@ -54,7 +53,7 @@ guess = lessons.predict(
 guess
 
 # %%
-readings = {name: read.reading(model, name) for name in read.KINDS}  # about half a minute
+readings = {name: read.reading(model, name) for name in read.KINDS}  # the figure takes about half a minute
 guess.then(lambda: read.three(readings))
 
 # %% [markdown]
@@ -240,7 +239,7 @@ table[groups == groups[0]][["text", "label"]]
 #
 # ### Exercise 3: worse than guessing
 #
-# ●●○ difficulty, ●●● importance, 4 minutes, question. The table shows a **[group](../glossary.md#group)**: two cities, two
+# ●●○ difficulty, ●●● importance, 4 minutes, question. The table shows a **group**: two cities, two
 # countries. Suppose the first statement is in the test, the other three in training. Why does the probe fail?
 #
 # (a) The model believes the opposite at depth 7. (b) The probe has learnt by heart which words were false, and the twins
@@ -261,7 +260,7 @@ why_below = check.why_below(why_below)
 # %% [markdown]
 # ### Exercise 4: keep twins together
 #
-# ●●○ difficulty, ●●● importance, 5 minutes, code. Split so that every group is on one side.
+# ●●○ difficulty, ●●● importance, 5 minutes, code. [Split](../glossary.md#group-split) so that every group is on one side.
 
 
 # %% tags=["exercise"]
@@ -443,4 +442,4 @@ lessons.summary()
 # **Exit question.** A colleague finds 0.28 at depth 7 and says: "here the model believes the opposite". What do you ask first?
 # Write two sentences.
 #
-# Next: [lesson 2](02_back_patching.py) changes states. All statements: the [study](../01_concept_depth.py).
+# Next: [lesson 2](02_back_patching.py) changes states. All statements: the [study](../studies/01_concept_depth.py).
