@@ -59,8 +59,8 @@ guess.then(lambda: read.three(readings))
 # %% [markdown]
 # <details><summary>Why each answer was tempting</summary>
 #
-# *All at the same depth*: the full stop has seen the whole sentence at every depth. But the blocks must first bring the
-# words' meaning there. *The fact first*: it is short. But the model must look up where Lyon is; the feeling
+# *All at the same depth*: in every block the full stop can look at the whole sentence. But what it finds there depends on
+# what earlier blocks have written. *The fact first*: it is short. But the model must know where Lyon is; the feeling
 # stands in one word. The verdict comes last: it depends on which clause counts.
 # </details>
 
