@@ -80,7 +80,7 @@ for name, found in readings.items():
 #
 # ### Exercise 1: the last token's state
 #
-# ●●○ difficulty, ●●● importance, 8 minutes, code. Write the three missing pieces, about five lines.
+# ●●○ difficulty, ●●● importance, 8 minutes, code. Write the two missing pieces.
 
 
 # %% tags=["exercise"]
@@ -96,15 +96,16 @@ def last_states(model, ids, last):
 
     hooks = ...  # 2. a list of (name, function), "blocks.0.hook_resid_pre" and so on, one for each block
     hooks.append((f"blocks.{n_blocks - 1}.hook_resid_post", keep(n_blocks)))
-    ...  # 3. run the model on ids with these hooks, without gradients
+    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+        model(ids)
     return torch.stack([states[depth] for depth in range(n_blocks + 1)], 1)
 
 
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# With `rows = torch.arange(len(ids))`, `state[rows, last]` takes one position from each row. The run is two lines: `with torch.no_grad(), model.hooks(fwd_hooks=hooks):`
-# and `model(ids)`.
+# With `rows = torch.arange(len(ids))`, `state[rows, last]` takes one position from each row. A hook of block 3 is
+# `("blocks.3.hook_resid_pre", keep(3))`.
 # </details>
 
 # %% tags=["check"]

@@ -32,11 +32,11 @@ def scaled_probe() -> Any:
 def keeping(pick: Callable[..., Any], *, post: bool = False, axis: int = 1, grad: bool = False) -> Callable[..., Any]:
     """An answer to exercise 1 whose hook keeps `pick(state, rows, last)`."""
 
-    def last_states(model: Any, ids: Any, last: Any) -> Any:
-        states: dict[int, Any] = {}
+    def last_states(model, ids, last):
+        states = {}
         n, rows = model.cfg.n_layers, torch.arange(len(ids))
 
-        def keep(depth: int) -> Callable[..., None]:
+        def keep(depth):
             return lambda state, hook: states.update({depth: pick(state, rows, last)})
 
         if post:
