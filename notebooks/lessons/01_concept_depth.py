@@ -164,6 +164,7 @@ states.shape
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 
 def new_probe():
@@ -202,10 +203,11 @@ probe = check.probe(probe)
 def accuracy(states, labels, tests):
     """tests: [split, text], True = test. Return shares of right answers on test and training texts, each [split, depth]."""
     right = np.zeros((2, len(tests), n_blocks + 1))
-    for split, depth in np.ndindex(right.shape[1:]):
-        test = tests[split]
-        hits = (probe(states[:, depth], labels, ~test) > 0) == labels
-        right[:, split, depth] = hits[test].mean(), hits[~test].mean()
+    with threadpool_limits(1):  # for small fits one core is faster than two
+        for split, depth in np.ndindex(right.shape[1:]):
+            test = tests[split]
+            hits = (probe(states[:, depth], labels, ~test) > 0) == labels
+            right[:, split, depth] = hits[test].mean(), hits[~test].mean()
     return right
 
 
