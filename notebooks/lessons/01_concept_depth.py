@@ -411,7 +411,8 @@ kit_states = readings["cities"].states
 train = ~tests[0]
 features = read.scaled(states, train)  # lab.probes fixes C = 1; these features make C = 0.01 of that
 kit = lab.probes.probe_depths(features, labels, groups, splits=tests[:1], control=False, progress=False).decisions[0]
-own = np.stack([probe(states[:, depth], labels, train) for depth in range(n_blocks + 1)], 1)
+with threadpool_limits(1):
+    own = np.stack([probe(states[:, depth], labels, train) for depth in range(n_blocks + 1)], 1)
 print(
     f"states, largest difference:   {np.abs(kit_states - states).max():.2g} (largest number {np.abs(states).max():.0f})"
 )
