@@ -127,8 +127,10 @@ def rank_map(answer: Any, model: TransformerBridge) -> str | None:
     filled, due = found.isfinite(), wanted.isfinite()
     if not filled.any():
         return "The table is still empty. For each pair: ranks[source, target] = the rank of the word."
-    if filled.any() and torch.equal(filled, due.T):
-        return "Your pairs have the target after the source, or the table lies on its side: ranks[source, target], source > target."
+    if torch.equal(filled, due.T):
+        return (
+            "Your table lies on its side, or the target comes after the source: ranks[source, target], source > target."
+        )
     if filled.diagonal().any():
         return (
             "You tried source == target too: the state would be put where it was. The source begins at target + step."

@@ -54,9 +54,8 @@ def grid(table: pd.DataFrame) -> Float[torch.Tensor, "source target"]:
     """The ranks of `lab.back_patching.sweep` as a map: 1 = it is said, nan = no such pair."""
     n_layers = int(table.source_layer.max()) + 1
     ranks = torch.full((n_layers, n_layers), torch.nan)
-    ranks[table.source_layer.to_numpy(), table.target_layer.to_numpy()] = torch.tensor(
-        table["rank"].to_numpy(float) + 1
-    ).float()
+    for source, target, rank in zip(table.source_layer, table.target_layer, table["rank"], strict=True):
+        ranks[source, target] = rank + 1
     return ranks
 
 
@@ -67,7 +66,7 @@ def random_vectors(vectors: Float[torch.Tensor, "depth d_model"]) -> Float[torch
 
 def hits(ranks: Float[torch.Tensor, "source target"]) -> str:
     """How many of the tried pairs bring the word to the top."""
-    return f"{int((ranks == 1).sum())} of {int(ranks.isfinite().sum())}"
+    return f"{int((ranks == 1).sum())} of {int(ranks.isfinite().sum())} pairs"
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
@@ -90,7 +89,7 @@ def opening(model: TransformerBridge, query: Any, *, source: int, target: int, t
         right.set_yticks(range(len(words)), [model.tokenizer.decode(i).strip() for i in words])
         right.invert_yaxis()
         right.set(xlabel="probability of the next word", title="what the model says next")
-        right.legend()
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncol=2)
     return figure
 
 
@@ -120,7 +119,12 @@ def maps(
     """
     with classroom():
         figure, axes = plt.subplots(
-            1, len(ranks), figsize=(9, 4.4 if len(ranks) > 1 else 6), layout="constrained", sharey=True, squeeze=False
+            1,
+            len(ranks),
+            figsize=(9, 4.2) if len(ranks) > 1 else (7.6, 6.4),
+            layout="constrained",
+            sharey=True,
+            squeeze=False,
         )
         for ax, (name, found) in zip(axes.flat, ranks.items(), strict=True):
             mesh = _map(ax, found)
@@ -129,7 +133,7 @@ def maps(
                 ax.add_patch(plt.Rectangle(chosen[::-1], 1, 1, fill=False, lw=2.5))
         axes[0, 0].set_ylabel("taken after layer")
         bar = figure.colorbar(mesh, ax=axes, label=f"rank of “{word}”", shrink=0.8, pad=0.01)
-        bar.set_ticks([2, 10, 100, 1000], labels=["2", "10", "100", "1,000"])
+        bar.set_ticks([2, 10, 100, 1000], labels=["2", "10", "100", "1,000 +"])
         said = [Square(color=RED, label=f"“{word}” is the next word")]
         figure.legend(handles=said, loc="outside lower center")
         figure.suptitle(title, fontsize=13)
@@ -137,19 +141,24 @@ def maps(
 
 
 def _map(ax: Axes, ranks: Float[torch.Tensor, "source target"]) -> Any:
+    """One map; where only some layers were tried, their cells are as large as the steps between them."""
+    tried = ranks.isfinite()
+    layers = (tried.any(0) | tried.any(1)).nonzero()[:, 0]
+    edges, cells = [*layers.tolist(), len(ranks)], ranks[layers][:, layers]
     ax.set_facecolor("#DDDDDD")
-    mesh = ax.pcolormesh(ranks, cmap="Blues_r", norm=LogNorm(2, 1000, clip=True))
-    ax.pcolormesh(torch.where(ranks == 1, 1.0, torch.nan), cmap=ListedColormap([RED]))
+    mesh = ax.pcolormesh(edges, edges, cells, cmap="Blues_r", norm=LogNorm(2, 1000, clip=True))
+    ax.pcolormesh(edges, edges, torch.where(cells == 1, 1.0, torch.nan), cmap=ListedColormap([RED]))
     ticks = range(0, len(ranks), 5 if len(ranks) > 9 else 1)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_ticks([i + 0.5 for i in ticks], [str(i) for i in ticks])
-    ax.set(xlabel="put after layer", aspect="equal")
+    ax.set(xlabel="put after layer", aspect="equal", xlim=(0, len(ranks)), ylim=(0, len(ranks)))
     return mesh
 
 
 # --- play ------------------------------------------------------------------------------------------------------------
 
 ITSELF = "this query itself"
+PLACES = [("t1: where the name ends", "t1"), ("t2: the last word", "t2")]
 
 
 class Patch(ipw.VBox):
@@ -164,13 +173,13 @@ class Patch(ipw.VBox):
         hints = {"text": "The capital of the country of Mumbai is", "t1 ends": "Mumbai", "answer": "New Delhi"}
         self.fields = {name: ipw.Text(description=name, placeholder=hint, **look) for name, hint in hints.items()}
         self.own, self.go = ipw.VBox(list(self.fields.values())), button("Show")
-        self.place = ipw.RadioButtons(options=["t1", "t2"], description="patched at", style=look["style"])
+        self.place = ipw.RadioButtons(options=PLACES, description="patched at", style=look["style"])
         self.donor = ipw.Dropdown(options=[ITSELF, *self.rows.e1], description="state of", **look)
         top = model.cfg.n_layers - 1
-        self.source = ipw.IntSlider(top // 2, 1, top, description="taken after layer", **look)
-        self.target = ipw.IntSlider(top // 4, 0, top - 1, description="put after layer", **look)
+        self.source = ipw.IntSlider(2 * top // 3, 1, top, description="taken after layer", **look)
+        self.target = ipw.IntSlider(top // 5, 0, top - 1, description="put after layer", **look)
         self.noise = button("Try a random vector")
-        self.said, self.tally, self.trouble, self.picture = ipw.HTML(), ipw.HTML(), ipw.Output(), image(640)
+        self.said, self.tally, self.trouble, self.picture = ipw.HTML(), ipw.HTML(), ipw.Output(), image(700)
         self.maps: dict[tuple, torch.Tensor] = {}
         self.noises: dict[tuple, list[str]] = {}
         for control in (self.query, self.place, self.donor):

@@ -35,16 +35,15 @@ lessons.start(class_mode=class_mode)
 model = lab.load(model_name, accept_license=accept_license)
 queries = lab.datasets.load("two_hop").set_index("example")
 query = queries.loc["two_hop-1538"]
-figure = patch.opening(model, query, source=17, target=5)
+figure = patch.opening(model, query, source=19, target=6)
 
 # %% [markdown]
 # This is a [two-hop query](../glossary.md#two-hop-query): which country (Italy), and what is its capital (Rome)? Asked one
-# by one, the model knows both. Asked at once, it says "a".
+# by one, the model knows both. Asked at once, it says "a", and Rome is third.
 #
-# Perhaps "Italy" is found too late: the layers that know its capital have passed already. So we take the
-# [state](../glossary.md#state) after layer 17, and put it back after layer 5. This is a
-# [back-patch](../glossary.md#back-patch). Now it says "Rome". You will build it, and then try to
-# prove it wrong.
+# Perhaps "Italy" is found too late, above the layers that know its capital. So we take the
+# [state](../glossary.md#state) after layer 19 and put it back after layer 6, a
+# [back-patch](../glossary.md#back-patch). Now it says Rome. You will build this, and then try to prove it wrong.
 #
 # ## Step 1: one back-patch
 #
@@ -91,7 +90,7 @@ put = check.put(put, model)
 # %% [markdown]
 # ### Exercise 2: the next word
 #
-# ●○○ difficulty, ●●● importance, 5 minutes, code. `blocks.5.hook_resid_post` is what layer 5 gives to layer 6.
+# ●○○ difficulty, ●●● importance, 5 minutes, code. `blocks.6.hook_resid_post` is what layer 6 gives to layer 7.
 
 # %%
 import torch
@@ -141,9 +140,9 @@ ids, states = stream(query.text)
 places = lab.back_patching.places(model, query.text, query.e1)
 t1, t2 = places["t1"], places["t2"]
 rome = lab.texts.first_tokens(model, query.text, [query.e3])[0]
-for source, target in ((17, 5), (15, 3), (3, 1), (27, 5)):
+for source, target in ((19, 6), (15, 3), (8, 1), (27, 5)):
     logits = patched(ids, t1, target, states[source + 1, t1])
-    print(f"after layer {source:2} put after {target}: {model.tokenizer.decode(logits.argmax())!r}")
+    print(f"after layer {source:2} put after {target}: the model says {model.tokenizer.decode(logits.argmax())!r}")
 
 # %% [markdown]
 # ## Step 2: all pairs
@@ -225,7 +224,7 @@ guess.then(draw)
 #
 # ## Step 3: was it the state?
 #
-# Perhaps any shock at this place brings Rome, which was third in line without a patch.
+# Rome was close without a patch. Perhaps any shock brings it to the top.
 #
 # ### Exercise 4: as long, but random
 #
@@ -332,7 +331,7 @@ guess.then(draw)
 # %% tags=["prediction"]
 guess = lessons.predict(
     "At t2, how many pairs say Rome with the state of Wangari Maathai, whose capital is Nairobi?",
-    ["None: it is a state about Kenya", "Fewer than with the own state", "As many as with the own state, or more"],
+    ["None: it is a state about Kenya", "Far fewer than with the own state", "About as many as with the own state"],
 )
 guess
 
@@ -357,8 +356,8 @@ guess.then(draw)
 #
 # ●●○ difficulty, ●●● importance, 3 minutes, question. What does a patch at **t2** do?
 #
-# (a) It carries "Rome" back. (b) It is a shock, and any shock brings Rome. (c) It carries no answer; it brings the model
-# into the mood to answer, and the answer comes from elsewhere.
+# (a) It carries "Rome" back. (b) It is a shock, and any shock brings Rome. (c) It carries no answer. It makes the model
+# answer, with what it finds elsewhere.
 
 # %% tags=["exercise"]
 carried = ...  # "a", "b" or "c"
@@ -382,22 +381,23 @@ vesuvius = three_maps(queries.loc["two_hop-2715"], "t1")
 figure = patch.maps(vesuvius, "Rome", "Mount Vesuvius, patched at t1")
 
 # %% [markdown]
-# Here noise does it, too. In a long run, once, we tried all 219 queries whose two hops the model knows and whose whole it gets
-# wrong. Pairs that say the answer:
+# Here random vectors do it as well. We measured all 219 queries whose two hops the model knows and whose whole it gets wrong
+# (once, in a long run). Pairs that say the answer:
 #
-# | patched at | own later state | random vectors | same two relations |
+# | | own later state | control | difference (95 %) |
 # |---|---|---|---|
-# | t1 | 1.9 % | 2.0 % | |
-# | t2 | 2.3 % | 0.04 % | 2.2 % (110 queries) |
+# | t1, 219 queries | 1.9 % | random vectors: 2.0 % | -0.1 (-1.2 to 0.8) |
+# | t2, 110 queries | 2.3 % | random vectors: 0.04 % | |
+# | t2, 110 queries | 2.3 % | state of a similar query: 2.2 % | -0.1 (-0.3 to 0.3) |
 #
-# At t1, random vectors have more hits in 47 queries, the own state in 39. Of 438 maps only 8 are like Berlusconi's, all at
-# t1: a real effect, and not the rule.
+# At t1, random vectors have more hits in 47 queries, the own state in 39. Of all 438 maps, 8 were far above every control,
+# as Berlusconi's, all at t1: a real effect, and not the rule.
 
 # %% [markdown]
 # ## Play
 #
-# In pairs: take one query, both places, and some random vectors. Write your counts on the board; what does the class find? Then a
-# query of your own.
+# In pairs: take one query, both places, and some random vectors. Write your counts on the board: what does the class find?
+# Then put Berlusconi's state into Maathai's query ("a query of your own") and ask for Rome.
 
 # %%
 patch.patch(model)
