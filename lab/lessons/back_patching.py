@@ -23,7 +23,7 @@ def _run(model: TransformerBridge) -> tuple[torch.Tensor, CleanRun]:
 
 
 def _own_put(model: TransformerBridge) -> Callable[..., Any]:
-    def maker(position: int, vector: torch.Tensor) -> Callable[..., torch.Tensor]:
+    def maker(position: int, vector: torch.Tensor) -> Any:
         def write(state: torch.Tensor, hook: Any) -> torch.Tensor:
             here = torch.arange(state.shape[1], device=state.device) == position
             return torch.where(here[:, None], vector.to(state), state)
@@ -118,7 +118,7 @@ def _own_rank_map(model: TransformerBridge) -> Callable[..., torch.Tensor]:
 @exercise(_own_rank_map)
 def rank_map(answer: Any, model: TransformerBridge) -> str | None:
     ids, run = _run(model)
-    n, word = model.cfg.n_layers, int(run.logits.argmax())
+    n, word = model.cfg.n_layers, int(run.logits.topk(9).indices[-1])  # one whose rank moves
     vectors, step = run.states[:, 3].clone(), model.cfg.n_layers // 3
     found = answer(ids, 3, vectors, word, step)
     wanted = _own_rank_map(model)(ids, 3, vectors, word, step)
@@ -191,12 +191,10 @@ def random_like(answer: Any) -> str | None:
     lengths, due = found.norm(dim=-1), vectors.norm(dim=-1)
     if torch.allclose(lengths, due, rtol=1e-3):
         return None
-    if torch.allclose(lengths, due**2, rtol=0.3):
-        return "Your vectors are too long. Divide the noise by its own length before you multiply."
     if torch.allclose(lengths, torch.ones(4), rtol=1e-3):
         return "All your vectors have length 1. Multiply each by the length of the state that it stands for."
     if (lengths / due).std() < 0.1 * (lengths / due).mean():
-        return "The lengths are all off by one factor. norm(dim=-1, keepdim=True) gives the length of each vector."
+        return "The lengths are all off by one factor. Divide each row of noise by its own length, .norm(dim=-1, keepdim=True)."
     return f"A state of length {due[-1]:.0f} got a vector of length {lengths[-1]:.0f}. It must be as long as the state."
 
 

@@ -283,7 +283,7 @@ class Patch(ipw.VBox):
         lender, at = self._lender(), self._at(text, e1)
         donor = {} if lender is None else {"donor": lender.text, "donor_position": self._at(lender.text, lender.e1)}
         says, wrong = ask(self.trouble, lambda: back_patching.patch_once(
-            self.model, text, position=at, source_layer=source, target_layer=target, **donor))  # fmt: skip
+            self.model, text, position=at, source_layer=source, target_layer=target, max_new_tokens=6, **donor))  # fmt: skip
         rank = f"“{text_of(answer)}” has rank {ranks[source, target]:,.0f} as the next word (1 = it is said)."
         self.said.value = wrong or f"{text_of(text)} <b>{text_of(says)}</b><br>{rank}"
 
