@@ -89,7 +89,7 @@ def opening(model: TransformerBridge, query: Any, *, source: int, target: int, t
         right.set_yticks(range(len(words)), [model.tokenizer.decode(i).strip() for i in words])
         right.invert_yaxis()
         right.set(xlabel="probability of the next word", title="what the model says next")
-        figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncol=2)
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncol=2, fontsize=12)
     return figure
 
 
@@ -135,7 +135,7 @@ def maps(
         bar = figure.colorbar(mesh, ax=axes, label=f"rank of “{word}”", shrink=0.8, pad=0.01)
         bar.set_ticks([2, 10, 100, 1000], labels=["2", "10", "100", "1,000 +"])
         said = [Square(color=RED, label=f"“{word}” is the next word")]
-        figure.legend(handles=said, loc="outside lower center")
+        figure.legend(handles=said, loc="outside lower center", fontsize=12)
         figure.suptitle(title, fontsize=13)
     return figure
 

@@ -197,14 +197,19 @@ guess
 # %% [markdown]
 # ### Does the kit see the same?
 #
-# `lab.back_patching.sweep` tries all pairs at once. At your 45 pairs it must give your ranks.
+# `lab.interventions.patch` is your hook, and `lab.back_patching.sweep` tries all pairs at once. They must agree with you.
 
 # %%
+with torch.no_grad(), lab.interventions.patch(model, "resid_post", layer=6, value=states[20, t1], position=t1):
+    logits = model(ids)[0, -1]
+print("one patch, logits, largest difference:", float((patched(ids, t1, 6, states[20, t1]) - logits).abs().max()))
+assert torch.allclose(patched(ids, t1, 6, states[20, t1]), logits, atol=1e-3)
+
 coarse = rank_map(ids, t1, states[:, t1], rome)
 whole = patch.grid(lab.back_patching.sweep(model, query.text, [query.e3], positions=[t1], max_new_tokens=1))
 tried = coarse.isfinite()
 off = ((whole - coarse).abs() / coarse)[tried].max()
-print(f"{int(tried.sum())} pairs; ranks, largest difference: {float((whole - coarse)[tried].abs().max()):.0f}")
+print(f"{int(tried.sum())} pairs, ranks, largest difference: {float((whole - coarse)[tried].abs().max()):.0f}")
 assert off < 0.05, "rounding may swap neighbours far down the list, no more"
 
 
@@ -290,7 +295,7 @@ lent = check.lent(lent, model)
 
 # %% tags=["prediction"]
 guess = lessons.predict(
-    f"Own state: {patch.hits(whole)} pairs say Rome. And a random vector, or the state of Wangari Maathai (Kenya), at t1?",
+    f"Own state: {patch.hits(whole)} say Rome. And random vectors, or the state of Wangari Maathai (Kenya), at t1?",
     ["About as many: a shock is enough", "About half as many", "Next to none: it was the state"],
 )
 guess
@@ -388,10 +393,10 @@ figure = patch.maps(vesuvius, "Rome", "Mount Vesuvius, patched at t1")
 # |---|---|---|---|
 # | t1, 219 queries | 1.9 % | random vectors: 2.0 % | -0.1 (-1.2 to 0.8) |
 # | t2, 110 queries | 2.3 % | random vectors: 0.04 % | |
-# | t2, 110 queries | 2.3 % | state of a similar query: 2.2 % | -0.1 (-0.3 to 0.3) |
+# | t2, 110 queries | 2.3 % | same relations, other query: 2.2 % | -0.1 (-0.3 to 0.3) |
 #
-# At t1, random vectors have more hits in 47 queries, the own state in 39. Of all 438 maps, 8 were far above every control,
-# as Berlusconi's, all at t1: a real effect, and not the rule.
+# At t1, random vectors have more hits in 47 queries, the own state in 39. Of all 438 maps, 8 have at least three times the
+# hits of every control, Berlusconi's among them, all at t1: a real effect, and not the rule.
 
 # %% [markdown]
 # ## Play
