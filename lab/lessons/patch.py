@@ -270,7 +270,7 @@ class Patch(ipw.VBox):
             return
         text, e1, answer = self.asked
         source, target, ranks = self.source.value, self.target.value, self.maps[self.key]
-        self.picture.value = png(maps({"all pairs": ranks}, answer, chosen=(source, target)))
+        self.picture.value = png(maps({f"{e1} at {self.place.value}": ranks}, answer, chosen=(source, target)))
         rows = []
         for (*query, place, donor), found in self.maps.items():
             drawn = ", ".join(self.noises.get((*query, place), [])) or "not tried"
