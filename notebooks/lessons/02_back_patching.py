@@ -17,7 +17,7 @@
 # |---|---|
 # | **Question** | A state from a later layer, put back into an earlier one, brings out the answer. Was it the state? |
 # | **Time** | 25 minutes of class, 30 minutes of exercises |
-# | **You will be able to** | write a [patch](../glossary.md#patch); map all pairs of layers; choose controls that can prove you wrong |
+# | **You will be able to** | write a [patch](../glossary.md#patch); map all pairs of layers; choose [controls](../glossary.md#control) that can prove you wrong |
 # | **You need** | [lesson 0](00_watch_a_model_think.py): hooks and states |
 
 # %% tags=["parameters"]
@@ -43,7 +43,7 @@ figure = patch.opening(model, query, source=19, target=6)
 #
 # Perhaps "Italy" is found too late, above the layers that know its capital. So we take the
 # [state](../glossary.md#state) after layer 19 and put it back after layer 6, a
-# [back-patch](../glossary.md#back-patch). Now it says Rome. You will build this, and then try to prove it wrong.
+# [back-patch](../glossary.md#back-patching). Now it says Rome. You will build this, and then try to prove it wrong.
 #
 # ## Step 1: one back-patch
 #
@@ -126,7 +126,7 @@ patched = check.patched(patched, model)
 
 
 # %% [markdown]
-# Two places matter: **t1**, where the name ends, and **t2**, the last word.
+# Two [positions](../glossary.md#position) matter: **t1**, where the name ends, and **t2**, the last word.
 
 
 # %%
@@ -419,4 +419,4 @@ lessons.summary()
 #
 # **Exit question.** A paper says: "66 % of failed queries are rescued by back-patching." Which two numbers do you ask for?
 #
-# Next: [lesson 3](03_depth_efficiency.py), which leaves layers out.
+# Next: lesson 3, which leaves layers out.

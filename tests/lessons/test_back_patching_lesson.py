@@ -4,58 +4,54 @@ import ast
 import linecache
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jupytext
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from lesson_size import LESSONS
 from transformer_lens.model_bridge import TransformerBridge
 
 import lab
 from lab.lessons import back_patching as check
 from lab.lessons import patch
 
-LESSON = Path(__file__).resolve().parents[2] / "notebooks" / "lessons" / "02_back_patching.py"
-CELLS = jupytext.read(LESSON).cells
-EXERCISES = ("put", "patched", "rank_map", "random_like", "lent", "carried")
+NAMES = ("put", "patched", "rank_map", "random_like", "lent", "carried")
+PATH = next(path for path in LESSONS if path.stem == "02_back_patching")
+CELLS = jupytext.read(PATH).cells
 
 
-def tagged(tag: str, name: str) -> str:
-    """The source of the cell with this tag that defines a name: a skeleton, or the code in a solution's fence."""
-    for cell in CELLS:
-        if tag in cell.metadata.get("tags", []):
-            fence = re.search(r"```python\n(.*?)```|^(?!<details>)(.*)", cell.source, re.DOTALL)
-            source = (fence[1] or fence[2] if fence else "") or ""
-            single = re.search(rf"^`({name} = .*?)`", cell.source, re.MULTILINE)
-            if re.search(rf"^(def {name}\(|{name} = )", source, re.MULTILINE) or single:
-                return single[1] if single else source
-    raise AssertionError(f"no cell tagged {tag} defines {name}")
-
-
-def defined(source: str, name: str, known: dict[str, Any]) -> Any:
-    """What a cell defines; its source can be read, as in a notebook."""
-    file = f"<{name} {abs(hash(source))}>"
+def written(source: str, **given: Any) -> dict[str, Any]:
+    """Names that a cell defines; its source can be looked up, as in a notebook."""
+    file = f"<ipython-cell-{abs(hash(source))}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    exec(compile(source, file, "exec"), known)
-    return known[name]
+    exec(compile(source, file, "exec"), given)
+    return given
+
+
+def cell(name: str, tag: str) -> str:
+    """The source of what the participant gets (exercise), or of its solution, without the fence."""
+    sources = [one.source for one in CELLS if tag in one.metadata.get("tags", [])]
+    fences = [re.search(r"```python\n(.*?)```", one, re.DOTALL) for one in sources]
+    code = [found[1] if found else source for found, source in zip(fences, sources, strict=True)]
+    return next(one for one in code if re.search(rf"^(def {name}\(|{name} = )", one, re.MULTILINE))
+
+
+def solutions(model: TransformerBridge, solution: Callable[..., Any]) -> dict[str, Any]:
+    """The notebook's names on a model, with all its solutions in place."""
+    known: dict[str, Any] = {"model": model, "torch": torch, "lab": lab, "n_layers": model.cfg.n_layers}
+    tree = ast.parse(PATH.read_text(encoding="utf-8"))
+    stream = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "stream")
+    known["stream"] = written(ast.unparse(stream), **known)["stream"]
+    for name in NAMES:
+        known[name] = solution("02", name, **known)
+    return known
 
 
 @pytest.fixture(scope="module")
-def solved(smollm2: TransformerBridge) -> dict[str, Any]:
-    """The notebook's names with all its solutions in place."""
-    return solutions(smollm2)
-
-
-def solutions(model: TransformerBridge) -> dict[str, Any]:
-    known: dict[str, Any] = {"model": model, "torch": torch, "lab": lab, "n_layers": model.cfg.n_layers}
-    tree = ast.parse(LESSON.read_text(encoding="utf-8"))
-    stream = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "stream")
-    defined(ast.unparse(stream), "stream", known)
-    for name in EXERCISES:
-        defined(tagged("solution", name), name, known)
-    return known
+def solved(smollm2: TransformerBridge, solution: Callable[..., Any]) -> dict[str, Any]:
+    return solutions(smollm2, solution)
 
 
 @pytest.fixture
@@ -71,17 +67,15 @@ def says(smollm2: TransformerBridge, capsys: pytest.CaptureFixture) -> Callable[
     return ask
 
 
-@pytest.mark.parametrize("name", EXERCISES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_skeleton_is_no_answer_and_the_solution_is_right(name: str, says: Any, solved: dict[str, Any]) -> None:
-    skeleton = defined(tagged("exercise", name), name, dict(solved))
+    skeleton = written(cell(name, "exercise"), **solved)[name]
     assert says(name, skeleton) == f"{name}: no answer yet. The lesson goes on with the kit's own."
     assert says(name, solved[name]) == f"{name}: right."
 
 
-@pytest.mark.parametrize("name", EXERCISES)
-def test_what_the_lesson_goes_on_with_is_itself_right(
-    name: str, says: Any, smollm2: TransformerBridge, solved: dict[str, Any]
-) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_lesson_goes_on_with_is_itself_right(name: str, says: Any, smollm2: TransformerBridge) -> None:
     own = getattr(check, name)(..., *(() if name in ("random_like", "carried") else (smollm2,)))
     assert says(name, own) == f"{name}: right."
 
@@ -90,7 +84,7 @@ def hook(*lines: str) -> Callable[..., Any]:
     """An answer to the first exercise whose hook has these lines."""
     body = "\n        ".join(lines)
     source = f"def put(position, vector):\n    def hook_fn(state, hook):\n        {body}\n    return hook_fn\n"
-    return defined(source, "put", {"torch": torch})
+    return written(source, torch=torch)["put"]
 
 
 @pytest.mark.parametrize(
@@ -132,9 +126,9 @@ def test_patched(old: str, new: str, message: str, says: Any, solved: dict[str, 
 
 def changed(name: str, old: str, new: str, solved: dict[str, Any]) -> Any:
     """A solution with one mistake in it."""
-    source = tagged("solution", name)
+    source = cell(name, "solution")
     assert old in source
-    return defined(source.replace(old, new), name, dict(solved))
+    return written(source.replace(old, new), **solved)[name]
 
 
 @pytest.mark.parametrize(
@@ -211,9 +205,9 @@ def test_carried(says: Any) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "neox"])
-def test_the_kit_s_map_is_that_of_plain_hooks(family: str, tiny_model: Any) -> None:
+def test_the_kit_s_map_is_that_of_plain_hooks(family: str, tiny_model: Any, solution: Any) -> None:
     model = tiny_model(family)
-    known = solutions(model)
+    known = solutions(model, solution)
     ids, states = known["stream"]("some text")
     plain = known["rank_map"](ids, 4, states[:, 4], 40, 1)
     kit = patch.rank_map(model, ids[0], 4, states[:, 4], 40)
