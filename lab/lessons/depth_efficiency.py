@@ -68,7 +68,9 @@ def skip(answer: Any, model: TransformerBridge) -> str | None:
             "Take a copy first: new = state.clone()."
         )
     if not torch.equal(found[: layer + 1], clean[: layer + 1]):
-        return f"With skip({layer}) a state below the block changes. Put back at hook_resid_post, not at hook_resid_pre."
+        return (
+            f"With skip({layer}) a state below the block changes. Put back at hook_resid_post, not at hook_resid_pre."
+        )
     same = [depth for depth in range(n + 1) if torch.allclose(found[layer + 1], clean[depth], atol=1e-4)]
     if layer + 1 in same:
         return "The model is as before: nothing was put back. Does put_back return the new state?"
@@ -116,11 +118,15 @@ def loss(answer: Any, model: TransformerBridge) -> str | None:
     if found.shape == (*wanted.shape, 1):
         return "The last axis has one entry only: take it away with [..., 0]."
     if found.shape != wanted.shape:
-        return f"Give one number for each text and predicted token, {tuple(wanted.shape)}; yours is {tuple(found.shape)}."
+        return (
+            f"Give one number for each text and predicted token, {tuple(wanted.shape)}; yours is {tuple(found.shape)}."
+        )
     if torch.allclose(found, wanted, atol=1e-3):
         return None
     if torch.allclose(found, -wanted, atol=1e-3):
-        return "The sign is wrong. The logarithm of a probability is below 0, and a loss is above: put a minus in front."
+        return (
+            "The sign is wrong. The logarithm of a probability is below 0, and a loss is above: put a minus in front."
+        )
     if torch.allclose(found, (-wanted).exp(), atol=1e-3):
         return "These are probabilities. The loss is minus the LOGARITHM of the probability."
     return (
@@ -167,7 +173,9 @@ def watch_first(answer: Any, model: TransformerBridge) -> str | None:
     with torch.no_grad(), model.hooks(fwd_hooks=hooks):
         model(_ids(model), use_cache=False, logits_to_keep=1)
     if sorted(shares) != list(range(model.cfg.n_layers)):
-        return "On the model not every layer has its own entry. Use the layer that watch_first was called with as the key."
+        return (
+            "On the model not every layer has its own entry. Use the layer that watch_first was called with as the key."
+        )
     return None
 
 
@@ -262,7 +270,9 @@ def loss_in_order(answer: Any, model: TransformerBridge) -> str | None:
     if not torch.allclose(found[0], whole, atol=1e-3):
         return "In the usual order the loss must be as usual, and it is not."
     if torch.allclose(found[1], whole, atol=1e-4):
-        return "Without layer 0 the loss is as before: the model still runs its own list. Set body.layers to the new one."
+        return (
+            "Without layer 0 the loss is as before: the model still runs its own list. Set body.layers to the new one."
+        )
     wanted = _own_order()(model, ids, twice)
     if not torch.allclose(found[2], wanted, atol=1e-3):
         return (

@@ -74,9 +74,7 @@ def next_word(model: TransformerBridge, prompt: str) -> Float[torch.Tensor, " d_
         return model(ids, use_cache=False, logits_to_keep=1)[0, -1].softmax(-1).float().cpu()
 
 
-def losses(
-    model: TransformerBridge, ids: Int[torch.Tensor, "text position"]
-) -> Float[torch.Tensor, "text position-1"]:
+def losses(model: TransformerBridge, ids: Int[torch.Tensor, "text position"]) -> Float[torch.Tensor, "text position-1"]:
     """How surprised the model is by each token but the first, in nats."""
     with torch.no_grad():
         logits = model(ids.to(model.cfg.device), use_cache=False).float().cpu()
@@ -196,7 +194,9 @@ def _bars(ax: Axes, rises: Mapping[str, torch.Tensor]) -> None:
         ax.text(max(float(found.max()), 0), place, f"  {mean:+.2f}", va="center", fontsize=12)
     categories(ax, list(rises))
     ax.axvline(0, color="k", lw=0.8)
-    ax.set_xlim(min(-0.3, *(float(one.min()) for one in rises.values())), 1.2 * max(float(one.max()) for one in rises.values()))
+    ax.set_xlim(
+        min(-0.3, *(float(one.min()) for one in rises.values())), 1.2 * max(float(one.max()) for one in rises.values())
+    )
     ax.set(xlabel="rise of the loss (nats)")
 
 
@@ -245,7 +245,12 @@ class Layers(ipw.VBox):
             ipw.Dropdown(options=choices, description=words, **wide(170, 80)) for words in ("swap", "with", "run twice")
         )
         self.spare = ipw.Checkbox(False, description="spare the first token", indent=False)
-        self.reset, self.trouble, self.picture, self.said = button("All layers on"), ipw.Output(), image(900), ipw.HTML()
+        self.reset, self.trouble, self.picture, self.said = (
+            button("All layers on"),
+            ipw.Output(),
+            image(900),
+            ipw.HTML(),
+        )
         self.record, self.moving = 0, False
         self.known: dict[Any, Any] = {}
         self.reset.on_click(lambda _: self.all_on())
