@@ -21,7 +21,8 @@ def _ids(model: TransformerBridge) -> torch.Tensor:
 
 def _stream(model: TransformerBridge, hooks: Sequence[tuple[str, Any]] = ()) -> torch.Tensor:
     """The states [depth, text, position, d_model] of two short texts, after some hooks."""
-    n, kept = model.cfg.n_layers, {}  # type: ignore[var-annotated]
+    n = model.cfg.n_layers
+    kept: dict[int, torch.Tensor] = {}
 
     def keep(depth: int) -> Any:
         return lambda state, hook: kept.update({depth: state.clone()})
@@ -96,7 +97,7 @@ def skip(answer: Any, model: TransformerBridge) -> str | None:
 # --- 2: the loss ----------------------------------------------------------------------------------------------------
 
 
-def _own_loss() -> Callable[..., torch.Tensor]:
+def _own_loss(_: TransformerBridge) -> Callable[..., torch.Tensor]:
     def found(model: TransformerBridge, ids: torch.Tensor, hooks: Sequence[tuple[str, Any]] = ()) -> torch.Tensor:
         with model.hooks(fwd_hooks=list(hooks)):
             return losses(model, ids)
@@ -138,7 +139,7 @@ def loss(answer: Any, model: TransformerBridge) -> str | None:
 # --- 3: who looks at the first token? -------------------------------------------------------------------------------
 
 
-def _own_watch_first() -> Callable[..., Any]:
+def _own_watch_first(_: TransformerBridge) -> Callable[..., Any]:
     def made(layer: int, shares: dict[int, float]) -> Callable[..., None]:
         return lambda pattern, hook: shares.__setitem__(layer, pattern[..., 0].flatten(0, 1).T[1:].mean().item())
 
@@ -239,7 +240,7 @@ def change(answer: Any) -> str | None:
 # --- 6: another order -----------------------------------------------------------------------------------------------
 
 
-def _own_order() -> Callable[..., torch.Tensor]:
+def _own_order(_: TransformerBridge) -> Callable[..., torch.Tensor]:
     def found(model: TransformerBridge, ids: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
         def all_in_order(x: torch.Tensor, step: Any) -> torch.Tensor:
             for layer in order:
@@ -273,7 +274,7 @@ def loss_in_order(answer: Any, model: TransformerBridge) -> str | None:
         return (
             "Without layer 0 the loss is as before: the model still runs its own list. Set body.layers to the new one."
         )
-    wanted = _own_order()(model, ids, twice)
+    wanted = _own_order(model)(model, ids, twice)
     if not torch.allclose(found[2], wanted, atol=1e-3):
         return (
             f"A list of {n + 1} layers, one of them twice, gives a wrong loss. The model runs only as many layers as "

@@ -60,7 +60,7 @@ def skip(layer, positions=slice(None)):
     before = {}
 
     def remember(state, hook):  # what goes in: [text, position, d_model]
-        ...  # one line: keep it in `before`
+        before["state"] = ...
 
     def put_back(state, hook):  # what comes out: [text, position, d_model]
         ...  # three lines: copy it; at `positions`, overwrite the copy with what went in; return the copy
@@ -112,14 +112,15 @@ def loss(model, ids, hooks=()):
     """ids: [text, position]. Return [text, position - 1]: the surprise at each token but the first."""
     with torch.no_grad(), model.hooks(fwd_hooks=list(hooks)):
         log_p = model(ids, use_cache=False).log_softmax(-1)  # [text, position, d_vocab]
-    ...  # two lines: pick the token that came; return minus that
+    right = log_p.gather(...)  # what each position but the last gave to the token that came after it
+    return -right
 
 
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
 # At position i the model predicts token i + 1: `log_p[:, :-1]` belongs to `ids[:, 1:]`. To pick along the last axis:
-# `.gather(-1, index[..., None])[..., 0]`.
+# `.gather(-1, index[:, :, None]).squeeze(-1)`.
 # </details>
 
 # %% tags=["check"]
@@ -132,8 +133,8 @@ loss = check.loss(loss, model)
 # def loss(model, ids, hooks=()):
 #     with torch.no_grad(), model.hooks(fwd_hooks=list(hooks)):
 #         log_p = model(ids, use_cache=False).log_softmax(-1)
-#     right = log_p[:, :-1].gather(-1, ids[:, 1:, None])
-#     return -right[..., 0]
+#     right = log_p[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
+#     return -right
 # ```
 # </details>
 
@@ -335,7 +336,7 @@ def later_change(model, ids):
     return [float(found[s + 1 :].mean()) for s, found in enumerate(changes[:-1])] + [0.0]  # none comes after the last
 
 
-changes = {"trained": later_change(model, ids[:4])}
+changes = {"trained": later_change(model, ids[:3])}
 print(
     "left out, change after it:",
     {s: round(changes["trained"][s], 2) for s in (0, 1, 5, 10, 15, 20, 25, 29) if s < n_layers},
@@ -352,7 +353,7 @@ guess = lessons.predict(
 guess
 
 # %%
-changes["random weights"] = later_change(twin, ids[:4])
+changes["random weights"] = later_change(twin, ids[:3])
 guess.then(lambda: layers.later(changes))
 
 # %% [markdown]
@@ -451,21 +452,24 @@ guess.then(lambda: layers.orders(costs))
 # %%
 from lab.depth_efficiency.effects import global_effects, skipped
 
-few, clean_loss = ids[:2], loss(model, ids[:2])
-gaps = {}
-with lab.interventions.skip(model, odd):
-    gaps["skip"] = loss(model, few) - loss(model, few, skip(odd))
-with lab.interventions.skip(model, odd, first=1):
-    gaps["skip, first token spared"] = loss(model, few) - loss(model, few, skip(odd, slice(1, None)))
+few = ids[:2]
 swap = {m: lambda x, step: step(x, layer=m + 1), m + 1: lambda x, step: step(x, layer=m)}
-with lab.interventions.rewritten(model, swap):
-    gaps["two swapped"] = loss(model, few) - loss_in_order(model, few, orders[f"{m} and {m + 1} swapped"])
-with lab.interventions.rewritten(model, {m: lambda x, step: step(step(x))}):
-    gaps["run twice"] = loss(model, few) - loss_in_order(model, few, orders[f"{m} run twice"])
+engines = {
+    "skip": lab.interventions.skip(model, odd),
+    "first token spared": lab.interventions.skip(model, odd, first=1),
+    f"{m} and {m + 1} swapped": lab.interventions.rewritten(model, swap),
+    f"{m} run twice": lab.interventions.rewritten(model, {m: lambda x, step: step(step(x))}),
+}
+own = {name: loss_in_order(model, few, orders[name]) for name in engines if name in orders}
+own |= {"skip": loss(model, few, skip(odd)), "first token spared": loss(model, few, skip(odd, slice(1, None)))}
+gaps = {}
+for name, engine in engines.items():
+    with engine:
+        gaps[name] = loss(model, few) - own[name]
 run = lab.runs.clean_run(model, few[0], sublayers=True)
 (kit,) = global_effects(model, run, *skipped(model, run, "layer"), cuts=[12])  # [left out, layer, position]
-own = change(states_after(model, few[:1]), states_after(model, few[:1], skip(odd, slice(1, 12))))
-gaps["later change"] = own - torch.as_tensor(kit.contribution[odd]).mean(1)
+mine = change(states_after(model, few[:1]), states_after(model, few[:1], skip(odd, slice(1, 12))))
+gaps["later change"] = mine - torch.as_tensor(kit.contribution[odd]).mean(1)
 for name, gap in gaps.items():
     print(f"{name}: largest difference {gap.abs().max():.1e}")
     assert gap.abs().max() < 1e-3
