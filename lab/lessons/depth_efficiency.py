@@ -16,7 +16,7 @@ TEXTS = ("The sun is very hot today", "My dog ate all of the")
 
 
 def _ids(model: TransformerBridge) -> torch.Tensor:
-    return tokenize(model, TEXTS).ids[:, :5]
+    return tokenize(model, TEXTS).ids[:, :5].to(model.cfg.device)
 
 
 def _stream(model: TransformerBridge, hooks: Sequence[tuple[str, Any]] = ()) -> torch.Tensor:
@@ -36,7 +36,7 @@ def _stream(model: TransformerBridge, hooks: Sequence[tuple[str, Any]] = ()) -> 
 # --- 1: a block that does nothing -----------------------------------------------------------------------------------
 
 
-def _own_skip(model: TransformerBridge) -> Callable[..., list[tuple[str, Any]]]:
+def _own_without(model: TransformerBridge) -> Callable[..., list[tuple[str, Any]]]:
     def hooks(layer: int, positions: Any = slice(None)) -> list[tuple[str, Any]]:
         stream: list[torch.Tensor] = []
 
@@ -51,12 +51,12 @@ def _own_skip(model: TransformerBridge) -> Callable[..., list[tuple[str, Any]]]:
     return hooks
 
 
-@exercise(_own_skip)
-def skip(answer: Any, model: TransformerBridge) -> str | None:
+@exercise(_own_without)
+def without(answer: Any, model: TransformerBridge) -> str | None:
     layer, n = model.cfg.n_layers // 2, model.cfg.n_layers
     hooks = answer(layer)
     if not isinstance(hooks, list | tuple) or not all(isinstance(one, tuple) and len(one) == 2 for one in hooks):
-        return f"skip must return a list of pairs (name, function), one for each hook; it returned {hooks!r:.60}."
+        return f"without must return a list of pairs (name, function), one for each hook; it returned {hooks!r:.60}."
     clean, seen = _stream(model), []
 
     def watch(state: torch.Tensor, hook: Any) -> None:
@@ -69,28 +69,28 @@ def skip(answer: Any, model: TransformerBridge) -> str | None:
             "Take a copy first: new = state.clone()."
         )
     if not torch.equal(found[: layer + 1], clean[: layer + 1]):
-        return (
-            f"With skip({layer}) a state below the block changes. Put back at hook_resid_post, not at hook_resid_pre."
-        )
+        return f"With without({layer}) a state below the block changes. Put back at hook_resid_post, not at hook_resid_pre."
     same = [depth for depth in range(n + 1) if torch.allclose(found[layer + 1], clean[depth], atol=1e-4)]
     if layer + 1 in same:
         return "The model is as before: nothing was put back. Does put_back return the new state?"
     if layer not in same:
         if same:
             return (
-                f"After skip({layer}) comes the state of depth {same[0]}. It should be the one that went into block "
+                f"After without({layer}) comes the state of depth {same[0]}. It should be the one that went into block "
                 f"{layer}, so depth {layer}: remember it at blocks.{layer}.hook_resid_pre."
             )
         return "What comes out of the block is not what went in. Put back exactly what was remembered."
     some = _stream(model, answer(layer, [1]))[layer + 1]
     if torch.equal(some, clean[layer]):
-        return "skip(layer, [1]) skips the block at every token. Use positions: new[:, positions] = ..."
+        return "without(layer, [1]) skips the block at every token. Use positions: new[:, positions] = ..."
     if torch.equal(some[1], clean[layer][1]) and not torch.equal(some[0, 1], clean[layer][0, 1]):
-        return "skip(layer, [1]) skips the whole second text. The first axis is the text: write new[:, positions]."
+        return "without(layer, [1]) skips the whole second text. The first axis is the text: write new[:, positions]."
     wanted = clean[layer + 1].clone()
     wanted[:, 1] = clean[layer][:, 1]
     if not torch.allclose(some, wanted, atol=1e-4):
-        return "skip(layer, [1]) must put back the state of token 1, and leave all other tokens as the block made them."
+        return (
+            "without(layer, [1]) must put back the state of token 1, and leave all other tokens as the block made them."
+        )
     return None
 
 

@@ -1,6 +1,6 @@
-"""Layers left out, swapped or run twice: the figures of lesson 03, and an explorer to click layers off."""
+"""Layers left out, swapped or run twice: what a model says then, and an explorer to click layers off."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -10,19 +10,16 @@ import ipywidgets as ipw
 import matplotlib.pyplot as plt
 import torch
 from jaxtyping import Float, Int
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from transformer_lens.model_bridge import TransformerBridge
 
 from lab import require
 from lab.explorers import ask, button, image, png, text_of, wide
-from lab.figures import BLUE, GREEN, GREY, ORANGE, categories, classroom
+from lab.figures import BLUE, GREY, categories, classroom
 from lab.interventions import rewritten, skip
 from lab.texts import first_tokens, tokenize
 
 PROMPT, ANSWER = "The capital of the country of Spain is", "Madrid"
-SIZE: Any = {"figsize": (9, 4.8), "layout": "constrained"}
-FAINT: Any = {"color": "k", "alpha": 0.35, "s": 14, "linewidth": 0, "zorder": 3}
 
 
 # --- a model with its layers changed --------------------------------------------------------------------------------
@@ -77,7 +74,8 @@ def next_word(model: TransformerBridge, prompt: str) -> Float[torch.Tensor, " d_
 def losses(model: TransformerBridge, ids: Int[torch.Tensor, "text position"]) -> Float[torch.Tensor, "text position-1"]:
     """How surprised the model is by each token but the first, in nats."""
     with torch.no_grad():
-        logits = model(ids.to(model.cfg.device), use_cache=False).float().cpu()
+        ids = ids.to(model.cfg.device)
+        logits = model(ids, use_cache=False).float()
     return torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
 
 
@@ -111,93 +109,7 @@ def _first_token(model: TransformerBridge, prompt: str, answer: str) -> int:
     return found[0]
 
 
-# --- figures --------------------------------------------------------------------------------------------------------
-
-
-def without_each(found: OneOut) -> Figure:
-    """Probability of the answer without each layer; where the model says something else, what it says."""
-    with classroom():
-        figure, ax = plt.subplots(**SIZE)
-        right = [found.answer.startswith(word) for word in found.says]
-        ax.bar(range(len(right)), found.without, color=[BLUE if ok else ORANGE for ok in right])
-        ax.axhline(found.whole, color="k", ls="--", label=f"all layers: {found.whole:.2f}")
-        for layer, (p, word, ok) in enumerate(zip(found.without, found.says, right, strict=True)):
-            if not ok:
-                ax.text(layer, p + 0.01, word[:10], rotation=90, ha="center", va="bottom", fontsize=12)
-        ax.bar(0, 0, color=BLUE, label=f"still says “{found.answer}”")
-        ax.bar(0, 0, color=ORANGE, label="says the word above the bar")
-        ax.set(xlabel="the layer that is left out", ylabel=f"probability of “{found.answer}”", ylim=(0, 1))
-        ax.set_title(f"“{found.prompt} …”", fontsize=14)
-        ax.legend(loc="upper left", ncols=3, fontsize=12)
-    return figure
-
-
-def rise(rises: Float[torch.Tensor, "layer text"], *, top: float = 3.2) -> Figure:
-    """Rise of the loss without each layer: each text as a dot, the mean as a line, cut off at `top`."""
-    with classroom():
-        figure, ax = plt.subplots(**SIZE)
-        mean = rises.mean(1)
-        for layer, one in enumerate(rises):
-            ax.scatter([layer] * len(one), one, **FAINT, label=None if layer else "one text")
-        ax.plot(mean.clamp(max=top), "-o", color=BLUE, markersize=5, label="mean of the texts")
-        for layer in (mean > top).nonzero().flatten().tolist():
-            ax.text(layer + 0.4, top, f"layer {layer}: {mean[layer]:.1f}", va="center", fontsize=12)
-        ax.axhline(0, color="k", lw=0.8)
-        ax.set(xlabel="the layer that is left out", ylabel="rise of the loss (nats)", ylim=(-0.6, top + 0.15))
-        ax.legend(fontsize=12)
-    return figure
-
-
-def who_needs_it(rises: Mapping[str, torch.Tensor], shares: Mapping[str, Mapping[int, float]], layer: int) -> Figure:
-    """Left: rise of the loss where a layer is left out at some tokens only. Right: attention to the first token."""
-    with classroom():
-        figure, (left, right) = plt.subplots(1, 2, **SIZE, width_ratios=(1, 1.1))
-        _bars(left, rises)
-        left.set_title(f"layer {layer} left out at ...", fontsize=14)
-        looks = zip((BLUE, ORANGE), ("-o", "--s"), strict=True)
-        for (name, share), (color, line) in zip(shares.items(), looks, strict=True):
-            right.plot(list(share), list(share.values()), line, color=color, markersize=5, label=name)
-        right.axvline(layer, color=GREY, lw=1.2, ls=":")
-        right.set(xlabel="layer that attends", ylim=(0, 1), ylabel="share")
-        right.set_title("attention that goes to the first token", fontsize=14)
-        right.legend(loc="upper left", fontsize=12)
-    return figure
-
-
-def later(changes: Mapping[str, Sequence[float]]) -> Figure:
-    """Change of what later layers add at later tokens, by the layer left out, for each model by its name."""
-    with classroom():
-        figure, ax = plt.subplots(**SIZE)
-        looks = zip((BLUE, GREY, GREEN), ("-o", "--D", ":s"), strict=True)
-        for (name, found), (color, line) in zip(changes.items(), looks, strict=False):
-            ax.plot(found, line, color=color, markersize=5, label=name)
-        ax.set(xlabel="the layer that is left out at the early tokens", ylim=(0, None))
-        ax.set_ylabel("change of what later layers add\nat the tokens after (1 = as large as it)")
-        ax.legend(fontsize=12)
-    return figure
-
-
-def orders(costs: Mapping[str, Float[torch.Tensor, " text"]]) -> Figure:
-    """Rise of the loss where the layers run in another order."""
-    with classroom():
-        figure, ax = plt.subplots(**SIZE)
-        _bars(ax, costs)
-    return figure
-
-
-def _bars(ax: Axes, rises: Mapping[str, torch.Tensor]) -> None:
-    """Means as bars with their numbers, each text as a dot."""
-    for place, found in enumerate(rises.values()):
-        mean = float(found.mean())
-        ax.barh(place, mean, color=BLUE, alpha=0.8)
-        ax.scatter(found, [place] * len(found), **FAINT)
-        ax.text(max(float(found.max()), 0), place, f"  {mean:+.2f}", va="center", fontsize=12)
-    categories(ax, list(rises))
-    ax.axvline(0, color="k", lw=0.8)
-    ax.set_xlim(
-        min(-0.3, *(float(one.min()) for one in rises.values())), 1.2 * max(float(one.max()) for one in rises.values())
-    )
-    ax.set(xlabel="rise of the loss (nats)")
+# --- the explorer ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -214,7 +126,7 @@ class Compared:
 def picture(found: Compared) -> Figure:
     """Left: the likeliest next words. Right: the loss of each text."""
     with classroom():
-        figure, (left, right) = plt.subplots(1, 2, **SIZE, width_ratios=(1.3, 1))
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", width_ratios=(1.3, 1))
         both = ((found.whole, found.loss_whole, GREY, "all layers"), (found.now, found.loss_now, BLUE, "as you set it"))
         for side, (p, loss, color, name) in enumerate(both):
             left.barh([i + 0.4 * side - 0.2 for i in range(len(p))], p, 0.4, color=color, label=name)
@@ -226,9 +138,6 @@ def picture(found: Compared) -> Figure:
         right.set_xticks(range(len(found.loss_now)), [str(i + 1) for i in range(len(found.loss_now))])
         right.set(xlabel="text", ylabel="loss (nats for each token)")
     return figure
-
-
-# --- the explorer ---------------------------------------------------------------------------------------------------
 
 
 class Layers(ipw.VBox):
@@ -245,14 +154,10 @@ class Layers(ipw.VBox):
             ipw.Dropdown(options=choices, description=words, **wide(170, 80)) for words in ("swap", "with", "run twice")
         )
         self.spare = ipw.Checkbox(False, description="spare the first token", indent=False)
-        self.reset, self.trouble, self.picture, self.said = (
-            button("All layers on"),
-            ipw.Output(),
-            image(900),
-            ipw.HTML(),
-        )
-        self.record, self.moving = 0, False
-        self.known: dict[Any, Any] = {}
+        self.reset, self.trouble, self.picture = button("All layers on"), ipw.Output(), image(900)
+        self.said, self.moving = ipw.HTML(), False
+        self.known: dict[Any, Any] = {}  # what was measured, by prompt and settings
+        self.records: dict[tuple[str, str], int] = {}  # most layers off, by prompt and answer
         self.reset.on_click(lambda _: self.all_on())
         for control in (self.prompt, self.answer, *self.on, self.swap, self.other, self.twice, self.spare):
             control.observe(lambda _: self.draw(), "value")
@@ -306,12 +211,13 @@ class Layers(ipw.VBox):
         return Compared(words, whole[best].tolist(), now[best].tolist(), loss_whole.tolist(), loss_now.tolist())
 
     def _verdict(self, found: Compared) -> str:
-        kept, answer = found.now[0] == max(found.now), text_of(self.answer.value)
+        kept, about = found.now[0] == max(found.now), (self.prompt.value, self.answer.value)
         if kept:
-            self.record = max(self.record, len(self.off))
+            self.records[about] = max(self.records.get(about, 0), len(self.off))
+        answer, most = text_of(self.answer.value), self.records.get(about, "none")
         return (
-            f"<b>{len(self.off)} of {len(self.on)} layers off.</b> “{answer}” has {found.now[0]:.2f} "
-            f"and is {'still' if kept else 'no longer'} on top. Most layers off with “{answer}” on top: {self.record}."
+            f"<b>{len(self.off)} of {len(self.on)} layers off.</b> “{answer}” has {found.now[0]:.2f} and is "
+            f"{'on top' if kept else 'not on top'}. Most layers off with “{answer}” on top so far: {most}."
         )
 
 

@@ -29,24 +29,25 @@ class_mode = False  # True: a figure waits until you have predicted what it will
 import lab
 from lab import lessons
 from lab.lessons import depth_efficiency as check
+from lab.lessons import layer_figures as figures
 from lab.lessons import layers
 
 lessons.start(class_mode=class_mode)
 model = lab.load(model_name, accept_license=accept_license)
-figure = layers.without_each(layers.one_out(model))
+figure = figures.without_each(layers.one_out(model))
 
 # %% [markdown]
-# Each bar is the same model without one of its 30 **layers** (here another word for [blocks](../glossary.md#block)).
+# Each bar is the same model without one of its 30 [layers](../glossary.md#layer) (the blocks of lesson 0).
 # Without layer 24 it says *Cast* (Castile?), without layer 11 *not*. And without some layers it is *more* sure of
 # Madrid than with all of them.
 #
-# This prompt was chosen because it shows so much. So you will measure on eight ordinary texts.
+# This prompt was chosen because it shows so much. You will measure on eight ordinary texts.
 
 # %% [markdown]
 # ## Step 1: a layer that does nothing
 #
-# A layer reads the [state](../glossary.md#state) of each token and adds something. To leave it out, put
-# what went in in the place of what comes out.
+# A layer reads the [state](../glossary.md#state) of each token and adds something to it. To
+# [skip](../glossary.md#skip) a layer, take what went in, and put it in the place of what comes out.
 #
 # ### Exercise 1: skip a layer
 #
@@ -55,7 +56,7 @@ figure = layers.without_each(layers.one_out(model))
 
 
 # %% tags=["exercise"]
-def skip(layer, positions=slice(None)):
+def without(layer, positions=slice(None)):
     """The hooks that leave a layer out at some positions (at all, if none are given)."""
     before = {}
 
@@ -75,13 +76,13 @@ def skip(layer, positions=slice(None)):
 # </details>
 
 # %% tags=["check"]
-skip = check.skip(skip, model)
+without = check.without(without, model)
 
 # %% [markdown] tags=["solution"]
 # <details><summary>Solution</summary>
 #
 # ```python
-# def skip(layer, positions=slice(None)):
+# def without(layer, positions=slice(None)):
 #     before = {}
 #
 #     def remember(state, hook):
@@ -148,24 +149,24 @@ guess
 # %%
 n_layers = model.cfg.n_layers
 texts = lab.datasets.load("prose").text.str.slice(0, 150).tolist()[:8]
-ids = lab.texts.tokenize(model, texts).ids[:, :24]  # eight texts, the first 24 tokens of each
+ids = lab.texts.tokenize(model, texts).ids[:, :24].to(model.cfg.device)  # eight texts, the first 24 tokens of each
 whole = loss(model, ids)
 
 
 def rise_without(layer, positions=slice(None)):
     """How much the loss rises, for each text."""
-    return (loss(model, ids, skip(layer, positions)) - whole).mean(1)
+    return (loss(model, ids, without(layer, positions)) - whole).mean(1).cpu()
 
 
 rises = torch.stack([rise_without(layer) for layer in range(n_layers)])  # [layer, text]
-guess.then(lambda: layers.rise(rises))
+guess.then(lambda: figures.rise(rises))
 
 # %% [markdown]
 # <details><summary>Why each answer was tempting</summary>
 #
 # *Most*: each layer was trained to be where it is. *About half*: a fair guess. *Eight or fewer*: yes. The first layers
-# and the last ones are missed, and one in the middle. Layer after layer adds a little to the same state, so what one fails to add,
-# others partly make up for.
+# and the last ones are missed, and one in the middle. A layer only adds to a state: without it the state is a little different,
+# not broken.
 # </details>
 #
 # ## Step 2: the odd one out
@@ -233,27 +234,28 @@ def shares_of_first(hooks=()):
 places = {"every token": slice(None), "the 1st": [0], "the 2nd": [1], "the 3rd": [2], "the 13th": [12]}
 places["all but the 1st"] = slice(1, None)
 by_place = {name: rise_without(odd, positions) for name, positions in places.items()}
-shares = {"all layers": shares_of_first(), f"without layer {odd}": shares_of_first(skip(odd))}
-guess.then(lambda: layers.who_needs_it(by_place, shares, odd))
+shares = {"all layers": shares_of_first(), f"without layer {odd}": shares_of_first(without(odd))}
+guess.then(lambda: figures.who_needs_it(by_place, shares, odd))
 
 # %% [markdown]
 # <details><summary>Why each answer was tempting</summary>
 #
-# *The same*: that is what "a layer is important" suggests. *The latest*: they decide the next word. *The first*: yes. That token
-# knows nothing of the text; it is not its content that is missed.
+# *The same*: that is what "a layer is important" suggests. *The latest*: they have read most. *The first*: yes. That token has
+# read no other, so it is not its content that is missed.
 # </details>
 #
 # Shares must add up to 1, so a head with nothing to look for needs a place to look at: an
-# [attention sink](../glossary.md#attention-sink). Layer 11 makes the first token that place. Without it, later layers look at
-# real words instead, and mix in what they should not.
+# [attention sink](../glossary.md#attention-sink). Layer 11 makes the first token that place for the layers above. Without it,
+# from layer 13 on, tokens look at each other instead, and the loss rises.
 
 # %% [markdown]
 # ## Step 3: what do the words after it miss?
 #
-# A published claim: later words need only a model's first half. To test it, leave a
-# layer out at early tokens only (2 to 12), and measure at the tokens after.
+# [Csordás and others](https://arxiv.org/abs/2505.13898) find that later words hardly need what the second half of a model
+# computes at earlier ones. To test it, leave a layer out at early tokens only (2 to 12; the first is spared, you know why), and
+# measure at the tokens after.
 #
-# First, a control: the same with [random weights](../glossary.md#random-twin).
+# First, a [control](../glossary.md#control): a model with [random weights](../glossary.md#random-twin).
 
 # %%
 twin = lab.models.random_twin(model)
@@ -261,8 +263,8 @@ guessing = loss(twin, ids)
 print(
     f"random weights: loss {guessing.mean():.2f}; a guess among all words: {torch.tensor(model.cfg.d_vocab).log():.2f}"
 )
-for layer in (0, odd, n_layers - 1):
-    print(f"without layer {layer:2}: {(loss(twin, ids, skip(layer)) - guessing).mean():+.2f}")
+for layer in (0, odd):
+    print(f"without layer {layer:2}: {(loss(twin, ids, without(layer)) - guessing).mean():+.2f}")
 
 # %% [markdown]
 # ### Exercise 4: a good control?
@@ -332,7 +334,7 @@ def states_after(model, ids, hooks=()):
 def later_change(model, ids):
     """For each layer left out at tokens 2 to 12: the mean change of all layers after it."""
     clean = states_after(model, ids)
-    changes = [change(clean, states_after(model, ids, skip(s, slice(1, 12)))) for s in range(n_layers)]
+    changes = [change(clean, states_after(model, ids, without(s, slice(1, 12)))) for s in range(n_layers)]
     return [float(found[s + 1 :].mean()) for s, found in enumerate(changes[:-1])] + [0.0]  # none comes after the last
 
 
@@ -343,7 +345,7 @@ print(
 )
 
 # %% [markdown]
-# The later the layer, the less the words after it miss it. The claim holds?
+# The later the layer, the less the words after it miss it. So the claim holds?
 
 # %% tags=["prediction"]
 guess = lessons.predict(
@@ -354,7 +356,7 @@ guess
 
 # %%
 changes["random weights"] = later_change(twin, ids[:3])
-guess.then(lambda: layers.later(changes))
+guess.then(lambda: figures.later(changes))
 
 # %% [markdown]
 # <details><summary>Why each answer was tempting</summary>
@@ -363,8 +365,8 @@ guess.then(lambda: layers.later(changes))
 # later tokens only through the few layers above it, and the last layer through none. In **any** such stack the curve ends at zero.
 # </details>
 #
-# So the fall is no finding. What training adds is the gap between the lines: above the first layers, later words depend **less** on a
-# single layer than in an untrained model.
+# So the fall itself is no finding. What training adds is where and how fast: the trained line falls within the first
+# three layers, and then runs **below** the untrained one.
 
 # %% [markdown]
 # ## Step 4: does the order matter?
@@ -432,19 +434,20 @@ orders = {
     "0 and 1 swapped": [1, 0, *range(2, n)],
     f"{n - 2} and {n - 1} swapped": [*range(n - 2), n - 1, n - 2],
 }
-costs = {name: (loss_in_order(model, ids, order) - whole).mean(1) for name, order in orders.items()}
+costs = {name: (loss_in_order(model, ids, order) - whole).mean(1).cpu() for name, order in orders.items()}
 print(f"{least}, one at a time: {rises[least].mean(1).sum():+.2f} nats in all")
-guess.then(lambda: layers.orders(costs))
+guess.then(lambda: figures.orders(costs))
 
 # %% [markdown]
 # <details><summary>Why each answer was tempting</summary>
 #
 # *Swapped*: a program with two lines swapped breaks. These layers are no such lines: each adds to one shared state. *Left out*: a third of the
-# model is gone. It does cost more than its parts did one at a time: they stood in for each other. *Backwards*: yes. Neighbours can change places, but
-# early and late ones can't.
+# model is gone, and it costs less than one might fear. *Backwards*: yes. Neighbours in the middle can change places; ten in a row
+# can't, nor the first two, nor the last two.
 # </details>
 #
-# Not missed alone is not useless: without the ten, the loss rises by more than the sum of their single rises.
+# Without the ten together, the loss rises by more than the sum of their single rises: not missed alone is not useless. (They were chosen on these
+# texts, which makes the sum a little too small.)
 
 # %% [markdown]
 # ## Does the kit see the same?
@@ -461,15 +464,15 @@ engines = {
     f"{m} run twice": lab.interventions.rewritten(model, {m: lambda x, step: step(step(x))}),
 }
 own = {name: loss_in_order(model, few, orders[name]) for name in engines if name in orders}
-own |= {"skip": loss(model, few, skip(odd)), "first token spared": loss(model, few, skip(odd, slice(1, None)))}
+own |= {"skip": loss(model, few, without(odd)), "first token spared": loss(model, few, without(odd, slice(1, None)))}
 gaps = {}
 for name, engine in engines.items():
     with engine:
         gaps[name] = loss(model, few) - own[name]
 run = lab.runs.clean_run(model, few[0], sublayers=True)
 (kit,) = global_effects(model, run, *skipped(model, run, "layer"), cuts=[12])  # [left out, layer, position]
-mine = change(states_after(model, few[:1]), states_after(model, few[:1], skip(odd, slice(1, 12))))
-gaps["later change"] = mine - torch.as_tensor(kit.contribution[odd]).mean(1)
+mine = change(states_after(model, few[:1]), states_after(model, few[:1], without(odd, slice(1, 12))))
+gaps["later change"] = mine.cpu() - torch.as_tensor(kit.contribution[odd]).mean(1)
 for name, gap in gaps.items():
     print(f"{name}: largest difference {gap.abs().max():.1e}")
     assert gap.abs().max() < 1e-3
@@ -491,8 +494,8 @@ lessons.summary()
 #
 # 1. Two hooks leave a layer out: remember what goes in, put it back.
 # 2. "Not missed" is not "useless", and "missed" can be a matter of one token.
-# 3. A control must be able to come out either way; and a falling curve means something only beside a random model's.
+# 3. A control must be able to come out either way; a falling curve means something only beside a random model's.
 #
-# **Exit question.** Look at the last-but-one figure again: which part of its curve would an untrained model show? Write two sentences.
+# **Exit question.** Which part of the curve of step 3 would an untrained model show? Write two sentences.
 #
-# Next: [lesson 4](04_transfer.py), what a layer is worth elsewhere.
+# Next: lesson 4, what a layer is worth elsewhere.
