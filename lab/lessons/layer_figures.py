@@ -46,10 +46,10 @@ def rise(rises: Float[torch.Tensor, "layer text"], *, top: float = 3.2) -> Figur
         figure, ax = plt.subplots(**SIZE)
         mean = rises.mean(1)
         for layer, one in enumerate(rises):
-            ax.scatter([layer] * len(one), one, **FAINT, label=None if layer else "one text")
+            ax.scatter([layer] * len(one), one, **FAINT, label=None if layer else "one text (some lie higher)")
         ax.plot(mean.clamp(max=top), "-o", color=BLUE, markersize=5, label="mean of the texts")
         for layer in (mean > top).nonzero().flatten().tolist():
-            ax.text(layer + 0.4, top + 0.2, f"layer {layer}: {mean[layer]:.1f}", va="center", fontsize=12)
+            ax.text(layer + 1.4, top + 0.1, f"layer {layer}: {mean[layer]:.1f}", va="center", fontsize=12)
         ax.axhline(0, color="k", lw=0.8)
         ax.set(xlabel="the layer that is left out", ylabel="rise of the loss (nats)", ylim=(-0.6, top + 0.4))
         ax.legend(fontsize=12)

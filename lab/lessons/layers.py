@@ -98,7 +98,8 @@ def one_out(model: TransformerBridge, prompt: str = PROMPT, answer: str = ANSWER
         with skip(model, layer):
             p = next_word(model, prompt)
         without.append(float(p[wanted]))
-        says.append(model.tokenizer.decode(int(p.argmax())).strip().replace("\n", "↵") or "␣")
+        said = model.tokenizer.decode(int(p.argmax()))
+        says.append(said.strip() or ("new line" if "\n" in said else "blank"))
     return OneOut(prompt, answer, float(next_word(model, prompt)[wanted]), without, says)
 
 
@@ -187,7 +188,7 @@ class Layers(ipw.VBox):
             return
         for one in self.on:
             one.button_style = "info" if one.value else ""
-        found, self.said.value = ask(self.trouble, self._compare)
+        found, self.said.value = ask(self.trouble, self._compared)
         if found is not None:
             self.said.value = self._verdict(found)
             self.picture.value = png(picture(found))
@@ -199,7 +200,7 @@ class Layers(ipw.VBox):
                 self.known[key] = next_word(self.model, prompt), losses(self.model, self.ids).mean(1)
         return self.known[key]
 
-    def _compare(self) -> Compared:
+    def _compared(self) -> Compared:
         pair = (self.swap.value, self.other.value)
         swapped = None if None in pair or pair[0] == pair[1] else pair
         settings = {"off": self.off, "swapped": swapped, "twice": self.twice.value, "first": int(self.spare.value)}

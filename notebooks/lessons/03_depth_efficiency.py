@@ -41,7 +41,7 @@ figure = figures.without_each(layers.one_out(model))
 # Without layer 24 it says *Cast* (Castile?), without layer 11 *not*. And without some layers it is *more* sure of
 # Madrid than with all of them.
 #
-# This prompt was chosen because it shows so much. You will measure on eight ordinary texts.
+# This prompt was chosen because it shows so much. You will use eight ordinary texts.
 
 # %% [markdown]
 # ## Step 1: a layer that does nothing
@@ -51,7 +51,7 @@ figure = figures.without_each(layers.one_out(model))
 #
 # ### Exercise 1: skip a layer
 #
-# ●●○ difficulty, ●●● importance, 8 minutes, code. Two hooks work together. A hook that **returns** something
+# ●●○ difficulty, ●●● importance, 8 minutes, code. A hook that **returns** something
 # replaces the state.
 
 
@@ -253,7 +253,7 @@ guess.then(lambda: figures.who_needs_it(by_place, shares, odd))
 #
 # [Csordás and others](https://arxiv.org/abs/2505.13898) find that later words hardly need what the second half of a model
 # computes at earlier ones. To test it, leave a layer out at early tokens only (2 to 12; the first is spared, you know why), and
-# measure at the tokens after.
+# measure after them.
 #
 # First, a [control](../glossary.md#control): a model with [random weights](../glossary.md#random-twin).
 
@@ -339,10 +339,8 @@ def later_change(model, ids):
 
 
 changes = {"trained": later_change(model, ids[:3])}
-print(
-    "left out, change after it:",
-    {s: round(changes["trained"][s], 2) for s in (0, 1, 5, 10, 15, 20, 25, 29) if s < n_layers},
-)
+for layer in (0, 1, 5, 10, 15, n_layers - 1):
+    print(f"layer {layer:2} left out: change of {changes['trained'][layer]:.2f} after it")
 
 # %% [markdown]
 # The later the layer, the less the words after it miss it. So the claim holds?
@@ -480,7 +478,7 @@ for name, gap in gaps.items():
 # %% [markdown]
 # ## Play
 #
-# In pairs: click as many layers off as you can and keep Madrid. (Taking always the layer
+# In pairs: click as many layers off as you can and keep Madrid. (Taking always the one
 # that hurts least gets to about twelve.) Then swap two.
 
 # %%
