@@ -76,7 +76,8 @@ def losses(model: TransformerBridge, ids: Int[torch.Tensor, "text position"]) ->
     with torch.no_grad():
         ids = ids.to(model.cfg.device)
         logits = model(ids, use_cache=False).float()
-    return torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+    found = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    return found.view(len(ids), -1)
 
 
 @dataclass(frozen=True)
