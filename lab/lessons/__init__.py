@@ -134,7 +134,11 @@ def unanswered(answer: Any) -> bool:
         source = ast.parse(textwrap.dedent(inspect.getsource(answer)))
     except (OSError, SyntaxError):  # no source to read, as of a function made by `exec`
         return False
-    return any(isinstance(node, ast.Constant) and node.value is ... for node in ast.walk(source))
+    nodes = list(ast.walk(source))
+    index = {
+        id(part) for node in nodes if isinstance(node, ast.Subscript) for part in ast.walk(node.slice)
+    }  # x[..., 0]
+    return any(isinstance(node, ast.Constant) and node.value is ... and id(node) not in index for node in nodes)
 
 
 def _stopped(error: Exception) -> str:
