@@ -1,15 +1,17 @@
-"""The command line: `python -m lab open`, `run` and `check`. Nothing here imports torch before it is needed."""
+"""The command line: `python -m lab open`, `run`, `results` and `check`. Nothing here imports torch before it is needed."""
 
 import argparse
 import ast
 import asyncio
 import base64
+import contextlib
 import datetime
 import math
 import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
             return open_notebooks(options.notebooks, extra)
         if options.command == "run":
             return run(options)
+        if options.command == "results":
+            return results(options)
         return check(options.model, accept_license=options.accept_license)
     except (ValueError, OSError) as error:  # what a user can mend; anything else is ours and keeps its traceback
         print(f"error: {error}", file=sys.stderr)
@@ -53,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lab", description="How language models use their depth.")
     parser.add_argument("--version", action="version", version=f"depth-lab {version('depth-lab')}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="open | run | check")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="open | run | results | check")
     folder: dict[str, Any] = {"type": Path, "metavar": "DIR", "help": "take the notebook scripts from this folder"}
 
     text = "build the notebooks and open JupyterLab, which gets all further arguments (--no-browser, --port=8890)"
@@ -62,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "run notebooks without a browser; leaves .ipynb, .html, figures and tables in a folder"
     command = commands.add_parser("run", help=text, description=text)
-    command.add_argument("names", nargs="*", metavar="NAME", help="start of a notebook's name, such as 01; none is all")
+    command.add_argument(
+        "names", nargs="*", metavar="NAME", help="lessons, studies, or the start of a name, such as 01; none is all"
+    )
     command.add_argument("--quick", action="store_true", help="small settings, for a look or a test (-p quick=True)")
     command.add_argument("-p", "--parameter", action="append", default=[], metavar="KEY=VALUE", help="set a parameter")
     command.add_argument("--out", type=Path, metavar="DIR", help="where it goes (default depth-lab-out/<today>)")
@@ -70,6 +76,12 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout", type=_seconds, metavar="S", help="seconds that a cell may take (default: no limit)"
     )
     command.add_argument("--notebooks", **folder)
+
+    text = "list the full results that the studies come with, or make those of one study anew"
+    command = commands.add_parser("results", help=text, description=text)
+    command.add_argument("what", choices=["list", "make"])
+    command.add_argument("name", nargs="?", metavar="NAME", help="a study, such as 01_concept_depth; make needs one")
+    command.add_argument("--out", type=Path, metavar="DIR", help="keep them here, not in data/results")
 
     text = "load a model and hold it against plain Hugging Face; prints the health table"
     command = commands.add_parser("check", help=text, description=text)
@@ -94,23 +106,31 @@ def open_notebooks(folder: Path | None, arguments: list[str]) -> int:
     """Build what is missing or out of date, then open the first notebook in JupyterLab; returns the exit status."""
     if folder is None:
         folder = PACKAGE.parent / "notebooks"
-        if not any(folder.glob("*.py")):  # an installed package: leave its own files alone, work on copies
+        if not any(folder.rglob("*.py")):  # an installed package: leave its own files alone, work on copies
             folder = Path("depth-lab-notebooks").resolve()
-            folder.mkdir(exist_ok=True)
-            for script in sorted((PACKAGE / "_notebooks").glob("*.py")):
-                if not (folder / script.name).exists():
-                    shutil.copy2(script, folder / script.name)
+            for kind in ("*.py", "*.md"):
+                for ours in sorted((PACKAGE / "_notebooks").rglob(kind)):
+                    mine = folder / ours.relative_to(PACKAGE / "_notebooks")
+                    mine.parent.mkdir(parents=True, exist_ok=True)
+                    if not mine.exists():
+                        shutil.copy2(ours, mine)
     built = [build(script) for script in scripts(folder)]
-    return jupyterlab.start_or_show(built[0], arguments)
+    return jupyterlab.start_or_show(folder.resolve(), built[0].resolve(), arguments)
 
 
 def scripts(folder: Path | None) -> list[Path]:
-    """The notebook scripts of a folder, or the kit's own (in a checkout, else inside the installed package)."""
+    """The notebook scripts of a folder and of the folders in it, or the kit's own (in a checkout, else as installed)."""
     folders = [folder] if folder is not None else [PACKAGE.parent / "notebooks", PACKAGE / "_notebooks"]
     for candidate in folders:
-        if found := sorted(candidate.glob("*.py")):
+        if found := sorted(candidate.glob("*.py")) + sorted(candidate.glob("[a-z]*/*.py")):
             return found
     raise ValueError(f"no notebook scripts (*.py) in {' or '.join(map(str, folders))}")
+
+
+def group_of(script: Path, folder: Path | None) -> str:
+    """The folder that a script is in, inside the folder of notebooks: lessons, studies, or "" where it is in none."""
+    roots = [folder.resolve()] if folder is not None else [PACKAGE.parent / "notebooks", PACKAGE / "_notebooks"]
+    return "" if script.resolve().parent in roots else script.parent.name
 
 
 def build(script: Path) -> Path:
@@ -152,24 +172,20 @@ def read(script: Path) -> "NotebookNode":
 
 def run(options: argparse.Namespace) -> int:
     """Run the chosen notebooks one after the other. Names and parameters are checked before the first one starts."""
-    chosen = choose(scripts(options.notebooks), options.names)
+    groups = {script: group_of(script, options.notebooks) for script in scripts(options.notebooks)}
+    chosen = choose(groups, options.names)
     values = _values([*options.parameter, *(["quick=True"] if options.quick else [])])
-    notebooks = {script.stem: inject(read(script), script.stem, values) for script in chosen}
+    notebooks = {script: inject(read(script), script.stem, values) for script in chosen}
     out = options.out or Path("depth-lab-out") / datetime.date.today().isoformat()
     failed = []
-    with run_folders.claimed(out, [script.stem for script in chosen]):
+    with contextlib.ExitStack() as claims:
+        for group in dict.fromkeys(groups[script] for script in chosen):
+            names = [script.stem for script in chosen if groups[script] == group]
+            claims.enter_context(run_folders.claimed(out / group, names))
         for script in chosen:
-            start = time.monotonic()
-            made = run_folders.aside(out.resolve(), script.stem)
-            error, interrupted = execute(notebooks[script.stem], script, made, timeout=options.timeout)
-            there = run_folders.put(made, out.resolve(), script.stem, whole=not error and not interrupted)
-            place = out / there.relative_to(out.resolve()) / f"{script.stem}.html"
-            if error:
-                failed.append(script.stem)
-                error = error if sys.stderr.isatty() else re.sub(r"\x1b\[[0-9;]*m", "", error)  # no colours in a file
-                print(f"\n{script.stem} failed:\n{error}", file=sys.stderr)
-            how = "interrupted" if interrupted else "FAILED" if error else "ran"
-            print(f"{script.stem}: {how}, {time.monotonic() - start:.0f} s, {place}", flush=True)
+            name = f"{groups[script]}/{script.stem}".lstrip("/")
+            error, interrupted = _run_one(notebooks[script], script, out / groups[script], name, options.timeout)
+            failed += [name] if error else []
             if interrupted:
                 raise KeyboardInterrupt
     if failed:
@@ -177,13 +193,55 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def choose(available: list[Path], names: list[str]) -> list[Path]:
-    """Scripts whose name starts with one of `names` (01, 01_concept_depth, 01_concept_depth.py); all for no names."""
-    wanted = [re.sub(r"\.(py|ipynb)$", "", Path(name).name) for name in names]
-    for name, stem in zip(names, wanted, strict=True):
-        if not stem or not any(script.stem.startswith(stem) for script in available):
-            raise ValueError(f"no notebook {name!r}; there are {', '.join(script.stem for script in available)}")
-    return [script for script in available if not wanted or script.stem.startswith(tuple(wanted))]
+def _run_one(notebook: "NotebookNode", script: Path, out: Path, name: str, timeout: float | None) -> tuple[str, bool]:
+    start = time.monotonic()
+    made = run_folders.aside(out.resolve(), script.stem)
+    error, interrupted = execute(notebook, script, made, timeout=timeout)
+    there = run_folders.put(made, out.resolve(), script.stem, whole=not error and not interrupted)
+    if error:
+        error = error if sys.stderr.isatty() else re.sub(r"\x1b\[[0-9;]*m", "", error)  # no colours in a file
+        print(f"\n{name} failed:\n{error}", file=sys.stderr)
+    how = "interrupted" if interrupted else "FAILED" if error else "ran"
+    place = out / there.relative_to(out.resolve()) / f"{script.stem}.html"
+    print(f"{name}: {how}, {time.monotonic() - start:.0f} s, {place}", flush=True)
+    return error, interrupted
+
+
+def results(options: argparse.Namespace) -> int:
+    """List shipped results, or make those of a study anew: its notebook is run with `recompute = True`."""
+    from lab import shipped
+
+    if options.what == "list":
+        for name in shipped.names():
+            about = shipped.made(name)
+            print(f"{name:44} {about['date']}  {about['seconds']:7.0f} s  {about['command']}")
+        return 0
+    if not options.name:
+        raise ValueError("which study? For example: python -m lab results make 01_concept_depth")
+    folder = options.out or shipped.data_folder() / "results"
+    with tempfile.TemporaryDirectory(prefix="depth-lab-") as scratch:
+        os.environ[shipped.MAKING] = str(folder.resolve())
+        arguments = ["run", f"studies/{options.name}", "-p", "recompute=True", "--out", scratch]
+        return run(_parser().parse_args(arguments))
+
+
+def choose(groups: dict[Path, str], names: list[str]) -> list[Path]:
+    """Scripts by the start of a name (01, 01_concept_depth.py), a folder (lessons) or both (lessons/01); all for no names.
+
+    groups: the scripts, each with its folder.
+    """
+
+    def fits(script: Path, name: str) -> bool:
+        *folders, start = Path(re.sub(r"\.(py|ipynb)$", "", name)).parts or ("",)
+        if not start or (folders and groups[script] and folders[-1] not in (groups[script], "notebooks")):
+            return False
+        return start == groups[script] or script.stem.startswith(start)
+
+    for name in names:
+        if not any(fits(script, name) for script in groups):
+            there = ", ".join(f"{group}/{script.stem}".lstrip("/") for script, group in groups.items())
+            raise ValueError(f"no notebook {name!r}; there are {there}")
+    return [script for script in groups if not names or any(fits(script, name) for name in names)]
 
 
 def _values(pairs: list[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The folder where the kit keeps what it can make or fetch again: where it is, and what is said when it cannot be used."""
+"""Folders: where the kit keeps what it can make or fetch again, what is said when that cannot be used; and its data."""
 
 import errno
 import functools
@@ -32,6 +32,15 @@ def _absolute(named: str) -> Path:
     except RuntimeError as error:  # from pathlib and platformdirs alike: no HOME, and no such user
         what = f"LAB_CACHE={named}" if named else "the folder for models and finished parts"
         raise OSError(f"{what} needs a home folder, and this user has none: {_MEND}") from error
+
+
+def data_folder() -> Path:
+    """`data/` beside the package in a checkout, else `_data/` inside the installed package."""
+    package = Path(__file__).resolve().parent
+    folders = [folder for folder in (package.parent / "data", package / "_data") if (folder / "cities.csv").is_file()]
+    if not folders:
+        raise ValueError(f"no data folder beside {package} or in it: install the kit again")
+    return folders[0]
 
 
 def writable(folder: Path) -> Path:

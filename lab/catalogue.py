@@ -160,7 +160,7 @@ def _convert(gguf: Path, folder: Path, entry: OfflineModel) -> None:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = read.config
-    del config.quantization_config  # else save_pretrained refuses: "quantized with gguf"
+    vars(config).pop("quantization_config", None)  # else save_pretrained refuses: "quantized with gguf"
     config.architectures = [type(read).__name__]  # else the Bridge cannot tell which adapter to use
     config._name_or_path = entry.name
     model = type(read)(config)

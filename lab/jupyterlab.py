@@ -15,26 +15,27 @@ COMMAND = [sys.executable, "-m", "jupyterlab"]
 DEFAULTS = {"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"}}
 
 
-def start_or_show(notebook: Path, arguments: list[str]) -> int:
-    """Open a notebook in the JupyterLab that runs on its folder, or start one and wait for it; returns an exit status."""
-    if server := running(notebook.parent):
-        page = f"{server['url']}lab/tree/{quote(notebook.name)}"
+def start_or_show(folder: Path, notebook: Path, arguments: list[str]) -> int:
+    """Open a notebook in the JupyterLab that runs on a folder, or start one and wait for it; returns an exit status."""
+    path = notebook.relative_to(folder).as_posix()
+    if server := running(folder):
+        page = f"{server['url']}lab/tree/{quote(path)}"
         page += f"?token={server['token']}" if server["token"] else ""
-        print(f"JupyterLab already runs on {notebook.parent}: {page}")
+        print(f"JupyterLab already runs on {folder}: {page}")
         if unused := [argument for argument in arguments if argument != "--no-browser"]:
             print(f"Not used: {' '.join(unused)}. To start another, stop that one first (its menu: File, Shut Down).")
         if "--no-browser" not in arguments:
             webbrowser.open(page)
         return 0
-    print(f"Opening {notebook.parent} in JupyterLab. Stop it with Ctrl-C in this window.", flush=True)
+    print(f"Opening {folder} in JupyterLab. Stop it with Ctrl-C in this window.", flush=True)
     with tempfile.TemporaryDirectory(prefix="depth-lab-") as settings:
         (Path(settings) / "labconfig").mkdir()
         (Path(settings) / "labconfig" / "default_setting_overrides.json").write_text(json.dumps(DEFAULTS))
         paths = [*filter(None, [os.environ.get("JUPYTER_CONFIG_PATH")]), settings]
         ours = {"JUPYTER_CONFIG_PATH": os.pathsep.join(paths)}
         ours["JUPYTER_PREFER_ENV_PATH"] = "1"  # else a kernel registered elsewhere may run another Python
-        command = [*COMMAND, notebook.name, *arguments]
-        server_process = subprocess.Popen(command, cwd=notebook.parent, env={**os.environ, **ours})
+        command = [*COMMAND, path, *arguments]
+        server_process = subprocess.Popen(command, cwd=folder, env={**os.environ, **ours})
         while True:
             try:
                 return server_process.wait()

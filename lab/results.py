@@ -95,6 +95,12 @@ class Result:
         return cls(kind, frames.pop("table"), frames.pop("summary"), parameters, frames)
 
 
+def shipped(name: str) -> Result:
+    """A result that comes with the kit, by its name "study/result": see `lab.shipped`."""
+    found: Result = import_module("lab.shipped").shipped(name)
+    return found
+
+
 def _meanings(result: Result, columns: Mapping[str, str]) -> pd.DataFrame:
     frames = {"table": result.table, "summary": result.summary, **result.tables}
     rows = [(name, column, columns.get(f"{name}.{column}", columns.get(f"{name}.*", columns.get(column, ""))))

@@ -242,15 +242,17 @@ def depth_points(
     first_depth: int = 0,
     ratio: float = 1.1,
     tolerance: float = 0.03,
+    above: float | None = None,
     draws: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
 ) -> pd.DataFrame:
-    """Jump point, converging point and readable depth of one probe, with intervals from one bootstrap over groups.
+    """Jump, converging and readable point of one probe, and its onset, with intervals from one bootstrap over groups.
 
-    `readable_depth` is the first depth whose mean accuracy is within one standard error (`cluster_standard_error`) of the peak:
+    `onset` is the first depth from which on mean accuracy stays above `above`, what a control reaches by chance (none without
+    it): where reading begins. `readable_depth`, where its plateau begins, is the first depth whose mean accuracy is within one standard error (`cluster_standard_error`) of the peak:
     ours, robust against a late wiggle. On a curve at chance it says where chance is reached, so look at the control first. The
-    two published points are computed on depths 1..L, so that all three are depth / L.
+    two published points are computed on depths 1..L, so that all are depth / L.
 
     Returns:
         One row a point: estimate, low, high (fractions of depth, over the draws where the point exists), n_groups, undefined
@@ -272,7 +274,8 @@ def depth_points(
         floor = np.take_along_axis(mean - error, peak, -1)
         readable = depths[(mean >= floor - _TIE).argmax(-1)] / depths[-1]
         published = mean[:, depths >= 1]
-        return np.stack([_jump(published, ratio), _converging(published, tolerance), readable])
+        found = [_jump(published, ratio), _converging(published, tolerance), readable]
+        return np.stack(found if above is None else [*found, _onset(mean, depths, above)])
 
     estimate = points(clusters.mean[None], clusters.standard_error()[None])[:, 0]
     rows = []
@@ -280,8 +283,16 @@ def depth_points(
         found = drawn[np.isfinite(drawn)]
         low, high = _percentiles(value, found, confidence)[1:] if len(found) else (np.nan, np.nan)
         rows.append((value, low, high, len(clusters), 1 - len(found) / draws))
-    names = pd.Index(["jump_point", "converging_point", "readable_depth"], name="point")
-    return pd.DataFrame(rows, names, ["estimate", "low", "high", "n_groups", "undefined"])
+    names = ["jump_point", "converging_point", "readable_depth", "onset"][: len(rows)]
+    return pd.DataFrame(rows, pd.Index(names, name="point"), ["estimate", "low", "high", "n_groups", "undefined"])
+
+
+def _onset(mean: np.ndarray, depths: np.ndarray, above: float) -> np.ndarray:
+    """[draw depth] to [draw]: fraction of depth after the last depth that is not above; nan where that is the last one."""
+    below = mean <= above
+    last = mean.shape[-1] - 1 - below[..., ::-1].argmax(-1)  # the last depth that is not above, where there is one
+    first = np.where(below.any(-1), last + 1, 0)
+    return np.where(first < len(depths), depths[np.minimum(first, len(depths) - 1)] / depths[-1], np.nan)
 
 
 def crossfit_peak(

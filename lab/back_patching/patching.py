@@ -39,6 +39,35 @@ CONDITIONS = {
     "forward": "the query's own earlier state, sent forward (target above source)",
     "identity": "the state itself: must change nothing",
 }
+COLUMNS = two_hop.QUERIES | {
+    "queries.prompt": "the query as the model got it: in the style and with the examples of its answers",
+    "queries.plain": "what the model says without a patch",
+    "queries.right": "whether that is right, by the rule of this run",
+    "example": "name of the query",
+    "group": "queries that belong together (one bridge entity)",
+    "set": "correct or incorrect, see queries",
+    "position": "which token's state is replaced: t1 (last of e1; all of e1 with e1_tokens) or t2 (last of the prompt)",
+    "condition": "own or a control, see `CONDITIONS`",
+    "draw": "number of the random vectors or of the donor, from 0",
+    "tries": "number of (source, target) pairs that were tried",
+    "hits": "number of tries that gave the answer",
+    "success": "whether any try did (the oracle)",
+    "answer_share": "share of the data's queries of this second relation that have this answer: what guessing it gives",
+    "source_layer": "layer after which the state is taken, from 0",
+    "target_layer": "layer after which it is put, from 0",
+    "said": "what the model says then; by the rule leading, as far as it was decoded",
+    "n": "number of queries",
+    "n_groups": "number of their groups (bridge entities)",
+    "summary.success": "share of queries that any pair answers, 0 to 1, mean over draws",
+    "low": "lower end of the 95 % interval, bootstrap over groups; nan for a single group",
+    "high": "upper end of that interval",
+    "hit_share": "share of the tries that gave the answer, mean over queries",
+    "difference": "success of own minus that of the condition, paired by query; nan for own",
+    "diff_low": "lower end of the 95 % interval of the difference",
+    "diff_high": "upper end of that interval",
+    "p": "of the difference: two-sided sign-flip permutation over groups",
+    "p_holm": "p, Holm-corrected over the conditions of this set and position",
+}
 
 
 def run(
@@ -79,13 +108,8 @@ def run(
         resume, executor, progress: as in `concept_depth.run`.
 
     Returns:
-        Result with
-        `.table`: example, group, set, position, condition, draw, tries, hits, success, answer_share.
-        `.summary`: `statistics.oracle_success`: success of the oracle for each set, position and condition, intervals
-            over bridge entities, and own minus control, paired.
-        `.tables["hits"]`: each try that gave the answer: example, position, condition, draw, source_layer, target_layer,
-            said. Pairs that are not there failed.
-        `.tables["queries"]`: the queries, with what the model says without a patch (`plain`) and `right` under `rule`.
+        Result with a row for all tries of a query, position, condition and draw, and `statistics.oracle_success` of them as
+        summary. `.tables["hits"]`: each try that gave the answer; pairs that are not there failed. `.tables["queries"]`.
 
     Raises:
         ValueError: unknown position, condition or rule, no queries in the sets, e1 not in the prompt or cut by the
@@ -127,7 +151,8 @@ def run(
     )  # fmt: skip
     table, tables = joined(done)
     tables = {"hits": tables["hits"], "queries": chosen.merge(tables["plain"], on="example")}
-    return Result("back_patching", table, statistics.oracle_success(table, seed=seed), parameters, tables)
+    summary = statistics.oracle_success(table, seed=seed)
+    return Result("back_patching", table, summary, parameters, tables).described(COLUMNS)
 
 
 def cells(n_layers: int, *, condition: str = "own") -> list[tuple[int, int]]:

@@ -44,6 +44,42 @@ STAGES = {
     "answer at t2": "second hop resolved: the state at t2 describes the answer",
     "prediction": "what is said next is the top word of what a sublayer writes at t2",
 }
+COLUMNS = two_hop.QUERIES | {
+    "queries.prompt": "the query as the model got it: in the style and with the examples of its answers",
+    "example": "name of the query",
+    "group": "queries that belong together (one bridge entity)",
+    "set": "correct or incorrect, see queries",
+    "stage": "of `STAGES`",
+    "table.layer": "first layer, from 0, at which the stage is reached; of moved and moved_published each centre of a window "
+    "whose cut makes the change; prediction counts either sublayer (the paper's, MLPs only)",
+    "n": "number of queries of the set",
+    "share": "share of them that reach the stage, 0 to 1",
+    "low": "lower end of the 95 % interval of the share, bootstrap over groups",
+    "high": "upper end of that interval",
+    "median_layer": "median of the first layer over the queries that reach the stage",
+    "median_low": "lower end of the 95 % interval of the median, bootstrap over groups",
+    "median_high": "upper end of that interval",
+    "position": "token whose state is read: t1 (last of e1) or t2 (last of the prompt)",
+    "names": "what is looked for: e2, e3, or in their place decoy and answer_decoy, those of another query",
+    "resolved": "whether any description of the state says this name first, and not e1",
+    "published_descriptions.resolved": "whether any names it by the published rule, and neither e1 nor, for e3, e2",
+    "first_source_layer": "first layer after which a state is so described, from 0; -1: none",
+    "cells": "number of (source, target) pairs of layers whose description counts",
+    "both": "number of pairs that count by our rule and by the published one",
+    "site": "sublayer whose output at t2 is read through the logit lens: attn_out or mlp_out",
+    "layer": "layer of that sublayer, from 0",
+    "what": "whose first token: of the prediction (the word said next), e2 or e3",
+    "rank": "rank of the best of its first tokens, 0 = top; missing where those say nothing of the name",
+    "published_projections.rank": "the same by `published_first_tokens`, a wider net",
+    "depth": "blocks passed, 0 to L, before the state is read through the logit lens",
+    "knockout.layer": "centre of the layers, l - window .. l + window, in which t2 cannot look at the keys; from 0",
+    "published_knockout.layer": "the same; the key is t1",
+    "keys": "tokens that t2 cannot look at: e1 (all of it), t1, or other (as many right before e1 as it has, fewer where fewer "
+    "stand there, never the prompt's first)",
+    "changed": "whether the next word is another one than without the cut",
+    "published_knockout.changed": "whether the cut mattered as published: `changed_as_published`, ten tokens",
+    "knockout.rank": "rank of the answer's first token as next word with the cut, 0 = top; missing where it says nothing",
+}
 
 
 def run(
@@ -72,21 +108,9 @@ def run(
         seed, limit, queries_a_part, resume, progress: as in `patching.run`.
 
     Returns:
-        Result with
-        `.table`: example, group, set, stage, layer: the first layer (for `moved` and `moved_published` each window whose cut
-            makes the change) of each stage that was reached. `prediction` counts either sublayer; the paper's, MLPs only.
-        `.summary`: set, stage, n, share (of queries that reach it), low, high, median_layer, median_low, median_high.
-        `.tables["descriptions"]`: example, position, names (e2, e3 and their controls decoy, answer_decoy), resolved,
-            first_source_layer, cells (how many pairs name it).
-        `.tables["projections"]`: example, site (attn_out, mlp_out), layer, what (prediction, e2, e3), rank.
-        `.tables["knockout"]`: example, layer, keys (e1, t1, other), changed, rank (of the answer's first token). `other` are
-            as many tokens as e1 has, right before it, but for the prompt's first one, on which much attention rests; where
-            fewer stand there it is these, and without any there is no row.
-        `.tables["lens"]`: example, position, depth, what (e2, e3), rank.
-        And as published: `.tables["published_knockout"]`: example, layer, changed (`changed_as_published`), for t1.
-        `.tables["published_projections"]`: as projections, of e2 and e3, by `published_first_tokens`.
-        `.tables["published_descriptions"]`, if asked for: as descriptions, and `both` (how many pairs count under either
-            rule). Its names are judged in the order e1, e2, e3; a decoy in the place of what it stands beside.
+        Result with the layers of each stage that a query reached. `.tables`: "descriptions", "projections", "knockout" and
+        "lens", and as published "published_knockout" (for t1), "published_projections" and, if asked for,
+        "published_descriptions": its names are judged in the order e1, e2, e3; a decoy in the place of what it stands beside.
 
     Raises:
         ValueError: a layer out of range, a negative window, a model without attn_out or mlp_out, and what
@@ -127,7 +151,7 @@ def run(
     )  # fmt: skip
     table, tables = joined(done)
     tables = {name: tables[name] for name in _names(parameters)} | {"queries": chosen}
-    return Result("hop_stages", table, _summary(table, chosen, seed), parameters, tables)
+    return Result("hop_stages", table, _summary(table, chosen, seed), parameters, tables).described(COLUMNS)
 
 
 def describe(

@@ -34,6 +34,64 @@ PROMPTS = {  # each kind of prompt, and the column that holds its right answer
 HOPS = ("first_hop", "second_hop", "composition")
 RULES = ("word", "published", "leading")
 STYLES = ("base", "chat")
+QUERIES = {  # columns of queries, which every experiment on them hands on
+    "queries.example": "name of the query",
+    "queries.text": "the query, as the data has it",
+    "queries.e1": "the entity that the query names",
+    "queries.e2": "the bridge: the answer to the first hop",
+    "queries.e3": "the answer to the second hop and to the query",
+    "queries.e1_aliases": "accepted names of e1, its label among them",
+    "queries.e2_aliases": "accepted names of e2",
+    "queries.e3_aliases": "accepted names of e3",
+    "queries.e1_type": "what e1 is: city, person, ...",
+    "queries.e2_type": "what e2 is",
+    "queries.e3_type": "what e3 is",
+    "queries.r1": "first relation, from e1 to e2",
+    "queries.r2": "second relation, from e2 to e3",
+    "queries.r1_template": "first relation in words, with {} for e1",
+    "queries.r2_template": "second relation in words, with {} for e2",
+    "queries.first_hop": "prompt that asks for e2",
+    "queries.second_hop": "prompt that names e2 and asks for e3",
+    "queries.entity_shortcut": "prompt that asks for the second relation of e1 itself",
+    "queries.relation_shortcut": "prompt without e1: the relations alone",
+    "queries.group": "name shared by queries that belong together (one bridge entity): intervals resample whole groups",
+    "queries.answer_share": "share of the data's queries of this second relation that have this answer: what guessing it gives",
+    "queries.set": "correct (first hop and composition right), incorrect (both hops right, composition wrong), neither with "
+    "a shortcut right; or other",
+    "queries.cell": "IK: a hop and the composition wrong; IG: both hops right, composition wrong; CM: all right; RM: a hop "
+    "wrong, composition right",
+    "queries.*": "of the query, as the data has it",
+}
+COLUMNS = QUERIES | {
+    "example": "name of the query",
+    "group": "queries that belong together (one bridge entity)",
+    "prompt": "what was asked: first_hop, second_hop, composition (the query), entity_shortcut or relation_shortcut",
+    "said": "what the model says, greedily",
+    "published": "whether an accepted name is a substring of it, capitals or not",
+    "word": "whether it stands there as whole words",
+    "leading": "whether it is the first thing said",
+    "rule": "rule of success: word, published or leading",
+    "n": "number of prompts asked: shortcuts, only where they decide",
+    "share": "share of them that are right, 0 to 1",
+    "low": "lower end of the 95 % interval, bootstrap over groups; nan for a single group",
+    "high": "upper end of that interval",
+    "taxonomy.cell": "strict: IK, IG, CM, RM as in queries; loose: CM with a hop right, RM with none (composition right); "
+    "score: CM + half of IG, strict; RM_expected: of RM_strict, were hops and composition independent; RM_minus_expected",
+    "taxonomy.n": "number of queries in the cell; of all queries for score and what is expected",
+    "taxonomy.share": "share of all queries, 0 to 1; RM_minus_expected: a difference of shares",
+    "inflation.n": "number of prompts asked",
+    "inflation.published": "number of prompts that the published rule counts as right",
+    "inflation.word": "the same by whole words",
+    "inflation.leading": "the same by the first thing said",
+    "not_word": "number of hits of the published rule that no whole word backs",
+    "not_leading": "number of hits of the published rule that are not said first",
+    "only_word": "number of hits by whole words that the published rule misses",
+    "published_share": "published / n",
+    "word_share": "word / n",
+    "leading_share": "leading / n",
+    "not_word_share": "not_word / published; nan without hits",
+    "not_leading_share": "not_leading / published; nan without hits",
+}
 
 
 def run(
@@ -65,14 +123,9 @@ def run(
         resume: keep finished parts in the cache folder and read them from there (hash of everything that matters).
 
     Returns:
-        Result with
-        `.table`: example, group, prompt (first_hop, second_hop, composition, entity_shortcut,
-            relation_shortcut), said (the generation), published, word, leading (bool). Shortcuts are asked only where
-            they decide: where both hops, or first hop and composition, are right.
-        `.summary`: prompt, rule, n, share, low, high: share right, 95 % bootstrap over bridge entities.
-        `.tables["queries"]`: the queries with `set` (correct, incorrect, other) and `cell` (IK, IG, CM, RM).
-        `.tables["taxonomy"]`: `hop_statistics.taxonomy`. `.tables["inflation"]`: hits of the published rule that no whole
-            word backs.
+        Result with an answer a row. Shortcuts are asked only where they decide: where both hops, or first hop and
+        composition, are right. `.tables`: "queries" with their sets, "taxonomy" (`hop_statistics.taxonomy`) and "inflation"
+        (`hop_statistics.inflation`).
 
     Raises:
         ValueError: unknown style or rule, missing columns, an empty alias, a query longer than the context, ...: before
@@ -138,7 +191,7 @@ def run(
         "taxonomy": taxonomy.reset_index(),
         "inflation": hop_statistics.inflation(table).reset_index(),
     }
-    return Result("two_hop", table, _shares(table, seed), parameters, tables)
+    return Result("two_hop", table, _shares(table, seed), parameters, tables).described(COLUMNS)
 
 
 def load(data: str | pd.DataFrame, *, limit: int | None = None) -> tuple[pd.DataFrame, str]:

@@ -44,7 +44,8 @@ COLUMNS = {
     "n_splits": "number of splits",
     "n_examples": "number of examples",
     "n_groups": "number of groups",
-    "point": "jump, converging and readable point; peak, its depth chosen on the same groups (naive) or others (crossfit)",
+    "point": "jump, converging and readable point; onset, from where accuracy stays above the mean upper end of the control's "
+    "intervals; peak, its depth chosen on the same groups (naive) or others (crossfit)",
     "estimate": "fraction of depth; of a peak, accuracy",
     "points.low": "lower end of the 95 % interval, bootstrap over groups; none for a peak",
     "points.high": "upper end of that interval",
@@ -165,7 +166,8 @@ def work(
         place = {"weights": weights, "site": site}
         rows.append(_scores(scores, depths, parameters["n_layers"]).assign(**place))
         if parameters["depths"] is None:
-            tables["points"].append(_points(scores, groups, int(depths[0]), seed).assign(**place))
+            points = _points(scores, groups, int(depths[0]), seed, parameters["test_fraction"])
+            tables["points"].append(points.assign(**place))
         if weights == "trained":
             tables["examples"].append(_examples(scores, frame, depths).assign(**place))
     about = {"model": parameters["model"], "dataset": parameters["dataset"], "seed": seed}
@@ -191,10 +193,16 @@ def _scores(scores: probes.ProbeScores, depths: np.ndarray, n_layers: int) -> pd
     return table.assign(relative_depth=table.depth / n_layers)
 
 
-def _points(scores: probes.ProbeScores, groups: np.ndarray, first_depth: int, seed: int) -> pd.DataFrame:
+def _points(
+    scores: probes.ProbeScores, groups: np.ndarray, first_depth: int, seed: int, test_fraction: float
+) -> pd.DataFrame:
     correct, tested = scores.correct()
-    groups = groups[tested]
-    points = statistics.depth_points(correct, groups, first_depth=first_depth, seed=seed).reset_index()
+    groups, above = groups[tested], None
+    if (
+        scores.control is not None and len(scores.control.accuracy()) > 1
+    ):  # what shuffled labels reach by chance: the upper end of their intervals, mean over depths
+        above = float(np.mean(statistics.corrected_interval(scores.control.accuracy(), test_fraction).high))
+    points = statistics.depth_points(correct, groups, first_depth=first_depth, above=above, seed=seed).reset_index()
     peak = statistics.crossfit_peak(correct, groups, seed=seed)
     peaks = pd.DataFrame({"point": ["peak_crossfit", "peak_naive"], "estimate": [peak.crossfit, peak.naive],
                           "low": np.nan, "high": np.nan, "n_groups": len(set(groups)), "undefined": 0.0})  # fmt: skip

@@ -13,6 +13,7 @@ from lab.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, axes
 METRICS = {"accuracy": "accuracy on unseen groups", "f1": "F1 on unseen groups", "auc": "area under the ROC curve"}
 SITES = {"resid": "residual stream", "mlp_in": "what the MLP reads (the paper's reading)"}
 POINTS = {
+    "onset": ("onset", "D"),
     "jump_point": ("jump point", "^"),
     "converging_point": ("converging point", "s"),
     "readable_depth": ("readable depth", "o"),
@@ -56,9 +57,9 @@ def concept_depth(result: Any, *, metric: str = "accuracy", ax: Axes | None = No
 
 
 def _mark_points(ax: Axes, points: Any) -> None:
-    """The three points of the residual stream as markers with intervals, along the bottom of the axes."""
+    """The points of the residual stream as markers with intervals, along the bottom of the axes."""
     rows = points[(points.weights == "trained") & (points.site == "resid")].set_index("point")
-    for height, (name, (label, marker)) in zip((0.37, 0.345, 0.32), POINTS.items(), strict=True):
+    for height, (name, (label, marker)) in zip((0.395, 0.37, 0.345, 0.32), POINTS.items(), strict=True):
         if name in rows.index and np.isfinite(rows.loc[name, "estimate"]):
             row = rows.loc[name]
             ax.plot([row.low, row.high], [height] * 2, color=BLUE, lw=3, alpha=0.35, solid_capstyle="butt")

@@ -10,15 +10,7 @@ import pooch
 import requests
 
 from lab import cache
-
-
-def data_folder() -> Path:
-    """`data/` beside the package in a checkout, else `_data/` inside the installed package."""
-    package = Path(__file__).resolve().parents[1]
-    folders = [folder for folder in (package.parent / "data", package / "_data") if (folder / "cities.csv").is_file()]
-    if not folders:
-        raise ValueError(f"no data folder beside {package} or in it: install the kit again")
-    return folders[0]
+from lab.cache import data_folder as data_folder
 
 
 def sha256(path: Path) -> str:

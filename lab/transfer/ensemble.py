@@ -44,6 +44,33 @@ TREATMENTS = {
     "last_depth": "one adapter on [h ; g] at depth L, wide enough for as many trained weights",
     "logit_average": "mean of the logits of lm_only and small_only, trained apart",
 }
+COLUMNS = {
+    "seed": "of the fresh weights and the order of batches",
+    "treatment": "see `TREATMENTS`; in the summary also majority and bag_of_words, which need no model",
+    "test": "texts tested on: like (those trained on) or shifted",
+    "metric": "accuracy, 0 to 1, or nll in nats",
+    "value": "of the metric, mean over the tested texts",
+    "rate": "learning rate; nan for logit_average, which is not trained itself",
+    "trained_weights": "number of weights that are trained",
+    "accuracy": "share of the tested texts that are told right, 0 to 1; a text counts by its mean over seeds",
+    "low": "lower end of the 95 % interval, bootstrap over groups of tested texts, nets as they are",
+    "high": "upper end of that interval",
+    "seed_sd": "standard deviation of the accuracy over seeds; nan for one seed and without nets",
+    "nll": "mean over tested texts and seeds, nats; nan without nets",
+    "n_texts": "number of tested texts",
+    "n_groups": "number of their groups",
+    "other": "treatment that is subtracted from levi",
+    "difference": "accuracy of levi minus that of the other",
+    "p": "of the difference: bootstrap, two-sided",
+    "p_holm": "p, Holm-corrected over the others of one test",
+    "example": "name of the text",
+    "group": "its group: texts of one are never both trained on and tested",
+    "label": "its class, 0 or 1",
+    "log_odds": "of label 1, by this net; nats",
+    "choice.rate": "learning rate that was tried",
+    "choice.nll": "mean over the validation texts, nats",
+    "chosen": "whether this rate was chosen: the least nll",
+}
 _PADDING, _UNKNOWN = 0, 1
 _DECAY = 0.01
 
@@ -214,13 +241,8 @@ def run(
         progress: show bars.
 
     Returns:
-        Result with
-        `.table`: seed, treatment, test ("like", "shifted"), metric (accuracy; nll in nats), value, rate, trained_weights.
-        `.summary`: test, treatment (see `TREATMENTS`; and majority, bag_of_words), accuracy, low, high, seed_sd (standard
-            deviation of accuracy over seeds), nll, n_texts, n_groups, trained_weights.
-        `.tables`: "differences": test, other, difference (accuracy of levi minus that of other), low, high, p (bootstrap,
-            two-sided), p_holm (over the others of one test); "items": seed, treatment, test, example, group, label,
-            log_odds (of label 1); "choice": seed, treatment, rate, nll on validation, chosen.
+        Result with the scores of each net, and all treatments and text baselines as summary. `.tables`: "differences" (levi
+        against the others), "items" (each text and net) and "choice" (of the learning rate).
 
     Raises:
         ValueError: unknown preset, unusable data, a model of fewer than 4 blocks, nothing left of the shifted texts.
@@ -264,7 +286,7 @@ def run(
     }  # fmt: skip
     choice_table = pd.DataFrame(choice, columns=["seed", "treatment", "rate", "nll", "chosen"])
     tables = {"differences": differences, "items": items, "choice": choice_table}
-    return Result("layer_ensemble", table, summary, parameters, tables)
+    return Result("layer_ensemble", table, summary, parameters, tables).described(COLUMNS)
 
 
 def _sizes(preset: str, seeds: int | None, steps: int | None, rates: Sequence[float] | None) -> Preset:

@@ -34,6 +34,57 @@ from lab.transfer.task_vectors import add, line, lines, lines_alpha, scale_block
 from lab.transfer.tasks import Task, seed_of
 
 PARTS = ("validation", "unlabelled", "test")
+COLUMNS = {
+    "split": "number of the split, which draws the classes, groups, data and the base",
+    "seed": "of tuning: heads and order of batches",
+    "gate": "passed, or own models failed and why; those are left out of the summary",
+    "task": "number of the task, from 0: a group of classes",
+    "method": "way to merge or to scale, see `run`",
+    "metric": "accuracy, 0 to 1; normalised: by the own model's; entropy of the predictions, nats; for a single model as in "
+    "single_scores",
+    "value": "of the metric, on test examples",
+    "part": "merge or single",
+    "family": "comparisons that Holm's correction takes together",
+    "comparison": "first - second",
+    "first": "method that the other is subtracted from",
+    "second": "method that is subtracted",
+    "estimate": "mean over splits of the paired difference",
+    "levels.estimate": "mean over splits",
+    "low": "lower end of the 95 % t interval over splits (seeds of a split count by their mean); nan for one split",
+    "high": "upper end of that interval",
+    "p": "t test of the difference against 0, two-sided",
+    "p_holm": "p, Holm-corrected within a part, metric and family",
+    "n_clusters": "number of splits",
+    "verdict": "first better or second better where p_holm is below 0.05, else not shown (which is not equal)",
+    "target": "number of the task that the single model is tuned on; -1 for a merge",
+    "alpha": "start of the ramp and factor of the embedding, see `run`; of constant and same_norm the constant; of frozen the "
+    "share of blocks; nan where there is none",
+    "beta": "rise of a merge's ramp; nan where there is none, and for a single model, where it is 1 - alpha",
+    "scale": "lambda, by which the whole update is multiplied; nan where there is none",
+    "evaluations": "number of candidates that were tried on validation examples",
+    "validation": "what the choice makes largest: mean normalised accuracy of a merge; of a single model 2 x target + control",
+    "role": "target, the task that was tuned on, or control",
+    "accuracy": "share of the task's test examples, 0 to 1",
+    "normalised": "accuracy by that of the tuned model (target) or of the base (control)",
+    "single_scores.metric": "target: normalised accuracy, 1 = tuned; control: mean of the others', 1 = base; objective: "
+    "2 x target + control",
+    "classes": "names of the task's classes",
+    "own": "accuracy of the task's own model on validation examples",
+    "base": "accuracy there of the untouched body with the task's head",
+    "least": "accuracy that every own model must reach",
+    "mask": "which mask: concrete (expected), concrete_draw or concrete_shuffled",
+    "block": "number of the block, from 0, or embedding for what lies outside",
+    "mean_mask": "mean of the mask over the block's weights; each tensor is divided by its mean when it is used",
+    "sd_mask": "standard deviation over them",
+    "update_ratio": "norm of the masked update by that of the plain one",
+    "step": "first of the 20 steps of adaptation",
+    "entropy": "of the predictions on unlabelled examples, nats, summed over tasks, mean of 20 steps",
+    "entropy_before": "of task_arithmetic's predictions on test examples, nats",
+    "entropy_after": "of the method's, nats",
+    "accuracy_before": "of task_arithmetic on test examples, 0 to 1",
+    "accuracy_after": "of the method, 0 to 1",
+    "both_fell": "whether both are lower after; with no effect on accuracy they would be for about half of the tasks",
+}
 
 
 @dataclass(frozen=True)
@@ -122,18 +173,8 @@ def run(
         changes: fields of `Preset` to set otherwise, such as splits=2, or concrete's `adapt`.
 
     Returns:
-        Result of kind "merging" with
-        `.table`: split, seed, gate, task, method, metric (accuracy; normalised: by the own model's; entropy: nats), value.
-        `.summary`: part (merge, single), metric, family, comparison, first, second, estimate, low, high (t over splits:
-            seeds of a split share its base and count by their mean), p, p_holm (within a part, metric and family), n_clusters,
-            verdict ("first better", "second better", "not shown").
-        `.tables`: "levels" (part, metric, method, estimate, low, high, n_clusters), "single" (split, seed, gate, target, method,
-            alpha, task, role, accuracy, normalised), "single_scores" (split, seed, gate, target, method, metric, value),
-            "chosen" (split, seed, part, method, target, alpha, beta, scale, evaluations, validation), "gate" (split, seed,
-            task, classes, own, base, least, gate), "mask_profile" (split, seed, mask, block, mean_mask, sd_mask,
-            update_ratio), "adaptation" (split, seed, method, step, entropy: nats, summed over tasks, mean of 20 steps) and
-            "collapse" (split, seed, task, method, entropy_before, entropy_after, accuracy_before, accuracy_after, both_fell:
-            with no effect on accuracy it would fall for about half of the tasks).
+        Result of kind "merging" with the merged models' scores, and paired differences as summary. `.tables`: "levels", "single"
+        and "single_scores" (LiNeS for one tuned model), "chosen", "gate", "mask_profile", "adaptation" and "collapse".
 
     Raises:
         ValueError: unknown preset, distance or size, empty or unsorted grids, too many groups; all before training.
@@ -172,7 +213,7 @@ def run(
         **settings, **asdict(chosen), "seed": seed, "dataset": "S", "data_checksum": task.checksum(),
         "model": f"transformer, {chosen.n_blocks} blocks, d_model {chosen.d_model}", "versions": versions(),
     }  # fmt: skip
-    return Result("merging", table, summary, parameters, tables)
+    return Result("merging", table, summary, parameters, tables).described(COLUMNS)
 
 
 # --- one split ------------------------------------------------------------------------------------------------------

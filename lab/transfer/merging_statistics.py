@@ -42,7 +42,7 @@ def summarise(table: pd.DataFrame, single: pd.DataFrame) -> tuple[pd.DataFrame, 
         single: split, seed, gate, target, method, metric (target, control, objective), value.
 
     Returns:
-        Summary and levels, as in `merging.run`. verdict: "first better" or "second better" where p_holm is below 0.05, else
+        Summary and levels (`merging.COLUMNS`). verdict: "first better" or "second better" where p_holm is below 0.05, else
         "not shown", which is not "equal": the interval says how large a difference could still be.
     """
     about = {"task": "S", "distance": "-", "part": "none", "n": 0}

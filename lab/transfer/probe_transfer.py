@@ -39,6 +39,45 @@ PROBES = ("mean_difference", "logistic")
 TASK = tuple((kind, "task") for kind in PROBES)
 CONTROLS = ("shuffled_labels", "random_direction", "bag_of_words", "token_count")
 METRICS = ("auc", "accuracy", "accuracy_centred")
+COLUMNS = {
+    "model": "name of the model",
+    "trained_on": "data set that the probe is fitted on",
+    "tested_on": "data set that it is tested on, in groups it was not fitted on",
+    "depth": "blocks passed, 0 to L; nan for controls without states",
+    "relative_depth": "depth / L",
+    "probe": "mean_difference or logistic; or a control: random_direction, bag_of_words, token_count",
+    "labels": "task, or shuffled: the control shuffled_labels of this probe",
+    "metric": "auc, accuracy, or accuracy_centred (transductive), see `run`",
+    "split": "number of the split",
+    "value": "of the metric on the tested statements of a split, 0 to 1",
+    "seed": "of splits, controls and bootstrap",
+    "mean": "of the metric over splits, 0 to 1",
+    "low": "lower end of the 95 % interval: groups of the tested data set resampled, probes not fitted again; too narrow with "
+    "fewer than 20 groups, nan with fewer than 5",
+    "high": "upper end of that interval",
+    "difference": "to the best of the four controls, chosen anew in every draw (hard on the probe); nan for controls",
+    "difference_low": "lower end of its 95 % interval",
+    "difference_high": "upper end of that interval",
+    "n_examples": "number of statements in the data set tested on",
+    "n_groups": "number of their groups",
+    "auc": "at one depth, mean over splits; below 0.5: the reverse",
+    "p": "of the difference over its bootstrap error: t, n_groups - 1 degrees of freedom, two-sided",
+    "p_holm": "p, Holm-corrected over the pairs of a probe",
+    "depth_low": "least depth chosen in a split, blocks passed",
+    "depth_high": "largest depth chosen in a split",
+    "reading": "is true (interval of the AUC above 0.5), is plausible (below) or not decided",
+    "dataset": "data set that the probe is fitted and tested on",
+    "trained_depth": "depth whose states the probe is fitted on, blocks passed",
+    "tested_depth": "depth whose states it is tested on",
+    "statistics": "training_depth: states as they are; tested_depth: brought to mean and scale of the trained depth first",
+    "dataset_a": "first data set",
+    "dataset_b": "second data set",
+    "depth_a": "first depth, blocks passed",
+    "depth_b": "second depth",
+    "cosine": "of the two raw directions, -1 to 1, mean over splits",
+    "null": "mean size of the cosine of a's direction and b's for shuffled labels: large where few dimensions are huge",
+    "n": "number of groups by the same name in both",
+}
 _FEWEST = 5  # groups for an interval
 _SPARE = 100  # splits drawn beyond those wanted, in case some lack a class in one data set
 
@@ -90,26 +129,11 @@ def run(
         progress: print an estimate and show bars.
 
     Returns:
-        Result (kind "probe_transfer") with
-        `.table`, one row a split: model, trained_on, tested_on, depth, relative_depth (nan for controls without states),
-            probe (or control), labels (task; shuffled: the control `shuffled_labels` of this probe), metric, split, value,
-            seed.
-        `.summary`: the same cells with mean, low, high (percentiles, groups resampled, probes not fitted again), and for
-            probes difference, difference_low, difference_high: to the best of the four controls, chosen anew in every
-            draw (which is hard on the probe), n_examples, n_groups. With fewer than 20 groups intervals are too narrow,
-            with fewer than 5 there are none.
-        `.tables["pairs"]`, the headline: one row a (trained_on, tested_on, probe), AUC at one depth. It is chosen for each
-            split by how well the other splits' probes do on the TRAINED data set, without the statements whose groups
-            this split tests (those probes may have been fitted on them). auc, low, high, difference (as above) with its
-            interval, depths as chosen; p (of the difference over its bootstrap error, t with n_groups - 1) and p_holm
-            (over the pairs of a probe); depth_low, depth_high (chosen), n_groups.
-        `.tables["negation"]`: rows of "pairs" between x and x_negated, with `reading`.
-        `.tables["depth_transfer"]`: dataset, probe, trained_depth, tested_depth, statistics, metric (auc, accuracy), mean,
-            low, high.
-        `.tables["cosines"]`: depth, probe, dataset_a, dataset_b, cosine (of raw directions, mean over splits), null (mean
-            size of the cosine of a's direction and b's for shuffled labels: the few huge dimensions of a stream make it
-            large). `.tables["depth_cosines"]`: dataset, probe, depth_a, depth_b, cosine.
-        `.tables["shared_groups"]`: dataset_a, dataset_b, n: groups by the same name.
+        Result of kind "probe_transfer" with a row a split in `.table` and the same cells with intervals as summary.
+        `.tables["pairs"]` is the headline: AUC at one depth, chosen for each split by how well the other splits' probes do on
+        the TRAINED data set, without the statements whose groups this split tests (those probes may have been fitted on
+        them). "negation": its rows between x and x_negated. Beside them "depth_transfer", "cosines" (of data sets),
+        "depth_cosines" and "shared_groups".
 
     Raises:
         ValueError: unknown data set, one class, a depth out of range, fewer than 2 repeats, no split with both classes on
@@ -153,7 +177,7 @@ def run(
     }
     if progress and not kept.has(key):
         _print_estimate(model, frame, parameters)
-    return run_shards(_work, [shard], folder=kept.folder, progress=progress)[0]
+    return run_shards(_work, [shard], folder=kept.folder, progress=progress)[0].described(COLUMNS)
 
 
 def joint_splits(

@@ -37,6 +37,34 @@ METRICS = ("kl", "loss", "accuracy")
 PAIR_CONDITIONS = ("mapped", "mapped_with_position_0", "random_weights", "shuffled_pairs")  # one run a pair
 TARGET_CONDITIONS = ("token_identity", "mean_state", "own_states")  # one run a target depth
 OUTPUT_CONDITIONS = ("clean", "unigram")  # no run
+COLUMNS = {
+    "source_depth": "depth of X whose states are mapped: blocks passed, 0 to L",
+    "target_depth": "depth of Y where states are replaced: blocks passed, 0 to L",
+    "relative_source": "source_depth / blocks of X",
+    "relative_target": "target_depth / blocks of Y",
+    "condition": "what stands at that depth of Y, see `run`",
+    "metric": "kl, loss or accuracy",
+    "kl": "KL(clean Y || this condition) of the next token, nats, mean over tokens",
+    "loss": "of the next token, nats, mean over tokens",
+    "accuracy": "share of tokens whose next token is the likeliest one, 0 to 1",
+    "r2": "1 - SSE / SST of the states put in, test tokens; nan where none are",
+    "c": "ridge chosen, as a share of the mean squared state; nan without a map",
+    "n_tokens": "number of tokens measured, in the test documents",
+    "n_documents": "number of test documents",
+    "mean": "of the metric, over tokens",
+    "low": "lower end of the 95 % interval, bootstrap over test documents (whole groups); too narrow with fewer than 20",
+    "high": "upper end of that interval",
+    "difference": "this condition minus token_identity, paired by token",
+    "difference_low": "lower end of its 95 % interval",
+    "difference_high": "upper end of that interval",
+    "p": "of the difference over its bootstrap error: t, one degree of freedom less than groups, two-sided",
+    "p_holm": "p, Holm-corrected over the pairs; of mapped only",
+    "document": "number of the document, from 0",
+    "group": "documents that stay together",
+    "documents.n_tokens": "number of tokens measured in the document",
+    "relative_error": "mean |y - f(x)| / |y| at position 0 of the test documents",
+    "norm_ratio": "mean |y| at position 0 by mean |y| elsewhere, in the test documents",
+}
 _ROWS = 128  # predictions whose distributions are compared at a time
 
 
@@ -91,18 +119,8 @@ def run(
         progress: print an estimate and show bars.
 
     Returns:
-        Result (kind "stitching") with
-        `.table`, one row a pair and condition: source_depth, target_depth, relative_source, relative_target, condition,
-            kl (nats, clean Y to this one), loss (nats a token), accuracy (next token, fraction), r2 (1 - SSE/SST of the
-            states put in, test tokens; nan where none are), c (ridge chosen, as a share), n_tokens, n_documents.
-        `.summary`, one row a pair, condition and metric: mean over tokens with a percentile interval (low, high) from a
-            bootstrap over test documents; difference (this condition minus token_identity, paired by token) with
-            difference_low and difference_high; p (difference over its bootstrap error, t with one degree less than
-            there are groups) and p_holm (Holm over the pairs; mapped only); r2, n_tokens, n_documents. With fewer than
-            20 test documents intervals are too narrow.
-        `.tables["documents"]`: document, group, source_depth, target_depth, condition, kl, loss, accuracy, n_tokens.
-        `.tables["position_0"]`, one row a pair: relative_error (mean |y - f(x)| / |y| there), norm_ratio (mean |y| there
-            over that elsewhere), both in the test documents.
+        Result of kind "stitching" with a row a pair and condition in `.table`, a row for each of their metrics in `.summary`.
+        `.tables`: "documents", and "position_0": how the map does there.
 
     Raises:
         ValueError: a depth out of range, no pairs or one twice, too few documents or groups, an empty or too long text,
@@ -153,7 +171,7 @@ def run(
         "documents_sha256": hashlib.sha256("\0".join(texts).encode()).hexdigest(), "versions": versions(),
     }  # fmt: skip
     tables = {"documents": by_document, "position_0": _at_position_0(x, y, fitted, chosen)}
-    return Result("stitching", table, summary, parameters, tables)
+    return Result("stitching", table, summary, parameters, tables).described(COLUMNS)
 
 
 # --- states and maps ------------------------------------------------------------------------------------------------

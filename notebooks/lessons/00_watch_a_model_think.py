@@ -49,8 +49,8 @@ figure = watch.picture(seen, words=True)
 # %% [markdown]
 # ## Step 1: look inside with a hook
 #
-# A **hook** is a function that the model calls in the middle of its work. It gets the state of that moment. Here is the
-# smallest one: it looks and changes nothing.
+# A **hook** is a function that the model calls in the middle of its work, with the state of that moment. This one looks
+# and changes nothing.
 
 # %%
 import torch
@@ -67,14 +67,13 @@ with torch.no_grad(), model.hooks(fwd_hooks=[("blocks.3.hook_resid_pre", look), 
     model(ids)
 
 # %% [markdown]
-# `hook_resid_pre` is the state that a block reads. Two things to know: a piece of text is a
-# [token](../glossary.md#token), often a word; and `hook.name` is the model's own name for the place, **not** always the
-# name that you asked for. So a hook has to remember by itself which depth it belongs to.
+# `hook_resid_pre` is the state that a block reads. A [token](../glossary.md#token) is a piece of text, often a word.
+# `hook.name` is **not** the name that you asked for: a hook has to remember by itself which depth it belongs to.
 #
 # ### Exercise 1: keep the states
 #
-# ●○○ difficulty, ●●● importance, 5 minutes, code. `keep(depth, states)` makes a hook for one depth. The hook stores
-# the states of all tokens in the dictionary `states`, under that depth.
+# ●○○ difficulty, ●●● importance, 5 minutes, code. `keep(depth, states)` makes a hook that stores the states of all tokens
+# in the dictionary `states`, under its depth.
 
 
 # %% tags=["exercise"]
@@ -128,9 +127,8 @@ states.shape
 # %% [markdown]
 # ## Step 2: from a state to words
 #
-# After its last block a model does two more things: it brings the numbers to a common size (`model.ln_final`), and it
-# compares them with every word that it knows (`model.unembed`). The [logit lens](../glossary.md#logit-lens) does the same with a state from
-# any depth.
+# After its last block a model brings the numbers to a common size (`model.ln_final`) and compares them with every word
+# that it knows (`model.unembed`). The [logit lens](../glossary.md#logit-lens) does so with a state from any depth.
 #
 # ### Exercise 2: the lens
 #
@@ -170,8 +168,8 @@ for depth in range(0, n_blocks + 1, 3):
     print(f"depth {depth:2}: {model.tokenizer.decode(best)!r}")
 
 # %% [markdown]
-# Your words differ from the picture in the lower half: there are commas, blanks and pieces of words. The first picture
-# left them out, because they hide the point. Here is all of it, from your own states:
+# In the lower half there are commas, blanks and pieces of words. The first picture left them out, because they hide the
+# point. Here is all of it, from your own states:
 
 # %%
 from dataclasses import replace
@@ -194,8 +192,8 @@ assert torch.allclose(kit_words, probabilities, atol=1e-5)
 # %% [markdown]
 # ## How late is late?
 #
-# The last word rises to the top in the last few blocks. So the model does its thinking at the end? Let us
-# measure it: the **rank** of the word that the model says in the end. Rank 1 means: on top.
+# The last word rises to the top in the last few blocks. Is all the thinking done there? Measure the **rank** of the word
+# that the model says in the end. Rank 1 means: on top.
 #
 # ### Exercise 3: the rank of a word
 #

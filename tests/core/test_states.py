@@ -77,7 +77,7 @@ def test_every_depth_equals_plain_hugging_face_smollm2(smollm2):
             hidden = plain(tokenize(smollm2, [text]).ids, output_hidden_states=True).hidden_states
             assert close(smollm2.ln_final(torch.tensor(alone[i : i + 1, 30:]))[0, 0], hidden[30][0, -1])
         for depth in range(30):
-            assert close(alone[i, depth], hidden[depth][0, -1], 1e-6)
+            assert close(alone[i, depth], hidden[depth][0, -1], 1e-5)
             # The first token of a text (here all of "Paris") has states thousands of times larger than the others in a
             # few dimensions; the order of additions, which a batch changes, is seen there. In float64 it is not.
             assert close(batched[i, depth], hidden[depth][0, -1], 1e-4)

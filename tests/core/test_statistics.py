@@ -230,6 +230,27 @@ def test_readable_depth_stands_still_under_a_late_wiggle():
     assert [found["converging_point"] for found in points] == [0.6, 1.0]
 
 
+def test_onset_is_where_accuracy_leaves_its_control_for_good(curves):
+    assert "onset" not in statistics.depth_points(*curves).index  # without a control there is none
+    correct = np.ones((100, 11))
+    correct[:50, :3] = 0  # 0.5 up to depth 2
+    correct[:35, 3:7] = 0  # 0.65 at depths 3 to 6
+    correct[:20, 7:] = 0  # 0.8 from depth 7 on
+    groups = np.arange(100)
+    at = {
+        above: statistics.depth_points(correct, groups, above=above).loc["onset", "estimate"]
+        for above in (0.4, 0.6, 0.7)
+    }
+    assert at == {0.4: 0.0, 0.6: 0.3, 0.7: 0.7}
+    correct[:45, 4] = 0  # falls back to 0.55 at depth 4
+    table = statistics.depth_points(correct, groups, above=0.6)
+    assert table.loc["onset", "estimate"] == 0.5 and table.loc["onset", "low"] >= 0.3
+    assert table.loc["readable_depth", "estimate"] == 0.7  # the plateau begins later
+    correct[:45, 10] = 0  # and at the end: not for good
+    table = statistics.depth_points(correct, groups, above=0.6)
+    assert np.isnan(table.loc["onset", "estimate"]) and table.loc["onset", "undefined"] > 0.5
+
+
 def test_an_undefined_jump_is_reported_not_dropped():
     table = statistics.depth_points(np.ones((30, 5)), np.arange(30), draws=100)
     assert table.loc["jump_point", "undefined"] == 1

@@ -17,12 +17,11 @@
 # Layers?", COLING 2025, [arXiv 2404.07066](https://arxiv.org/abs/2404.07066). We repeat its experiment on a model that
 # runs on a laptop, put the published numbers beside ours, and add what the paper lacks: controls, nulls and intervals.
 #
-# **You need** notebook `00_start_here` (residual stream, depth) and the idea of a train/test split.
+# **You need** lessons 0 and 1 (states, hooks, probes, the split by group).
 #
-# **It takes** about nine minutes from top to bottom on two processor cores (`quick = True`: about two), 3 GB
-# of memory, and no network once the default model is on this machine.
-#
-# **In class**: sections 1 to 4 make a lesson of 45 minutes; 5 to 8 a second one.
+# **It takes** less than a minute to open: its results come with the kit. `recompute = True` measures them anew (about nine
+# minutes on two processor cores, 3 GB of memory, no network once the default model is on this machine). `quick = True` is a
+# smoke test with a few statements, and says so over every figure.
 
 # %% tags=["parameters"]
 model_name = "smollm2-135m"
@@ -30,7 +29,8 @@ second_model = None  # for example "gemma3-270m": compared with the first in sec
 accept_license = False  # Gemma has terms of its own: see the README
 seed = 0
 n = 600  # statements of each data set in sections 4 to 7
-quick = False  # True: fewer statements and data sets, for a first look or a test
+recompute = False  # True: measure everything anew, instead of reading the results that come with the kit
+quick = False  # True: a smoke test with few statements and data sets
 
 # %%
 import matplotlib.pyplot as plt
@@ -39,8 +39,18 @@ import pandas as pd
 
 import lab
 from lab.concept_depth import accuracy
+from lab.shipped import Results
 
 pd.options.display.max_colwidth = 160  # sentences in tables, whole
+results_of = Results(
+    "01_concept_depth",
+    recompute=recompute,
+    quick=quick,
+    model_name=model_name,
+    second_model=second_model,
+    seed=seed,
+    n=n,
+)
 n = 160 if quick else n
 model = lab.load(model_name, accept_license=accept_license)
 health = lab.check(model)
@@ -61,16 +71,21 @@ health
 # - (c) In the last blocks, where the next word is chosen.
 
 # %%
-look = accuracy.run(model, "cities", limit=160 if quick else 320, repeats=5, sites=("resid",), null=False, seed=seed)
+look = results_of(
+    "look",
+    lambda: accuracy.run(
+        model, "cities", limit=n if quick else 320, repeats=5, sites=("resid",), null=False, seed=seed
+    ),
+)
 figure = look.plot()
 
 # %% [markdown]
-# That was a first look, at some of the cities (notebook 00 ends its first plot here, too). Now all of them, with ten splits
+# That was a first look, at some of the cities. Now all of them, with ten splits
 # instead of five, both readings of the state (ours, and the paper's: what the MLP reads), and the same model with random
-# weights. This takes a minute or two.
+# weights.
 
 # %%
-cities = accuracy.run(model, "cities", limit=n if quick else None, seed=seed)
+cities = results_of("cities", lambda: accuracy.run(model, "cities", limit=n if quick else None, seed=seed))
 figure = cities.plot()
 
 # %% [markdown]
@@ -83,7 +98,8 @@ figure = cities.plot()
 #   classifier on word counts) are flat lines. They are at one half by construction: in this data set each city and each
 #   country occurs as often in a true as in a false statement.
 # - *Two nulls.* With **shuffled labels** the probe finds nothing on new cities. With **random weights** the same
-#   architecture carries nothing either: what is read was learnt in training, and is not a gift of high dimension.
+#   architecture carries nothing either: what is read was learnt in training, and does
+#   not come free with many dimensions.
 # - *Bands* are 95 % intervals over splits, with the correction for splits that share data (Nadeau and Bengio 2003). They
 #   cover how these statements fall into training and test, not other statements. The null is one random initialisation.
 # - With the default model there is a small step to about 0.55 before the jump. Compare it with the shuffled labels' band
@@ -141,17 +157,20 @@ check_change(your_change)
 assert check_change((7, 0.93))
 
 # %% [markdown]
-# So we put a third number beside the two, the **readable depth**: the first depth whose accuracy is within one standard
-# error of the peak. And every number gets an interval: the cities are drawn again and again with replacement (whole
+# So we put two numbers beside these. The **onset** is the first depth from which on accuracy stays above what shuffled labels
+# reach by chance: where reading *begins*. The **readable depth** is the first depth whose accuracy is within one standard
+# error of the peak: where the *plateau* begins. And every number gets an interval: the cities are drawn again and again with replacement (whole
 # groups of statements, because statements about one city are not independent), and the number is computed anew.
 
 # %%
 points = cities.tables["points"].query("site == 'resid' and weights == 'trained'").set_index("point")
-points.loc[["jump_point", "converging_point", "readable_depth"], ["estimate", "low", "high", "n_groups"]].round(2)
+points.loc[
+    ["onset", "readable_depth", "jump_point", "converging_point"], ["estimate", "low", "high", "n_groups"]
+].round(2)
 
 # %% [markdown]
-# Read the widths: the one to quote is the one that stays where it is when the cities change. With the default model that is
-# the readable depth; the converging point's interval may reach to the end of the model. (The probes are not fitted again
+# Read the widths: the ones to quote are those that stay where they are when the cities change. With the default model the
+# converging point's interval may reach to the end of the model. (The probes are not fitted again
 # in these draws, so the intervals say which cities were tested, not which were learnt from.) And the height of the curve: the maximum over depths is
 # too high, because chance helps to choose it. Chosen on one half of the cities and read on the other, it is a little lower:
 
@@ -172,7 +191,7 @@ per_statement = (
 )
 names = {1: "over a million", 2: "300,000 to a million", 3: "100,000 to 300,000"}
 with lab.figures.classroom():
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.4), sharey=True, layout="constrained")
     looks = [(lab.figures.BLUE, "-"), (lab.figures.ORANGE, "--"), (lab.figures.GREEN, "-."), (lab.figures.RED, ":")]
     for ax, by in zip(axes, ("difficulty", "template"), strict=True):
         for (level, rows), (color, dash) in zip(per_statement.groupby(by), looks, strict=False):
@@ -222,7 +241,12 @@ for name in chosen:
 # becomes readable first, which last, which not at all in a model of this size?
 
 # %%
-results = {name: accuracy.run(model, name, limit=n, sites=("resid",), null=False, seed=seed) for name in chosen}
+results = {
+    name: results_of(
+        f"sets/{name}", lambda name=name: accuracy.run(model, name, limit=n, sites=("resid",), null=False, seed=seed)
+    )
+    for name in chosen
+}
 figure = lab.concept_depth.figures.concept_curves(list(results.values()))
 
 
@@ -230,7 +254,11 @@ figure = lab.concept_depth.figures.concept_curves(list(results.values()))
 def overview(result):
     points = result.tables["points"].query("site == 'resid' and weights == 'trained'").set_index("point")
     baseline = result.summary.query("probe == 'bag_of_words' and metric == 'accuracy'")["mean"].item()
-    readable = points.loc["readable_depth"]
+
+    def depth(point):
+        found = points.loc[point]
+        return f"{found.estimate:.2f} ({found.low:.2f} to {found.high:.2f})" if clear and found.estimate >= 0 else ""
+
     rows = result.summary.query("site == 'resid' and metric == 'accuracy' and labels == 'shuffled'")
     clear = points.loc["peak_crossfit", "estimate"] > rows.high.mean()  # above what shuffled labels reach by chance
     return {
@@ -239,27 +267,29 @@ def overview(result):
         "bag of words": round(baseline, 2),
         "peak (other groups)": round(points.loc["peak_crossfit", "estimate"], 2),
         "above the control": "yes" if clear else "no",
-        "readable depth": f"{readable.estimate:.2f} ({readable.low:.2f} to {readable.high:.2f})" if clear else "",
+        "onset": depth("onset"),
+        "readable depth": depth("readable_depth"),
         "jump point": round(points.loc["jump_point", "estimate"], 2),
         "converging point": round(points.loc["converging_point", "estimate"], 2),
     }
 
 
-pd.DataFrame([overview(result) for result in results.values()]).sort_values("readable depth")
+pd.DataFrame([overview(result) for result in results.values()]).sort_values("onset")
 
 # %% [markdown]
 # **Things to notice**
 #
-# - Look at the height before the depth. A set whose peak does not clear the control has no readable depth, so none is
-#   shown. The published numbers have no such rule: look at the jump and converging points of those rows. A flat curve
+# - Look at the height before the depth. A set whose peak does not clear the control has no onset and no readable depth, so
+#   none is shown. Read the onset first: feelings and facts begin early or late by it. The readable depth comes late for a curve that
+#   rises slowly to the end, however early it began. The published numbers have no such rule: look at the jump and converging points of those rows. A flat curve
 #   "converges" at once, or at its last wiggle.
 # - *Sentiment words* is the easy set: one word decides, and no word of the test set was in the training set. A bag of words
 #   is at chance there by construction, so what is read is a meaning that different words share.
 # - *Reviews* are pairs of nearly the same words with opposite verdicts, so words alone say nothing. Compare depth and height.
 # - *Coin flips* and *comparisons*: with the default model nothing is readable, at no depth. *Syllogisms* are, late. (Their
 #   card names a flaw to keep in mind.)
-# - So is the paper's order there? Partly. Some inferences are never readable in a model of this size; the one that is comes
-#   deeper than cities, but so do numbers, which are facts. Compare the intervals, not the points.
+# - So is the paper's order there? Compare the onsets and their intervals, not the points, and say which sets are never readable in a
+#   model of this size.
 
 # %% [markdown]
 # **Exercise 2.** *Selectivity* is accuracy on the task minus accuracy on shuffled labels (Hewitt and Liang 2019). Give the
@@ -315,11 +345,14 @@ assert check_selectivity(task - shuffled)
 
 # %%
 conditions = [{"bits": None}, {"bits": 4}, {"bits": 2}] if quick else [{"bits": b} for b in (None, 8, 4, 3, 2)]
-quantised = [accuracy.run(model, "cities", limit=n, sites=("resid",), null=False, seed=seed, **c) for c in conditions]
+common = {"limit": n, "sites": ("resid",), "null": False, "seed": seed}
+quantised = [
+    results_of(f"bits/{c['bits']}", lambda c=c: accuracy.run(model, "cities", **common, **c)) for c in conditions
+]
 figure = lab.concept_depth.figures.concept_curves(quantised, by="bits")
 
 # %%
-noisy = accuracy.run(model, "cities", limit=n, sites=("resid",), null=False, seed=seed, noise=True)
+noisy = results_of("noise", lambda: accuracy.run(model, "cities", **common, noise=True))
 figure = lab.concept_depth.figures.concept_curves([quantised[0], noisy], by="noise")
 
 # %% [markdown]
@@ -408,17 +441,10 @@ pd.DataFrame(verdicts, columns=["question", "published", "ours", "verdict", "why
 if second_model:
     second = lab.load(second_model, accept_license=accept_license)
     print(lab.check(second).to_string())
-    other = accuracy.run(
-        second,
-        "cities",
-        limit=n,
-        sites=("resid",),
-        null=False,
-        seed=seed,
-    )
+    other = results_of("second", lambda: accuracy.run(second, "cities", **common))
     label, by = second_model, "model"
 else:
-    other = accuracy.run(model, "cities", limit=n, sites=("resid",), null=False, seed=seed, bits=3)
+    other = results_of("second", lambda: accuracy.run(model, "cities", **common, bits=3))
     label, by = f"{model_name}, 3 bits", "bits"
 lab.concept_depth.figures.concept_curves([quantised[0], other], by=by)
 figure = lab.concept_depth.figures.difference(accuracy.compare(other, quantised[0], seed=seed), a=label, b=model_name)
@@ -436,8 +462,8 @@ figure = lab.concept_depth.figures.difference(accuracy.compare(other, quantised[
 # which 74.3 % have one label. A classifier that always says that label is right 74.3 % of the time at every layer:
 
 # %%
-common = theirs.query("dataset == 'Common'")[["model", "peak", "converge_layer", "layers"]]
-common.assign(**{"peak minus majority rate": common.peak - 0.743}).round(3)
+claims = theirs.query("dataset == 'Common'")[["model", "peak", "converge_layer", "layers"]]
+claims.assign(**{"peak minus majority rate": claims.peak - 0.743}).round(3)
 
 # %% [markdown]
 # "Converges in the third layer" then means: no change of 3 % anywhere, and at most two or three points above the majority.
@@ -477,7 +503,7 @@ single = lab.datasets.load("cities").assign(group=lambda frame: frame.example)  
 single.attrs["card"] = {**lab.datasets.load("cities").attrs["card"], "name": "cities, twins split"}
 pairs = cities.tables["statements"].example
 single = single[single.example.isin(set(pairs))].reset_index(drop=True)
-split_twins = accuracy.run(model, single, sites=("resid",), null=False, seed=seed)
+split_twins = results_of("split_twins", lambda: accuracy.run(model, single, sites=("resid",), null=False, seed=seed))
 figure = lab.concept_depth.figures.concept_curves([cities, split_twins])
 
 # %% [markdown]
@@ -599,7 +625,7 @@ figure = results["cities"].plot()
 # ## What this does and does not show
 #
 # - A probe shows that something *can be read* from a state by a straight cut. It does not show that the model reads it.
-#   For that one has to change the state and look at what happens (notebook 02 will).
+#   For that one has to change the state and look at what happens (study 02 does).
 # - What is read goes with the label in *this* data. Shuffled labels, a bag of words and random weights rule out three
 #   cheap explanations, not all.
 # - A readable depth belongs to a model, a data set, a position (here: the last token) and a probe. Change one and it moves.

@@ -19,11 +19,10 @@
 # features ends up better than one that starts fresh. We ask the same of small transformers and of a language model, and add what
 # the work lacks: every difference **paired**, with an **interval**, at **equal training**, beside **random** features.
 #
-# **You need** notebook `00_start_here`. Nothing of the other notebooks.
+# **You need** lesson 4 (frozen and tuned copies, a paired difference).
 #
-# **It takes** 14 minutes on one processor core, a little less on two (`quick = True`: three minutes), 4.5 GB of memory, no network.
-#
-# **In class**: sections 1 and 2 make a lesson of 30 minutes about pairing, without training anything; 3 to 5 one of 60 minutes.
+# **It takes** about a minute to open: its results come with the kit. `recompute = True` measures them anew (14 minutes on one
+# processor core, a little less on two, 4.5 GB of memory, no network). `quick = True` is a smoke test, and says so over every figure.
 
 # %% tags=["parameters"]
 model_name = "smollm2-135m"
@@ -33,17 +32,20 @@ preset = "quick"  # for task D in section 3: quick, standard or full
 rerun_sources = (
     False  # True: train section 4's nets again here (task S, standard: about half an hour for each distance)
 )
-quick = False  # True: small numbers, for a first look or a test
+recompute = False  # True: measure everything anew, instead of reading the results that come with the kit
+quick = False  # True: a smoke test with small numbers
 
 # %%
 import pandas as pd
 
 import lab
 from lab import transfer
+from lab.shipped import Results
 from lab.transfer import figures, pretrained, statistics
 from lab.transfer import tuned as transfer_tuned
 
 pd.options.display.max_colwidth = 120
+results_of = Results("04a_transfer", recompute=recompute, quick=quick, model_name=model_name, seed=seed, preset=preset)
 
 # %% [markdown]
 # ## 1. Take half a net along
@@ -166,19 +168,22 @@ assert check_gain(100 * (runs.value - runs.base).groupby(runs.n).mean().mean())
 
 # %%
 small = {"splits": 2, "n": [2, 6], "embedding_only": False} if quick else {}
-digits = transfer.run("D", preset, seed=seed, **small)
+digits = results_of("digits", lambda: transfer.run("D", preset, seed=seed, **small))
 figure = digits.plot()
 
 # %%
 figure = figures.transfer_levels(digits)
 
 # %% [markdown]
-# The same as numbers (fractions). *recovery* is BnB+ - BnB. *p_holm* is p, made larger because several n are tested at once (Holm's correction);
-# *n_clusters* is the number of splits.
+# The same as numbers (fractions), and what the columns mean. *recovery* is BnB+ - BnB; Holm's correction makes p larger, because several n are
+# tested at once.
 
 # %%
 columns = ["curve", "part", "n", "estimate", "low", "high", "p_holm", "n_clusters"]
 digits.summary.query("metric == 'accuracy' and curve in @figures.FOUR")[columns].round(3)
+
+# %%
+digits.columns().query("table == 'summary'")[["column", "meaning"]]
 
 # %% [markdown]
 # **Things to notice**
@@ -283,7 +288,10 @@ few = {
     "embedding_only": False,
     "gate": 0.6,
 }
-nets = {"with": transfer.run("D", seed=seed, **few), "without": transfer.run("D", seed=seed, skip=False, **few)}
+nets = {
+    name: results_of(f"stream/{name}", lambda skip=skip: transfer.run("D", seed=seed, skip=skip, **few))
+    for name, skip in (("with", True), ("without", False))
+}
 pairs = {"base - BnB": ("base", "BnB"), "base - random": ("base", "random"), "BnB - AnB": ("BnB", "AnB")}
 gaps = [
     statistics.differences(statistics.passed(net.table), pairs).assign(treatment=name) for name, net in nets.items()
@@ -376,7 +384,7 @@ shown.assign(points=points).pivot(index=["distance", "curve"], columns="n", valu
 # %%
 model = lab.load(model_name, accept_license=accept_license)
 fewer = {"limit": 40, "steps": 4, "n": [model.cfg.n_layers - 3, model.cfg.n_layers]} if quick else {}
-tuned = pretrained.run(model, "sentiment_words", seed=seed, **fewer)
+tuned = results_of("first_blocks", lambda: pretrained.run(model, "sentiment_words", seed=seed, **fewer))
 figure = tuned.plot()
 
 # %%
@@ -403,8 +411,8 @@ tuned.summary.query("weights != 'none'").pivot(index=["weights", "treatment"], c
 # statements about cities, as far from feelings as the kit's data go.
 
 # %%
-fewer = {"limit": 40, "steps": 4, "n": [model.cfg.n_layers]} if quick else {}
-carried = transfer_tuned.run(model, "sentiment_words", ["cities"], seed=seed, **fewer)
+one_task = {"limit": 40, "steps": 4, "n": [model.cfg.n_layers]} if quick else {}
+carried = results_of("tuned", lambda: transfer_tuned.run(model, "sentiment_words", ["cities"], seed=seed, **one_task))
 figure = carried.plot()
 
 # %%

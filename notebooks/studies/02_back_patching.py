@@ -20,11 +20,10 @@
 # later layer and put it back after an earlier one. We repeat that on a model that runs on a laptop, and add what the paper
 # lacks: controls, intervals, and a use without an oracle.
 #
-# **You need** notebooks `00_start_here` (residual stream, depth) and `01_concept_depth` (why a control stands beside each result).
+# **You need** lessons 0 and 2 (states, hooks, one patch by hand, its controls).
 #
-# **It takes** about 20 minutes (`quick = True`: about three), 3.5 GB of memory, no network.
-#
-# **In class**: sections 1 to 3 make a lesson of 45 minutes, 4 to 6 a second one, 7 to 9 a seminar.
+# **It takes** about a minute to open: its results come with the kit. `recompute = True` measures them anew (about 20 minutes,
+# 3.5 GB of memory, no network). `quick = True` is a smoke test with a few queries, and says so over every figure.
 
 # %% tags=["parameters"]
 model_name = "smollm2-135m"
@@ -33,7 +32,8 @@ seed = 0
 n_asked = 600  # queries that the model is asked in section 2
 n_patched = 24  # of those that it should know: back-patched in section 4 (200 take about an hour)
 n_stages = 12  # described and cut in section 6
-quick = False  # True: small numbers, for a first look or a test
+recompute = False  # True: measure everything anew, instead of reading the results that come with the kit
+quick = False  # True: a smoke test with a few queries
 
 # %%
 import matplotlib.pyplot as plt
@@ -43,9 +43,12 @@ import lab
 from lab.back_patching import patching, statistics, two_hop
 from lab.back_patching import stages as hop_stages
 from lab.back_patching.answers import Answer
+from lab.shipped import Results
 
 pd.options.display.max_colwidth = 160  # sentences in tables, whole
 conditions = list(patching.CONDITIONS)  # own and the controls of section 4
+results_of = Results("02_back_patching", recompute=recompute, quick=quick, model_name=model_name, seed=seed,
+                     n_asked=n_asked, n_patched=n_patched, n_stages=n_stages)  # fmt: skip
 if quick:
     n_asked, n_patched, n_stages = 50, 3, 2
     conditions = ["own", "random", "identity"]
@@ -121,7 +124,7 @@ for text in (" Australia.", " the US.", " not known to us.", " home to many Amer
 queries = lab.datasets.load("two_hop").query(
     "r2 in ['capital', 'currency', 'language']"
 )  # the others are too hard for 135 M
-asked = two_hop.run(model, queries, limit=n_asked, seed=seed)
+asked = results_of("asked", lambda: two_hop.run(model, queries, limit=n_asked, seed=seed))
 figure = asked.plot()
 
 # %% [markdown]
@@ -136,7 +139,7 @@ figure = asked.plot()
 #   (`not_word`).
 
 # %%
-mixed = two_hop.run(model, "two_hop", limit=24 if quick else 300, seed=seed)
+mixed = results_of("mixed", lambda: two_hop.run(model, "two_hop", limit=24 if quick else 300, seed=seed))
 mixed_answers = mixed.table.query("prompt in ['composition', 'second_hop']").merge(
     mixed.tables["queries"][["example", "r2"]]
 )
@@ -268,7 +271,7 @@ assert check_pairs(len(patching.cells(model.cfg.n_layers)))
 # - (c) As much as the own later state.
 
 # %%
-patched = patching.run(model, asked, n=n_patched, conditions=conditions, seed=seed)
+patched = results_of("patched", lambda: patching.run(model, asked, n=n_patched, conditions=conditions, seed=seed))
 figure = patched.plot()
 
 # %%
@@ -278,13 +281,15 @@ table = patched.summary.query("set == 'incorrect'")
 columns = "position condition n n_groups success low high hit_share difference diff_low diff_high p_holm"
 table[columns.split()].round(3)
 
+# %%
+patched.columns().query("table == 'summary'")[["column", "meaning"]]
+
 # %% [markdown]
 # **Things to notice**
 #
 # - Two rules are at work, both against back-patching: a query is *incorrect* when no whole word of ten tokens is its answer, and a
 #   patch succeeds only when the answer is said first.
-# - *difference* is own minus control, query by query, with its interval over bridge entities; *p_holm* is corrected for the number of
-#   controls. With fewer than about twenty entities intervals are too narrow, and one without width says only that all few queries agree.
+# - With fewer than about twenty bridge entities intervals are too narrow, and one without width says only that all few queries agree.
 # - A claim that the later state carries the bridge needs own clearly above **other** and **same relation**.
 # - Look at the rows *random* for (a) to (c). (a) is tempting because noise knows nothing; but it need not *know*: it only has to
 #   disturb what the model would otherwise say ("the city of ..."), and a frequent answer may come out. An oracle over hundreds of tries
@@ -293,7 +298,17 @@ table[columns.split()].round(3)
 #   use would need the first.
 # - The identity must stand at zero. If it didn't, the table would measure something else than the patch.
 
+# %%
+shares = table.query("condition in ['own', 'random']").pivot(index="position", columns="condition", values="hit_share")
+for place_of, row in shares.iterrows():
+    ratio = row.random / row.own if row.own else float("inf")
+    print(f"{place_of}: of all pairs {row.own:.2%} work with the own later state, {row.random:.2%} with random vectors: "
+          f"{ratio:.1f} times as many")  # fmt: skip
+
 # %% [markdown]
+# So an oracle that succeeds need not have found anything: where random vectors work as often, a later state is one of many ways to
+# disturb what the model would have said.
+#
 # Do frequent answers come out more easily? The same success for rare and for frequent answers of each relation:
 
 # %%
@@ -328,7 +343,9 @@ pd.DataFrame(rows)
 # the right bridge there (**oracle**); put another query's bridge there (**other**, the control).
 
 # %%
-ways = patching.compare_methods(model, asked, patched, folds=2 if quick else 5, seed=seed)
+ways = results_of(
+    "ways", lambda: patching.compare_methods(model, asked, patched, folds=2 if quick else 5, seed=seed)
+).table
 figure = lab.back_patching.figures.methods(ways)
 
 # %%
@@ -341,7 +358,10 @@ ways.round(2)
 
 # %%
 some = asked.tables["queries"].example.head(16 if quick else 200).tolist()
-all_ways = two_hop.decomposition(model, asked, examples=some, rule=patched.parameters["rule"], seed=seed)
+rule = patched.parameters["rule"]
+all_ways = results_of(
+    "all_ways", lambda: two_hop.decomposition(model, asked, examples=some, rule=rule, seed=seed)
+).table
 print(f"rule of both tables: {lab.back_patching.figures.RULES[patched.parameters['rule']][0]}")
 two_hop.shares_of_ways(all_ways, seed=seed).round(2)
 
@@ -373,9 +393,8 @@ look
 # neighbouring layers: where does the next word change?
 
 # %%
-stages = hop_stages.run(
-    model, asked, n=n_stages, target_layers=range(0, model.cfg.n_layers, 15 if quick else 3), seed=seed
-)
+targets = range(0, model.cfg.n_layers, 15 if quick else 3)
+stages = results_of("stages", lambda: hop_stages.run(model, asked, n=n_stages, target_layers=targets, seed=seed))
 figure = stages.plot()
 
 # %%
@@ -391,13 +410,12 @@ described.round(2)
 # take about five times as long, so here on a few queries and target layers: queries and pairs of layers that name each, by both rules.
 
 # %%
-both_rules = hop_stages.run(
-    model,
-    asked,
-    n=max(2, n_stages // 4),
-    target_layers=range(0, model.cfg.n_layers, 15),
-    seed=seed,
-    published_rule=True,
+few_targets = range(0, model.cfg.n_layers, 15)
+both_rules = results_of(
+    "both_rules",
+    lambda: hop_stages.run(
+        model, asked, n=max(2, n_stages // 4), target_layers=few_targets, seed=seed, published_rule=True
+    ),
 )
 keys, counted = ["example", "position", "names"], ["resolved", "cells"]
 counts = both_rules.tables["published_descriptions"].merge(
@@ -491,7 +509,7 @@ assert check_layer(int((cut.e1 - cut.other).idxmax()))
 # a query is left out where an answer begins with a token that says nothing of it, as a lone space before a number does):
 
 # %%
-by_depth = two_hop.taxonomy_by_depth(model, asked, examples=some, seed=seed)
+by_depth = results_of("by_depth", lambda: two_hop.taxonomy_by_depth(model, asked, examples=some, seed=seed)).table
 figure = lab.back_patching.figures.taxonomy_by_depth(by_depth)
 
 # %% [markdown]

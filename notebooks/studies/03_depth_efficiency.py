@@ -19,11 +19,10 @@
 # measurements on a model that runs on a laptop, and add what they lack: **nulls** (how would a model with random weights
 # look?), pushes of equal size, intervals over prompts, and a **positive control** (does the measure see depth where depth is needed?).
 #
-# **You need** notebook `00_start_here` (residual stream, depth).
+# **You need** lessons 0 and 3 (states, hooks, one layer left out by hand).
 #
-# **It takes** about 40 minutes on two processor cores (`quick = True`: about three minutes), 4 GB of memory, no network.
-#
-# **In class**: sections 1 to 4 make a lesson of 60 minutes, 5 to 7 a second one, 8 to 10 a seminar.
+# **It takes** about a minute to open: its results come with the kit. `recompute = True` measures them anew (about 40 minutes on
+# two processor cores, 4 GB of memory, no network). `quick = True` is a smoke test, and says so over every figure.
 
 # %% tags=["parameters"]
 model_name = "smollm2-135m"
@@ -34,7 +33,8 @@ max_tokens = 64  # longer ones are cut off there
 n_per_level = 12  # prompts of each level (section 6)
 n_documents = 80  # for linear maps (section 8)
 n_texts = 6  # for the integrator tests (section 9)
-quick = False  # True: small numbers, for a first look or a test
+recompute = False  # True: measure everything anew, instead of reading the results that come with the kit
+quick = False  # True: a smoke test with small numbers
 
 # %%
 import numpy as np
@@ -44,8 +44,13 @@ import lab
 from lab import depth_efficiency
 from lab.depth_efficiency import attributions, figures, integrator, statistics
 from lab.depth_efficiency.linear_maps import linear_maps
+from lab.shipped import Results
 
 pd.options.display.max_colwidth = 120
+results_of = Results(
+    "03_depth_efficiency", recompute=recompute, quick=quick, model_name=model_name, seed=seed, n_prompts=n_prompts,
+    max_tokens=max_tokens, n_per_level=n_per_level, n_documents=n_documents, n_texts=n_texts,
+)  # fmt: skip
 if quick:
     n_prompts, max_tokens, n_per_level, n_documents, n_texts = 3, 20, 4, 16, 3
 model = lab.load(model_name, accept_license=accept_license)
@@ -103,18 +108,16 @@ print(f"relative length {length:.2f}, cosine {cosine:.2f}: it {'erases' if cosin
 # more in a model with random weights.
 
 # %%
-found = depth_efficiency.run(
-    model,
-    "word_problems",
-    n=n_prompts,
-    max_tokens=max_tokens,
-    n_cuts=1 if quick else 4,
-    n_read=6 if quick else 12,
-    kinds=["layer"] if quick else ["layer", "attn", "mlp"],
-    local=not quick,
-    treatments=["skip", "mean"] if quick else list(depth_efficiency.TREATMENTS),
-    seed=seed,
-)
+settings = {
+    "n": n_prompts,
+    "max_tokens": max_tokens,
+    "n_cuts": 1 if quick else 4,
+    "n_read": 6 if quick else 12,
+    "kinds": ["layer"] if quick else ["layer", "attn", "mlp"],
+    "local": not quick,
+    "treatments": ["skip", "mean"] if quick else list(depth_efficiency.TREATMENTS),
+}
+found = results_of("found", lambda: depth_efficiency.run(model, "word_problems", seed=seed, **settings))
 figure = figures.contributions(found)
 
 # %% [markdown]
@@ -299,16 +302,28 @@ distance.head(4).round(2)
 # Skipped is before the position that predicts the answer; measured is there.
 
 # %%
-small = lab.nets.k_hop.k_hop(max_hops=2, n_layers=4, batch=128, max_steps=700) if quick else lab.nets.k_hop.k_hop()
-small.accuracy
+from functools import cache
+
+
+@cache
+def small():
+    return lab.nets.k_hop.k_hop(max_hops=2, n_layers=4, batch=128, max_steps=700) if quick else lab.nets.k_hop.k_hop()
+
+
+results_of("k_hop", lambda: small().accuracy).table
+
 
 # %%
-chains = small.prompts.rename(columns={"k": "level", "text": "prompt"})[["level", "prompt", "answer"]]
-chains = chains.assign(group=chains.prompt.str.split().str[0], answer=" " + chains.answer)
-chains.attrs["name"] = "chains of relations (k-hop model)"
-control = depth_efficiency.depth_scores(
-    lab.load(small.folder), chains, n_per_level=max(20, n_per_level), seed=seed, progress=False
-)
+def k_hop_scores():
+    chains = small().prompts.rename(columns={"k": "level", "text": "prompt"})[["level", "prompt", "answer"]]
+    chains = chains.assign(group=chains.prompt.str.split().str[0], answer=" " + chains.answer)
+    chains.attrs["name"] = "chains of relations (k-hop model)"
+    return depth_efficiency.depth_scores(
+        lab.load(small().folder), chains, n_per_level=max(20, n_per_level), seed=seed, progress=False
+    )
+
+
+control = results_of("k_hop_scores", k_hop_scores)
 figure = control.plot()
 
 # %%
@@ -331,8 +346,13 @@ random_twin = lab.models.random_twin(model, seed=seed)
 graded, null = {}, {}
 for name, wanted in levels.items():
     options = {"levels": wanted, "n_per_level": n_per_level, "seed": seed, "progress": False}
-    graded[name] = depth_efficiency.depth_scores(model, name, **options)
-    null[name] = depth_efficiency.depth_scores(random_twin, name, **options, known=False)
+    graded[name] = results_of(
+        f"scores/{name}", lambda name=name, options=options: depth_efficiency.depth_scores(model, name, **options)
+    )
+    null[name] = results_of(
+        f"scores_random/{name}",
+        lambda name=name, options=options: depth_efficiency.depth_scores(random_twin, name, **options, known=False),
+    )
 figure = graded["chains"].plot(insensitive=insensitive)
 
 # %%
@@ -354,11 +374,16 @@ pd.concat([part.assign(data=name) for name, part in beside.items()]).set_index([
 # Length can also be held constant by the prompts themselves. `data/word_problems.csv` has each problem a second time with neutral
 # sentences in it, so that one step and six steps are equally long (`prompt_padded`). Left out when quick: long prompts take time.
 
+
 # %%
-held = {
-    column: depth_efficiency.depth_scores(
+def scores_at_one_length(column):
+    return depth_efficiency.depth_scores(
         model, "word_problems", levels=[1, 6], n_per_level=min(8, n_per_level), prompt_column=column, seed=seed
     )
+
+
+held = {
+    column: results_of(f"one_length/{column}", lambda column=column: scores_at_one_length(column))
     for column in ([] if quick else ["prompt", "prompt_padded"])
 }
 for column, result in held.items():
@@ -392,7 +417,7 @@ question, answer = (
     else ("The capital of the country where Mumbai is located is", " New Delhi")
 )
 background = lab.datasets.load("prose").text.head(3 if quick else 10).str.split(". ", regex=False).str[0].tolist()
-erased = attributions.erasure(model, question, answer, background=background)
+erased = results_of("erased", lambda: attributions.erasure(model, question, answer, background=background)).table
 figure = figures.positions_by_depth(
     erased, value="change", index="depth", title="change of the answer's distribution when a state is erased"
 )
@@ -401,7 +426,9 @@ figure = figures.positions_by_depth(
 # The same with random weights (mind the scale), and for each word the last depth at which erasing it still moves the answer by 0.1:
 
 # %%
-erased_random = attributions.erasure(random_twin, question, answer, background=background)
+erased_random = results_of(
+    "erased_random", lambda: attributions.erasure(random_twin, question, answer, background=background)
+).table
 figure = figures.positions_by_depth(erased_random, value="change", index="depth", title="the same, random weights")
 
 # %%
@@ -410,7 +437,10 @@ until.reset_index()
 
 # %%
 layers = range(0, n_layers, 6 if quick else 2)
-shared = attributions.integrated_gradients(model, question, answer, layers=layers, nodes=16 if quick else 32)
+nodes = 16 if quick else 32
+shared = results_of(
+    "shared", lambda: attributions.integrated_gradients(model, question, answer, layers=layers, nodes=nodes)
+).table
 print(f"largest gap between the sum and the difference it must equal: {max(shared.attrs['gap'].values()):.4f}")
 figure = figures.positions_by_depth(
     shared, value="attribution", index="layer", title="share of the answer's probability"
@@ -422,7 +452,7 @@ figure = figures.positions_by_depth(
 # - Erasing at the last depth changes only the words that predict the answer.
 # - Position 0 is drawn apart. Many models park attention there, so its loss breaks everything and says nothing about its word. The mean
 #   state that stands in is one without such a sink.
-# - Which words matter longest, by the table? Is the entity among them, and when does it hand over? Compare with notebook `02`.
+# - Which words matter longest, by the table? Is the entity among them, and when does it hand over? Compare with study 02.
 # - The paper has position 0 in its baseline, too. Ours leaves it where it is: `position_0=True` moves it, and the gap says whether the
 #   attributions still add up.
 
@@ -437,7 +467,7 @@ prose = lab.datasets.load("prose").sample(n=n_documents, random_state=seed)
 documents, groups = prose.text.str[: 300 if quick else None].tolist(), prose.group.to_numpy()
 depths = range(0, n_layers + 1, 10 if quick else 2)  # step 1 takes four times as long as step 2
 some = {"source_depths": depths, "target_depths": depths}
-self_maps = linear_maps(model, model, documents, groups=groups, seed=seed, **some)
+self_maps = results_of("maps/self", lambda: linear_maps(model, model, documents, groups=groups, seed=seed, **some))
 figure = self_maps.plot()
 
 # %% [markdown]
@@ -445,15 +475,29 @@ figure = self_maps.plot()
 # a real ratio of depths: two small models, one twice as deep, trained here on the same text (when quick, hardly: look at the losses
 # that are printed). And the same pair with random weights.
 
+
 # %%
-pair = (
-    lab.nets.language.text_models(n_layers=(2, 4), d_model=32, steps=60) if quick else lab.nets.language.text_models()
-)
-print({blocks: {k: round(v, 2) for k, v in found_model.loss.items()} for blocks, found_model in pair.items()})
-shallow, deep = (lab.load(found_model.folder) for found_model in pair.values())
-twins = [lab.models.random_twin(one, seed=seed + i) for i, one in enumerate((shallow, deep))]  # no weights in common
+@cache
+def pair():
+    made = (
+        lab.nets.language.text_models(n_layers=(2, 4), d_model=32, steps=60)
+        if quick
+        else lab.nets.language.text_models()
+    )
+    print({blocks: {k: round(v, 2) for k, v in one.loss.items()} for blocks, one in made.items()})
+    shallow, deep = (lab.load(one.folder) for one in made.values())
+    twins = [
+        lab.models.random_twin(one, seed=seed + i) for i, one in enumerate((shallow, deep))
+    ]  # no weights in common
+    return {"trained": (shallow, deep), "random": twins}
+
+
 pair_maps, null_maps = (
-    linear_maps(a, b, documents, groups=groups, seed=seed, progress=False) for a, b in ((shallow, deep), twins)
+    results_of(
+        f"maps/{kind}",
+        lambda kind=kind: linear_maps(*pair()[kind], documents, groups=groups, seed=seed, progress=False),
+    )
+    for kind in ("trained", "random")
 )
 figure = pair_maps.plot()
 
@@ -471,9 +515,8 @@ if accept_license:
     other = lab.load("smollm2-135m" if is_gemma else "gemma3-270m", accept_license=True)
     source, target = (model, other) if is_gemma else (other, model)
     by = [range(0, one.cfg.n_layers + 1, 6 if quick else 2) for one in (source, target)]
-    tests["Gemma to the other model"] = linear_maps(
-        source, target, documents, groups=groups, seed=seed, source_depths=by[0], target_depths=by[1],
-    )  # fmt: skip
+    maps = {"groups": groups, "seed": seed, "source_depths": by[0], "target_depths": by[1]}
+    tests["Gemma to the other model"] = results_of("maps/gemma", lambda: linear_maps(source, target, documents, **maps))
     figure = tests["Gemma to the other model"].plot()
 else:
     print("left out: accept_license is False")
@@ -503,18 +546,15 @@ programs = ["two substeps", "swapped", "dropped", "random", "exchanged"] if quic
 pd.Series({name: integrator.PROGRAMS[name] for name in programs}, name="what it does").to_frame()
 
 # %%
-steps = integrator.run(
-    model,
-    "prose",
-    n_texts=n_texts,
-    n_tokens=24 if quick else 40,
-    n_step_texts=1 if quick else 2,
-    substeps=16 if quick else 64,
-    layers=range(0, n_layers, 12) if quick else None,
-    programs=programs,
-    null=random_twin,
-    seed=seed,
-)
+settings = {
+    "n_texts": n_texts,
+    "n_tokens": 24 if quick else 40,
+    "n_step_texts": 1 if quick else 2,
+    "substeps": 16 if quick else 64,
+    "layers": range(0, n_layers, 12) if quick else None,
+    "programs": programs,
+}
+steps = results_of("steps", lambda: integrator.run(model, "prose", null=random_twin, seed=seed, **settings))
 figure = steps.plot()
 
 # %% [markdown]

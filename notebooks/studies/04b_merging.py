@@ -20,11 +20,10 @@
 # general and late ones specific; in the others depth is a choice or a question. We ask each method one question more: **does it need the depth?** A ramp turned round, factors in
 # random order, a mask shuffled, a model with random weights: what is left of the gain?
 #
-# **You need** part a, [04a_transfer](04a_transfer.py), and for sections 4 and 5 the probes of `01_concept_depth`.
+# **You need** part a, [04a_transfer](04a_transfer.py), and for sections 4 and 5 the probes of lesson 1.
 #
-# **It takes** 16 minutes on one processor core, less on two (`quick = True`: four minutes), 5 GB of memory, no network.
-#
-# **In class**: sections 1 to 3 make a lesson of 60 minutes, 4 to 6 a second one.
+# **It takes** about a minute to open: its results come with the kit. `recompute = True` measures them anew (16 minutes on one
+# processor core, less on two, 5 GB of memory, no network). `quick = True` is a smoke test, and says so over every figure.
 
 # %% tags=["parameters"]
 model_name = "smollm2-135m"
@@ -34,17 +33,23 @@ target = "sentiment_words"  # what the language model is tuned on in section 2, 
 shifted = "reviews"  # the same labels, other texts (section 7)
 n_statements = 200  # of each data set (sections 4 and 5)
 n_documents = 122  # for stitching (section 6); fewer tokens than one would like, so R2 is a lower bound
-quick = False  # True: small numbers, for a first look or a test
+recompute = False  # True: measure everything anew, instead of reading the results that come with the kit
+quick = False  # True: a smoke test with small numbers
 
 # %%
 import numpy as np
 import pandas as pd
 
 import lab
+from lab.shipped import Results
 from lab.transfer import ensemble, merging, merging_figures, probe_transfer, statistics, stitching
 from lab.transfer import scaling as tuned_scaling
 
 pd.options.display.max_colwidth = 120
+results_of = Results(
+    "04b_merging", recompute=recompute, quick=quick, model_name=model_name, seed=seed, target=target, shifted=shifted,
+    n_statements=n_statements, n_documents=n_documents,
+)  # fmt: skip
 
 # %% [markdown]
 # ## 1. What tuning forgets
@@ -140,7 +145,8 @@ fewer = (
     if quick
     else {}
 )
-scaled = tuned_scaling.run(model, target, seed=seed + 1, **fewer)  # its rate of learning was chosen with seed 0
+# Seed 1: the rate of learning was chosen with seed 0.
+scaled = results_of("scaled", lambda: tuned_scaling.run(model, target, seed=seed + 1, **fewer))
 figure = scaled.plot()
 
 # %%
@@ -197,7 +203,7 @@ check_ties(your_change)
 assert check_ties(-0.9)
 
 # %%
-merged = merging.run(seed=seed, **({"splits": 2} if quick else {}))
+merged = results_of("merged", lambda: merging.run(seed=seed, **({"splits": 2} if quick else {})))
 figure = merged.plot()
 
 # %%
@@ -247,7 +253,8 @@ merged.tables["collapse"].groupby("method")[
 # %%
 chosen = ["cities", "cities_negated", "numbers"] if quick else list(probe_transfer.DATASETS)
 depths = range(0, model.cfg.n_layers + 1, 10) if quick else None
-carried = probe_transfer.run(model, chosen, depths=depths, limit=80 if quick else n_statements, seed=seed)
+limit = 80 if quick else n_statements
+carried = results_of("carried", lambda: probe_transfer.run(model, chosen, depths=depths, limit=limit, seed=seed))
 figure = carried.plot()
 
 # %%
@@ -303,7 +310,8 @@ prose = lab.datasets.load("prose").sample(n=24 if quick else n_documents, random
 n_layers = model.cfg.n_layers
 wanted = [(n_layers // 2, n_layers // 2 + 2)] if quick else None
 texts = [text[:250] if quick else text for text in prose.text]
-stitched = stitching.run(model, model, texts, pairs=wanted, groups=prose.group.to_numpy(), seed=seed)
+options = {"groups": prose.group.to_numpy(), "seed": seed}
+stitched = results_of("stitched", lambda: stitching.run(model, model, texts, pairs=wanted, **options))
 figure = stitched.plot()
 
 # %%
@@ -325,13 +333,23 @@ stitched.summary.query("condition in ['mapped', 'clean', 'token_identity', 'unig
 # %%
 small = {"n_layers": (2, 4), "d_model": 32, "steps": 60} if quick else {"n_layers": (4, 8)}
 few, many = small["n_layers"]
-shallow, deep = (lab.load(net.folder) for net in lab.nets.language.text_models(**small).values())
-other = lab.load(lab.nets.language.text_models(**{**small, "n_layers": (few,)}, seed=1)[few].folder)
 depths_x = [few // 2, few] if quick else [1, 2, 3]
-options = {"groups": prose.group.to_numpy(), "seed": seed, "progress": False}
+
+
+def depths_apart():
+    shallow, deep = (lab.load(net.folder) for net in lab.nets.language.text_models(**small).values())
+    return stitching.run(shallow, deep, texts, pairs=[(i, 2 * i) for i in depths_x], progress=False, **options)
+
+
+def seeds_apart():
+    one = lab.load(lab.nets.language.text_models(**small)[few].folder)
+    other = lab.load(lab.nets.language.text_models(**{**small, "n_layers": (few,)}, seed=1)[few].folder)
+    return stitching.run(other, one, texts, pairs=[(i, i) for i in depths_x], progress=False, **options)
+
+
 apart = {
-    f"{few} blocks into {many}": stitching.run(shallow, deep, texts, pairs=[(i, 2 * i) for i in depths_x], **options),
-    "another seed": stitching.run(other, shallow, texts, pairs=[(i, i) for i in depths_x], **options),
+    f"{few} blocks into {many}": results_of("depths_apart", depths_apart),
+    "another seed": results_of("seeds_apart", seeds_apart),
 }
 figure = apart[f"{few} blocks into {many}"].plot()
 _ = figure.suptitle(f"X: {few} blocks, Y: {many} blocks, trained on the same text; intervals over test documents")
@@ -361,7 +379,8 @@ against_words.query("condition == 'mapped' and metric == 'kl'").round(3)[
 # words must fail there):
 
 # %%
-both = ensemble.run(model, target, shifted, seed=seed, **({"seeds": 1, "steps": 30, "rates": [3e-3]} if quick else {}))
+fewer = {"seeds": 1, "steps": 30, "rates": [3e-3]} if quick else {}
+both = results_of("ensemble", lambda: ensemble.run(model, target, shifted, seed=seed, **fewer))
 figure = both.plot()
 
 # %%

@@ -1,0 +1,85 @@
+"""What all lessons have in common: predictions, checks, summary; and their size."""
+
+from pathlib import Path
+
+import lesson_size
+import matplotlib.pyplot as plt
+import pytest
+from matplotlib.figure import Figure
+
+from lab import lessons
+
+
+@pytest.mark.parametrize("path", lesson_size.LESSONS, ids=lambda path: path.stem)
+def test_a_lesson_fits_a_class(path: Path) -> None:
+    assert lesson_size.faults(path) == []
+
+
+def drawn() -> Figure:
+    figure, _ = plt.subplots()
+    return figure
+
+
+def test_a_figure_comes_at_once_without_a_front_end() -> None:
+    lessons.start(class_mode=True)  # nobody is there who could answer
+    calls: list[int] = []
+    lessons.predict("Which?", ["one", "other"]).then(lambda: calls.append(1) or drawn())  # type: ignore[func-returns-value]
+    assert calls == [1]
+    plt.close("all")
+
+
+def test_in_class_mode_a_figure_waits_for_its_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(lessons, "get_ipython", object)
+    shown: list = []
+    monkeypatch.setattr(lessons, "display", shown.append)
+    lessons.start(class_mode=True)
+    asked = lessons.predict("Which?", ["one", "other"])
+    calls: list[int] = []
+    asked.then(lambda: calls.append(1) or drawn())  # type: ignore[func-returns-value]
+    said, picture = shown[0].children
+    assert calls == [] and lessons.WAITING in said.value and not picture.value
+    asked.choice.value = "other"
+    assert calls == [1] and said.value == "You said: other" and bytes(picture.value).startswith(b"\x89PNG")
+    asked.choice.value = "one"
+    assert calls == [1] and said.value == "You said: one"
+    asked.then(lambda: calls.append(2) or drawn())  # type: ignore[func-returns-value]
+    assert calls == [1, 2] and "You said: one" in capsys.readouterr().out
+    plt.close("all")
+
+
+@lessons.exercise(lambda factor: lambda x: factor * x)
+def times(answer, factor):
+    if answer(2) == 2 + factor:
+        return "That adds."
+    return None if answer(2) == 2 * factor else f"times of 2 is {answer(2)}."
+
+
+def test_checks_say_what_is_wrong_and_go_on(capsys: pytest.CaptureFixture) -> None:
+    lessons.start()
+
+    def unwritten(x):
+        """Multiply."""
+        ...
+
+    assert times(unwritten, 3)(5) == 15 and times(..., 3)(5) == 15 and times(None, 3)(5) == 15
+    assert capsys.readouterr().out.count("times: no answer yet. The lesson goes on with the kit's own.") == 3
+    assert times(lambda x: x + 3, 3)(5) == 15 and "not yet. That adds." in capsys.readouterr().out
+    assert times(lambda x: x / 0, 3)(5) == 15 and "ZeroDivisionError" in capsys.readouterr().out
+
+    def mine(x):
+        return 3 * x
+
+    assert times(mine, 3) is mine and capsys.readouterr().out == "times: right.\n"
+    lessons.predict("Which?", ["one", "other"]).choice.value = "one"
+    lessons.predict("Where?", ["here", "there"])
+    table = lessons.summary()
+    assert table.answer.tolist() == ["one", "no answer", "right"] and table.tries.tolist()[-1] == 3
+    assert "1 of 1 exercises right" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", ["yes", ["yes"], []])
+def test_a_prediction_needs_two_answers(options) -> None:
+    with pytest.raises(ValueError, match="give at least two answers"):
+        lessons.predict("Well?", options)
