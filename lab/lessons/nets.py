@@ -1,13 +1,14 @@
-"""Small nets on halves of the ten digits, many side by side: data, weights, training, figures, and an explorer.
+"""Small nets on halves of the ten digits, many side by side: data, weights, training, tables.
 
 Every weight has the net as its first axis, so twelve nets train as fast as one; `lab.nets.replicas` does the same for
 transformers. A net is a list of matrices [net, in + 1, out], one for each layer; the last row of each is the bias.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch.nn import functional
@@ -93,3 +94,24 @@ def right(weights: Net, half: Half) -> Float[np.ndarray, " net"]:
     """The share of test images that each net gets right."""
     with torch.no_grad():
         return (forward(weights, half.x_test).argmax(-1) == half.y_test).double().mean(1).numpy()
+
+
+def changed(half: Half, what: str) -> Half:
+    """The same images as another task: "pixels" moved, all images alike, or other "names" for the five classes."""
+    if what == "names":
+        return replace(half, y=(half.y + 1) % CLASSES, y_test=(half.y_test + 1) % CLASSES)
+    if what != "pixels":
+        raise ValueError(f"what={what!r}: choose pixels or names")
+    moved = torch.randperm(PIXELS, generator=torch.Generator().manual_seed(99))
+    return replace(half, x=half.x[..., moved], x_test=half.x_test[..., moved])
+
+
+def table(found: Mapping[tuple[str, int], Float[np.ndarray, " net"]]) -> pd.DataFrame:
+    """Shares right by (treatment, n) as a table of runs, as `lab.transfer.statistics` takes it; n = 0: nothing copied."""
+    about = {"task": "digits", "distance": "near", "seed": 0, "target": "B", "metric": "accuracy"}
+    rows = [
+        {**about, "split": split, "treatment": name, "part": "blocks" if n else "none", "n": n, "value": float(value)}
+        for (name, n), values in found.items()
+        for split, value in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
