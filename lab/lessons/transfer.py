@@ -76,10 +76,9 @@ def paired(answer: Any) -> str | None:
     found = answer(first, second)
     if not isinstance(found, tuple) or len(found) != 2:
         return f"Return two numbers, (mean, reach); you returned {found!r}."
-    mean, reach = (float(np.asarray(one).mean()) if np.ndim(one) else float(one) for one in found)
-    wanted_mean, wanted = _own_paired()(first, second)
     if np.ndim(found[0]) or np.ndim(found[1]):
         return "Give one number for all splits: the mean of the differences, and how far the interval reaches."
+    (mean, reach), (wanted_mean, wanted) = map(float, found), _own_paired()(first, second)
     if np.isclose(mean, -wanted_mean):
         return "The sign is turned: first minus second, so that above 0 means that the first is better."
     if np.isclose(mean, wanted_mean / 100):
@@ -190,7 +189,7 @@ def between(answer: Any) -> str | None:
         return None
     if values == [3.0, 1.0]:
         return "That is the wrong way round: step 0 stays at the old layer, step 1 arrives at the new one."
-    if values == [1.0, 1.5] or values == [4.0, 3.0] and len(set(values)) == 1:
+    if values in ([1.0, 1.5], [4.0, 3.0]):
         return "Each layer has a step of its own: walk along old, new and steps together, with zip."
     if values == [1.0, 2.0]:
         return "That is the step alone. Start at the old layer: old + step * (new - old)."
