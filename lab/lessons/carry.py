@@ -31,16 +31,18 @@ def digits(task: Task) -> Figure:
         figure, axes = plt.subplots(1, 2, figsize=(9, 3.7), layout="constrained")
         for ax, (name, side) in zip(axes, task.sides.items(), strict=True):
             shown = [np.flatnonzero(side.train.labels == c)[:3] for c in range(len(side.classes))]
-            columns = [np.concatenate([_pixels(side.train.inputs[i]) for i in one]) for one in shown]
+            columns = [np.concatenate([_framed(side.train.inputs[i]) for i in one]) for one in shown]
             ax.imshow(np.concatenate(columns, 1), cmap="gray_r")
-            ax.set_xticks([8 * c + 3.5 for c in range(len(columns))], side.classes)
+            ax.set_xticks([10 * c + 4.5 for c in range(len(columns))], side.classes)
             ax.set_yticks([])
-            ax.set(title=f"task {name}", xlabel="the digit")
+            ax.spines[:].set_visible(False)
+            ax.set(title=f"task {name}: three images of each digit", xlabel="the digit")
     return figure
 
 
-def _pixels(patches: Float[np.ndarray, "16 4"]) -> Float[np.ndarray, "8 8"]:
-    return patches.reshape(4, 4, 2, 2).transpose(0, 2, 1, 3).reshape(8, 8)
+def _framed(patches: Float[np.ndarray, "16 4"]) -> Float[np.ndarray, "10 10"]:
+    """An image with an empty frame."""
+    return np.pad(patches.reshape(4, 4, 2, 2).transpose(0, 2, 1, 3).reshape(8, 8), 1, constant_values=np.nan)
 
 
 def lines(found: Found, names: Sequence[str] = ("BnB", "AnB")) -> Figure:
@@ -58,8 +60,8 @@ def lines(found: Found, names: Sequence[str] = ("BnB", "AnB")) -> Figure:
         ax.axhline(0.2, color=BLACK, lw=1)
         ax.text(1, 0.21, "chance", fontsize=12)
         ax.set(xlabel=f"n: first layers copied and frozen, of {nets.LAYERS}", ylabel="share of B's test images right")
-        ax.set(xticks=range(1, nets.LAYERS), ylim=(0.15, 1), title="a dot: one of the splits")
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 0.1))
+        ax.set(xticks=range(1, nets.LAYERS), ylim=(0.15, 1), title="a dot: one of the splits; lines: means")
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 0.1), fontsize=12)
     return figure
 
 
@@ -77,8 +79,8 @@ def published(gaps: Sequence[tuple[float, float]]) -> Figure:
             x, mean, reach = zip(*rows, strict=True)
             ax.errorbar(x, mean, reach, color=look[0], marker=look[1], capsize=3, label=words)
         _level(ax)
-        ax.set(xlabel="share of the layers copied", ylabel="BnB - AnB (points)")
-        ax.legend()
+        ax.set(xlabel="share of the layers copied", ylabel="BnB - AnB (points)", title="means and 95 % intervals")
+        ax.legend(fontsize=12)
     return figure
 
 
@@ -91,8 +93,9 @@ def grafts(losses: Mapping[str, Mapping[int, float]], *, clean: float, guess: fl
             ax.plot(list(found), list(found.values()), color=color, marker=marker, label=words)
         ax.axhline(guess, color=BLACK, ls="--", lw=1.6, label="a blind guess")
         ax.axhline(clean, color=BLACK, ls=":", lw=1.6, label="nothing put in")
-        ax.set(xlabel="depth at which the stream is put in", ylabel="loss (nats)", ylim=(0, None))
-        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        ax.set(xlabel="depth at which the donor's stream is put in", ylabel="loss (nats)", ylim=(0, None))
+        ax.set_xticks(list(found))
+        figure.legend(loc="outside lower center", ncol=2, fontsize=12)
     return figure
 
 
@@ -106,7 +109,10 @@ def early_late(differences: Mapping[str, Float[np.ndarray, " net"]]) -> Figure:
             ax.errorbar(mean, place, xerr=reach, color=BLUE, marker="o", ms=9, capsize=4)
         ax.axvline(0, color=BLACK, lw=1)
         categories(ax, list(differences))
-        ax.set(xlabel="late layers better  ←  points  →  early layers better", title="grey: each split")
+        ax.set(
+            xlabel="late layers better  ←  points  →  early layers better",
+            title="grey: each split; blue: the mean and its 95 % interval",
+        )
     return figure
 
 
@@ -139,7 +145,7 @@ class Carry(ipw.VBox):
     def train(self) -> None:
         """Train, and draw what came out."""
         chosen = tuple(d for d, one in enumerate(self.digits) if one.value)
-        found, self.said.value = ask(self.trouble, self._compare, chosen, self.n.value)
+        found, self.said.value = ask(self.trouble, self._compared, chosen, self.n.value)
         if found is None:
             return
         parts = []
@@ -151,7 +157,7 @@ class Carry(ipw.VBox):
         self.said.value = "<br>".join(parts)
         self.picture.value = png(_dots(found, chosen, self.n.value))
 
-    def _compare(self, chosen: tuple[int, ...], n: int) -> dict[str, Float[np.ndarray, " net"]]:
+    def _compared(self, chosen: tuple[int, ...], n: int) -> dict[str, Float[np.ndarray, " net"]]:
         if len(chosen) != nets.CLASSES:
             raise ValueError(f"choose five digits for B, the other five are A; you have chosen {len(chosen)}")
         if chosen not in self.bases:
@@ -185,7 +191,7 @@ def _dots(found: Mapping[str, Float[np.ndarray, " net"]], chosen: Sequence[int],
         categories(ax, [words for words, *_ in LOOKS.values()])
         ax.set(xlim=(0.2, 1), xlabel="share of B's test images right")
         ax.set_title(f"B is {', '.join(map(str, chosen))}; the first {n} layers copied and frozen", fontsize=13)
-        ax.legend(loc="lower left")
+        ax.legend(loc="lower left", fontsize=12)
     return figure
 
 

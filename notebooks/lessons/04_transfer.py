@@ -219,7 +219,7 @@ paired = check.paired(paired)
 # %%
 gaps = [paired(found["BnB", n], found["AnB", n]) for n in range(1, 6)]
 merits = [paired(found["AnB", n], found["random", n]) for n in range(1, 6)]
-for n, (gap, merit) in enumerate(zip(gaps, merits), start=1):
+for n, (gap, merit) in enumerate(zip(gaps, merits, strict=True), start=1):
     print(f"n = {n}: BnB - AnB {gap[0]:+5.1f} +- {gap[1]:.1f}   AnB - random {merit[0]:+5.1f} +- {merit[1]:.1f} points")
 
 # %% [markdown]
@@ -282,9 +282,14 @@ theirs.then(lambda: carry.published(gaps))
 #
 # ## Step 3: a language model
 #
-# May we give a language model other first layers? A [stream](../glossary.md#residual-stream) is one vector for each token. We run a donor, take its
-# stream at some depth, and put it into the model.
-#
+# May a language model get other first layers? Its [stream](../glossary.md#residual-stream) is one vector for each token. We
+# run a donor, take its stream at some depth, and put it into the model.
+
+# %%
+model = lab.load(model_name, accept_license=accept_license)
+twin = lab.models.random_twin(model)  # the same shape, random weights
+
+# %% [markdown]
 # ### Exercise 4: the graft
 #
 # ●○○ difficulty, ●●● importance, 4 minutes, code. A hook that returns something puts it in the place of the state.
@@ -305,10 +310,6 @@ def graft(donor):
 #
 # Copy with `state.clone()`, write the donor into row 0, and return the copy.
 # </details>
-
-# %%
-model = lab.load(model_name, accept_license=accept_license)
-twin = lab.models.random_twin(model)  # the same shape, random weights
 
 # %% tags=["check"]
 graft = check.graft(graft, model)
@@ -364,9 +365,8 @@ which.then(lambda: carry.grafts(losses, clean=loss_with(), guess=blind))
 # %% [markdown]
 # <details><summary>Why each answer was tempting</summary>
 #
-# *Both ruin it*: true at both ends, where blocks write what only their neighbours read. *Itself costs little*: yes, in the middle.
-# (At depth 12 block 11 is skipped, which lesson 3 meets.) *Both cost little*: so it was with digits, but there the layers on top
-# were trained anew. Here nothing is.
+# *Both ruin it*: true at both ends, where a block needs what its neighbour wrote. *Itself costs little*: yes, at most depths
+# in the middle. *Both cost little*: so it was with digits, but there the layers on top were trained anew. Here nothing is.
 # </details>
 #
 # ## Step 4: where does new knowledge sit?
@@ -460,7 +460,7 @@ shown = curves[curves.curve.isin(["co_adaptation", "specificity", "over_random",
 #
 # ## Play
 #
-# In pairs: choose the five digits of B. Who finds the split in which A's layers are worth most? Bet before you press the button.
+# In pairs: choose the five digits of B. Who finds the split with the smallest BnB - AnB? Bet before you press the button.
 
 # %%
 carry.carry()
