@@ -311,4 +311,4 @@ lessons.summary()
 #
 # **Exit question.** *Wine* is not in the map at depth 15. Does the model not know it there? Write two sentences.
 #
-# Next: [lesson 1](01_concept_depth.py), which can read more than what is about to be said.
+# Next: lesson 1, which can read more than what is about to be said.

@@ -1,5 +1,6 @@
 """What all lessons have in common: predictions, checks, summary; and their size."""
 
+import re
 from pathlib import Path
 
 import lesson_size
@@ -83,3 +84,31 @@ def test_checks_say_what_is_wrong_and_go_on(capsys: pytest.CaptureFixture) -> No
 def test_a_prediction_needs_two_answers(options) -> None:
     with pytest.raises(ValueError, match="give at least two answers"):
         lessons.predict("Well?", options)
+
+
+def anchors() -> set[str]:
+    """Headings of the glossary as a page's anchors."""
+    text = (lesson_size.LESSONS[0].parents[1] / "glossary.md").read_text(encoding="utf-8")
+    return {
+        re.sub(r"[^\w -]", "", line[3:]).strip().lower().replace(" ", "-")
+        for line in text.splitlines()
+        if line[:3] == "## "
+    }
+
+
+@pytest.mark.parametrize("path", lesson_size.LESSONS, ids=lambda path: path.stem)
+def test_links_lead_to_the_glossary(path: Path) -> None:
+    links = re.findall(r"\]\(\.\./glossary\.md#([^)]+)\)", path.read_text(encoding="utf-8"))
+    assert len(links) >= 3 and not set(links) - anchors()
+    assert len(links) == len(set(links)), "linked at first use only"
+    pages = re.findall(r"\]\((?!https?:|\.\./glossary)([^)#]+)", path.read_text(encoding="utf-8"))
+    assert not [page for page in pages if not (path.parent / page).exists()]
+
+
+def test_the_glossary_is_sorted_and_short() -> None:
+    text = (lesson_size.LESSONS[0].parents[1] / "glossary.md").read_text(encoding="utf-8")
+    terms = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    names = [term.splitlines()[0] for term in terms]
+    assert names == sorted(names, key=str.lower) and len(set(names)) == len(names)
+    for term in terms:
+        assert 1 <= len(re.findall(r"[.!?](?=\s|$)", term.split("\n", 1)[1])) <= 3, term
