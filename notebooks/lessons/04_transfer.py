@@ -39,10 +39,11 @@ splits = nets.tasks_of(12)
 figure = carry.digits(splits[0])
 
 # %% [markdown]
-# Two tasks: A has five of the ten digits, B the other five. The images are noisy and few, 30 of each digit. We
-# [split](../glossary.md#split) the digits at random, twelve times. In each split one net learns A and one learns B. Then we copy the first
-# n layers of a net, put new layers on top, and train those on B. The copied layers are [frozen](../glossary.md#frozen): training does not
-# change them. After [Yosinski et al.](https://arxiv.org/abs/1411.1792), **BnB** has layers of B's own net, **AnB** layers of A's net.
+# Two tasks: A has five of the ten digits, B the other five. The images are noisy and few, 30 of each digit: so chosen that
+# no net gets everything right. We split the digits at random, twelve times. In each split one net learns A and one learns
+# B. Then we copy the first n layers of a net, put new layers on top, and train those on B. The copied layers are
+# [frozen](../glossary.md#freeze): training does not change them. The names come from
+# [Yosinski et al.](https://arxiv.org/abs/1411.1792): **BnB** has layers of B's own net, **AnB** layers of A's net.
 #
 # ## Step 1: train with frozen layers
 #
@@ -149,7 +150,7 @@ guess.then(lambda: carry.lines(found))
 # the frozen ones have thrown away. *At once*: yes, here.
 # </details>
 #
-# At n = 3 AnB still gets about 0.7 right, far above [chance](../glossary.md#chance). So A's features help with B? Ask the control.
+# At n = 3 AnB still gets about 0.7 right, far above chance. So A's features help with B? Ask a [control](../glossary.md#control).
 
 # %% tags=["prediction"]
 control = lessons.predict(
@@ -223,8 +224,8 @@ for n, (gap, merit) in enumerate(zip(gaps, merits, strict=True), start=1):
     print(f"n = {n}: BnB - AnB {gap[0]:+5.1f} +- {gap[1]:.1f}   AnB - random {merit[0]:+5.1f} +- {merit[1]:.1f} points")
 
 # %% [markdown]
-# BnB minus AnB is called [specificity](../glossary.md#specificity): what is lost because the layers are A's. n\* is the first n from which
-# on it stays above 0.
+# BnB minus AnB is called [specificity](../glossary.md#specificity): what is lost because the layers are A's. [n\*](../glossary.md#n) is the first n from
+# which on it stays above 0.
 #
 # ### Exercise 3: n\*
 #
@@ -274,8 +275,8 @@ theirs.then(lambda: carry.published(gaps))
 # %% [markdown]
 # <details><summary>Why each answer was tempting</summary>
 #
-# *Like ours*: one experiment, another size. *Near 0 until the middle*: yes; with a million images the first layers find what all
-# images share. *Near 0 everywhere*: their last layers lose 8 points.
+# *Like ours*: one experiment, another size. *Near 0 until the middle*: yes. Perhaps a million images teach first layers
+# what all images share. *Near 0 everywhere*: copying nearly all of the layers costs 8 points.
 # </details>
 #
 # "First layers are general" is no law. It depends on data, layers and tasks; this comparison cannot say on which.
@@ -283,7 +284,7 @@ theirs.then(lambda: carry.published(gaps))
 # ## Step 3: a language model
 #
 # May a language model get other first layers? Its [stream](../glossary.md#residual-stream) is one vector for each token. We
-# run a donor, take its stream at some depth, and put it into the model.
+# run a donor, take its stream at some depth, and put it into the model: a [graft](../glossary.md#graft), on one text.
 
 # %%
 model = lab.load(model_name, accept_license=accept_license)
@@ -427,7 +428,7 @@ where.then(lambda: carry.early_late(better))
 # %% [markdown]
 # <details><summary>Why each answer was tempting</summary>
 #
-# *Late* is a common rule, and the idea behind scaling updates by depth. *Late for new names*: only the last layer would have to
+# *Late* is a common rule, and the idea behind scaling updates by depth ([study](../studies/04b_merging.py)). *Late for new names*: only the last layer would have to
 # change, but training changes all of them. *No difference*: yes, here.
 # </details>
 #
@@ -450,9 +451,8 @@ print(
 )
 assert difference < 1e-6 and reaches < 0.01 and graft_difference < 1e-4
 shown = curves[curves.curve.isin(["co_adaptation", "specificity", "over_random", "boost"])]
-(100 * shown.pivot(index="curve", columns="n", values=["estimate", "low", "high"])).round(1).stack(
-    "n", future_stack=True
-)
+points = [f"{100 * row.estimate:+.1f} ± {50 * (row.high - row.low):.1f}" for row in shown.itertuples()]
+shown.assign(points=points).pivot(index="curve", columns="n", values="points")
 
 # %% [markdown]
 # *co_adaptation* (base minus BnB) should dip in the middle, and *boost* (A's layers trained on, minus B's trained on) should be positive,
@@ -472,7 +472,7 @@ lessons.summary()
 # **Key points**
 #
 # 1. Frozen layers from another task: compare with own layers **and** with random ones.
-# 2. Compare within a split. Splits differ more than treatments do.
+# 2. Compare within a split: what makes it easy or hard then cancels.
 # 3. What is general depends on the tasks. So does where new knowledge sits.
 #
 # **Exit question.** "AnB reaches 0.78." Which two numbers do you ask for, and what would each of them say?
