@@ -21,7 +21,7 @@ SPLITS, LAYERS, WIDTH, PIXELS, CLASSES = 12, 6, 64, 64, 5
 STEPS, RATE = 150, 3e-3
 _TESTED = 140  # test images of each digit; every digit has 144 or more
 
-Net = Sequence[Float[torch.Tensor, "net inputs outputs"]]
+Net = Sequence[Float[torch.Tensor, "net _ _"]]  # inputs and the bias, outputs: of each layer its own
 
 
 @dataclass(frozen=True)

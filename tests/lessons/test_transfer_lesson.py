@@ -159,7 +159,7 @@ N_STAR = {
 def test_n_star(said, message) -> None:
     own = check.n_star(N_STAR[message])
     assert message in said()
-    assert [own(lows) for lows in ([1, 2], [-1, 2, 0, 3, 4], [1, 0], [-1, 1])] == [1, 4, None, 2]
+    assert [own(lows) for lows in ([1.0, 2.0], [-1.0, 2.0, 0.0, 3.0, 4.0], [1.0, 0.0], [-1.0, 1.0])] == [1, 4, None, 2]
 
 
 def changed(state: torch.Tensor, at: Any, value: torch.Tensor) -> torch.Tensor:
@@ -268,7 +268,7 @@ def test_figures_show_what_they_are_given() -> None:
         [found[name, 3].mean() for name in carry.LOOKS]
     )
     assert len(carry.digits(nets.tasks_of(1)[0]).axes) == 2
-    ax = carry.published([(n, 1.0) for n in range(1, 6)]).axes[0]
+    ax = carry.published([(float(n), 1.0) for n in range(1, 6)]).axes[0]
     ours, theirs = ax.containers
     assert ours[0].get_xdata().tolist() == pytest.approx([n / 6 for n in range(1, 6)])
     assert theirs[0].get_ydata()[-1] == pytest.approx(8.2, abs=0.1)
@@ -293,4 +293,3 @@ def test_the_explorer_trains_on_other_halves() -> None:
     explorer.go.click()
     assert "points, 95 % interval" in explorer.said.value and bytes(explorer.picture.value) != before
     assert set(explorer.bases) == {(5, 6, 7, 8, 9), (0, 6, 7, 8, 9)}
-    assert isinstance(carry.carry, Callable)  # type: ignore[arg-type]
