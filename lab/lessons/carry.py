@@ -182,7 +182,7 @@ class Carry(ipw.VBox):
 def _dots(found: Mapping[str, Float[np.ndarray, " net"]], chosen: Sequence[int], n: int) -> Figure:
     """Each net's share right, by whose layers it has."""
     with classroom():
-        figure, ax = plt.subplots(figsize=(9, 3.6), layout="constrained")
+        figure, ax = plt.subplots(figsize=(9, 3.9), layout="constrained")
         for place, (name, (_, color, marker, _)) in enumerate(LOOKS.items()):
             values = found[name]
             ax.scatter(values, place + np.linspace(-0.2, 0.2, len(values)), color=color, marker=marker, alpha=0.6)
@@ -191,7 +191,7 @@ def _dots(found: Mapping[str, Float[np.ndarray, " net"]], chosen: Sequence[int],
         categories(ax, [words for words, *_ in LOOKS.values()])
         ax.set(xlim=(0.2, 1), xlabel="share of B's test images right")
         ax.set_title(f"B is {', '.join(map(str, chosen))}; the first {n} layers copied and frozen", fontsize=13)
-        ax.legend(loc="lower left", fontsize=12)
+        figure.legend(loc="outside lower center", fontsize=12)
     return figure
 
 

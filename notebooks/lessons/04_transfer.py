@@ -17,7 +17,7 @@
 # |---|---|
 # | **Question** | A net has learnt one task. What are its first layers worth for another task? |
 # | **Time** | 25 minutes of class, 27 minutes of exercises |
-# | **You will be able to** | train a net with frozen layers; compare two treatments pair by pair; say which two numbers a transfer result needs beside it |
+# | **You will be able to** | train a net with frozen layers; compare nets pair by pair; say which two numbers a transfer result needs beside it |
 # | **You need** | lesson 0 (hooks), and a rough idea of how a net is trained |
 
 # %% tags=["parameters"]
@@ -128,7 +128,7 @@ guess = lessons.predict(
 guess
 
 # %%
-top = nets.fresh(3)  # the new layers: the same for all treatments
+top = nets.fresh(3)  # the new layers: the same in every comparison
 found = {("base", 0): nets.right(train(top, b.x, b.y), b)}
 
 
@@ -284,7 +284,8 @@ theirs.then(lambda: carry.published(gaps))
 # ## Step 3: a language model
 #
 # May a language model get other first layers? Its [stream](../glossary.md#residual-stream) is one vector for each token. We
-# run a donor, take its stream at some depth, and put it into the model: a [graft](../glossary.md#graft), on one text.
+# run a donor, take its stream at some depth, and put it into the model: a [graft](../glossary.md#graft), on one
+# text. Its [loss](../glossary.md#loss) says how well the next words are still foreseen.
 
 # %%
 model = lab.load(model_name, accept_license=accept_license)
