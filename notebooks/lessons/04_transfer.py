@@ -146,8 +146,8 @@ guess.then(lambda: carry.lines(found))
 # %% [markdown]
 # <details><summary>Why each answer was tempting</summary>
 #
-# *No gap until the middle* is what the paper found; see below. *No gap*: the new layers do learn, but they cannot bring back what
-# the frozen ones have thrown away. *At once*: yes, here.
+# *No gap until the middle*: so first layers are often pictured. *No gap*: the new layers do learn, but they cannot bring back
+# what the frozen ones have thrown away. *From the first layer on*: yes, here.
 # </details>
 #
 # At n = 3 AnB still gets about 0.7 right, far above chance. So A's features help with B? Ask a [control](../glossary.md#control).
@@ -171,7 +171,7 @@ control.then(lambda: carry.lines(found, ["BnB", "AnB", "random"]))
 # <details><summary>Why each answer was tempting</summary>
 #
 # *Chance*: random layers do not understand digits, but different images stay different, and the layers on top learn the rest.
-# *Half way*: the same. *A few points*: yes. Frozen random layers lose little more than A's layers do.
+# *Half way* gives them too little credit. *A few points*: yes. Frozen random layers lose little more than A's layers do.
 # </details>
 #
 # Most of what AnB gets right is no merit of A. Only AnB minus random is.
@@ -285,7 +285,7 @@ theirs.then(lambda: carry.published(gaps))
 #
 # May a language model get other first layers? Its [stream](../glossary.md#residual-stream) is one vector for each token. We
 # run a donor, take its stream at some depth, and put it into the model: a [graft](../glossary.md#graft), on one
-# text. Its [loss](../glossary.md#loss) says how well the next words are still foreseen.
+# text. Its [loss](../glossary.md#loss) says how well it still predicts the next words.
 
 # %%
 model = lab.load(model_name, accept_license=accept_license)
@@ -373,8 +373,9 @@ which.then(lambda: carry.grafts(losses, clean=loss_with(), guess=blind))
 #
 # ## Step 4: where does new knowledge sit?
 #
-# B's net learns a new task for a while: the pixels moved, new names for the classes, or the digits of A. Then we go back half of the way:
-# only early layers keep the change, or only late ones. Which net is better, on average over the old task and the new one?
+# B's net learns a new task for a while: the pixels moved, new names for the classes, or the digits of A. Then we go back half
+# of the way: the earlier a layer, the more of the change it keeps; or the later, the more. Which of these two nets is
+# better, on average over the old task and the new one?
 #
 # ### Exercise 5: between two nets
 #
@@ -429,8 +430,8 @@ where.then(lambda: carry.early_late(better))
 # %% [markdown]
 # <details><summary>Why each answer was tempting</summary>
 #
-# *Late* is a common rule, and the idea behind scaling updates by depth ([study](../studies/04b_merging.py)). *Late for new names*: only the last layer would have to
-# change, but training changes all of them. *No difference*: yes, here.
+# *Late* is a common rule, and the idea behind scaling updates by depth ([study](../studies/04b_merging.py)).
+# *Late for new names*: only the last layer would have to change, but training changes all of them. *No difference*: yes, here.
 # </details>
 #
 # ## Does the kit see the same?
@@ -456,8 +457,8 @@ points = [f"{100 * row.estimate:+.1f} ± {50 * (row.high - row.low):.1f}" for ro
 shown.assign(points=points).pivot(index="curve", columns="n", values="points")
 
 # %% [markdown]
-# *co_adaptation* (base minus BnB) should dip in the middle, and *boost* (A's layers trained on, minus B's trained on) should be positive,
-# says the paper. Our nets show neither. The [study](../studies/04a_transfer.py) asks what the published boost was.
+# *over_random* is AnB minus random. The paper also has *co_adaptation* (base minus BnB) above 0 in the middle, and *boost*
+# (A's layers trained on, minus B's trained on) above 0. In our nets neither stands out. The [study](../studies/04a_transfer.py) asks what the published boost was.
 #
 # ## Play
 #
