@@ -9,7 +9,14 @@ from pathlib import Path
 
 LAB = Path(__file__).resolve().parents[1] / "lab"
 CORE = "models texts states interventions runs lenses probes statistics results checks".split()
-BUDGET = {"core": 3200, "longest file": 600, "longest function": 110, "deepest nesting": 6, "all": 16000}
+BUDGET = {
+    "core": 3150,
+    "longest file": 575,
+    "longest function": 105,
+    "deepest nesting": 5,
+    "all": 18950,
+    "lessons": 2550,
+}
 NESTS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.FunctionDef, ast.ClassDef)
 
 
@@ -37,7 +44,8 @@ def sizes() -> dict[str, int]:
     found = {path: measure(path) for path in LAB.rglob("*.py")}
     return {
         "files": len(found),
-        "all": sum(one["lines"] for one in found.values()),
+        "all": sum(one["lines"] for path, one in found.items() if path.parent.name != "lessons"),
+        "lessons": sum(one["lines"] for path, one in found.items() if path.parent.name == "lessons"),
         "docstrings": sum(one["docstrings"] for one in found.values()),
         "core": sum(found[LAB / f"{name}.py"]["lines"] for name in CORE),
         "longest file": max(one["lines"] for one in found.values()),

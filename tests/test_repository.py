@@ -100,7 +100,8 @@ def test_imports_go_one_way(path: Path) -> None:
 
 def test_only_six_modules_touch_hooks() -> None:
     touch = re.compile(r"\.(run_with_cache|run_with_hooks|add_hook|hooks)\(|\bhooked\(")
-    found = {path.stem for path in MODULES if touch.search(path.read_text(encoding="utf-8"))}
+    modules = [path for path in MODULES if path.parent.name != "lessons"]  # whose checks try a participant's own hooks
+    found = {path.stem for path in modules if touch.search(path.read_text(encoding="utf-8"))}
     assert found == {"models", "states", "interventions", "runs", "effects", "checks"}
 
 
