@@ -389,17 +389,17 @@ vesuvius = three_maps(queries.loc["two_hop-2715"], "t1")
 figure = patch.maps(vesuvius, "Rome", "Mount Vesuvius, patched at t1")
 
 # %% [markdown]
-# Here random vectors do it as well. We measured all 219 queries whose two hops the model knows and whose whole it gets wrong
-# (once, in a long run). Pairs that say the answer:
+# Here random vectors do it as well. There are 219 queries whose two hops the model knows and whose whole it gets wrong. In a
+# long run, made once, we measured how many of their pairs say the answer:
 #
-# | | own later state | control | difference (95 %) |
+# | | own later state | control | difference in points (95 %) |
 # |---|---|---|---|
 # | t1, 219 queries | 1.9 % | random vectors: 2.0 % | -0.1 (-1.2 to 0.8) |
 # | t2, 110 queries | 2.3 % | random vectors: 0.04 % | |
 # | t2, 110 queries | 2.3 % | same relations, other query: 2.2 % | -0.1 (-0.3 to 0.3) |
 #
-# At t1, random vectors have more hits in 47 queries, the own state in 39. Of all 438 maps, 8 have at least three times the
-# hits of every control, Berlusconi's among them, all at t1: a real effect, and not the rule.
+# At t1, random vectors have more hits in 47 queries, the own state in 39. Of all 438 maps, 52 had 15 hits or more, and 8 of
+# these at least three times the hits of every control, Berlusconi's among them, all at t1: a real effect, and not the rule.
 
 # %% [markdown]
 # ## Play
