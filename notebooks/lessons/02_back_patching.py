@@ -35,7 +35,9 @@ lessons.start(class_mode=class_mode)
 model = lab.load(model_name, accept_license=accept_license)
 queries = lab.datasets.load("two_hop").set_index("example")
 query = queries.loc["two_hop-1538"]
-figure = patch.opening(model, query, source=19, target=6)
+n_layers = model.cfg.n_layers
+later, earlier = 19 * n_layers // 30, 6 * n_layers // 30  # 19 and 6 in a model of 30 layers
+figure = patch.opening(model, query, source=later, target=earlier)
 
 # %% [markdown]
 # This is a [two-hop query](../glossary.md#two-hop-query): which country (Italy), and what is its capital (Rome)? Asked one
@@ -43,7 +45,7 @@ figure = patch.opening(model, query, source=19, target=6)
 #
 # Perhaps "Italy" is found too late, above the layers that know its capital. So we take the
 # [state](../glossary.md#state) after layer 19 and put it back after layer 6, a
-# [back-patch](../glossary.md#back-patching). Now it says Rome. You will build this, and then try to prove it wrong.
+# [back-patch](../glossary.md#back-patching). Now it says Rome: 20 %, from 9 %. You will build this, and then try to prove it wrong.
 #
 # ## Step 1: one back-patch
 #
@@ -95,8 +97,6 @@ put = check.put(put, model)
 # %%
 import torch
 
-n_layers = model.cfg.n_layers
-
 
 # %% tags=["exercise"]
 def patched(ids, position, target, vector):
@@ -140,7 +140,7 @@ ids, states = stream(query.text)
 places = lab.back_patching.places(model, query.text, query.e1)
 t1, t2 = places["t1"], places["t2"]
 rome = lab.texts.first_tokens(model, query.text, [query.e3])[0]
-for source, target in ((19, 6), (15, 3), (8, 1), (27, 5)):
+for source, target in ((later, earlier), (n_layers // 2, n_layers // 10), (n_layers // 4, 1), (n_layers - 3, 5)):
     logits = patched(ids, t1, target, states[source + 1, t1])
     print(f"after layer {source:2} put after {target}: the model says {model.tokenizer.decode(logits.argmax())!r}")
 
@@ -200,10 +200,11 @@ guess
 # `lab.interventions.patch` is your hook, and `lab.back_patching.sweep` tries all pairs at once. They must agree with you.
 
 # %%
-with torch.no_grad(), lab.interventions.patch(model, "resid_post", layer=6, value=states[20, t1], position=t1):
-    logits = model(ids)[0, -1]
-print("one patch, logits, largest difference:", float((patched(ids, t1, 6, states[20, t1]) - logits).abs().max()))
-assert torch.allclose(patched(ids, t1, 6, states[20, t1]), logits, atol=1e-3)
+vector = states[later + 1, t1]
+with torch.no_grad(), lab.interventions.patch(model, "resid_post", layer=earlier, value=vector, position=t1):
+    off = (patched(ids, t1, earlier, vector) - model(ids)[0, -1]).abs().max()
+print("one patch, logits, largest difference:", float(off))
+assert off < 1e-3
 
 coarse = rank_map(ids, t1, states[:, t1], rome)
 whole = patch.grid(lab.back_patching.sweep(model, query.text, [query.e3], positions=[t1], max_new_tokens=1))
@@ -331,7 +332,7 @@ guess.then(draw)
 # *As many*, *half*: Rome was near the top, and many shocks move a near word up. Here they do not. *Next to none*: yes.
 # </details>
 #
-# At t1 it **is** the state. Now the same at t2, the last word, "is".
+# At t1 it **is** the state; other draws of random vectors gave 0 to 7. Now the same at t2, the last word, "is".
 
 # %% tags=["prediction"]
 guess = lessons.predict(
@@ -356,6 +357,8 @@ guess.then(draw)
 #
 # *None*, *fewer*: at t1 it was so. But t2 can still look back at "Berlusconi" in the layers above the target.
 # </details>
+#
+# Nor is she special: in a longer run, the states of ten other queries gave 38 to 151.
 #
 # ### Exercise 6: what was carried?
 #
@@ -386,17 +389,17 @@ vesuvius = three_maps(queries.loc["two_hop-2715"], "t1")
 figure = patch.maps(vesuvius, "Rome", "Mount Vesuvius, patched at t1")
 
 # %% [markdown]
-# Here random vectors do it as well. We measured all 219 queries whose two hops the model knows and whose whole it gets wrong
-# (once, in a long run). Pairs that say the answer:
+# Here random vectors do it as well. There are 219 queries whose two hops the model knows and whose whole it gets wrong. In a
+# long run, made once, we measured how many of their pairs say the answer:
 #
-# | | own later state | control | difference (95 %) |
+# | | own later state | control | difference in points (95 %) |
 # |---|---|---|---|
 # | t1, 219 queries | 1.9 % | random vectors: 2.0 % | -0.1 (-1.2 to 0.8) |
 # | t2, 110 queries | 2.3 % | random vectors: 0.04 % | |
 # | t2, 110 queries | 2.3 % | same relations, other query: 2.2 % | -0.1 (-0.3 to 0.3) |
 #
-# At t1, random vectors have more hits in 47 queries, the own state in 39. Of all 438 maps, 8 have at least three times the
-# hits of every control, Berlusconi's among them, all at t1: a real effect, and not the rule.
+# At t1, random vectors have more hits in 47 queries, the own state in 39. Of all 438 maps, 52 had 15 hits or more, and 8 of
+# these at least three times the hits of every control, Berlusconi's among them, all at t1: a real effect, and not the rule.
 
 # %% [markdown]
 # ## Play
