@@ -47,7 +47,7 @@ def last_states(answer: Any, model: TransformerBridge) -> str | None:
         left = foreign_hooks(model)
         model.reset_hooks()
     if left:
-        return f"Your function left {len(left)} hooks on the model. These go by themselves: with model.hooks(fwd_hooks=hooks):"
+        return f"Your function left {len(left)} hooks on the model. Inside “with model.hooks” they go by themselves."
     if not isinstance(found, torch.Tensor):
         return f"last_states must return a tensor; it returned {type(found).__name__}. Is there a “return”?"
     wanted = torch.as_tensor(collect_states(model, TEXTS, progress=False)["resid"].values)

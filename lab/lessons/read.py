@@ -34,7 +34,14 @@ KINDS = {  # data set: what it asks, its highest level of difficulty here, the n
     "reviews": ("a review's verdict", 2, ("bad", "good"), GREEN, "s"),
 }
 MOST = 4  # statements in one picture
-START = "The city of Lyon is in France.\nThe city of Lyon is in Peru."
+STARTS = {
+    "sentiment_words": ["The film was wonderful.", "The film was not wonderful.", "The film was not terrible."],
+    "cities": ["The city of Lyon is in France.", "The city of Lyon is in Peru."],
+    "reviews": [
+        "The first act was dull, but the rest of the play was thrilling.",
+        "The first act was thrilling, but the rest of the play was dull.",
+    ],
+}
 
 
 def easy(name: str, *, n: int = 240) -> pd.DataFrame:
@@ -190,14 +197,16 @@ def surest(known: Reading, depth: int, *, right: bool, k: int = 5) -> pd.DataFra
 class Read(ipw.VBox):
     """Type statements and see at which depth a probe believes what; browse those that it is sure of and wrong."""
 
-    def __init__(self, model: TransformerBridge, readings: Mapping[str, Reading], texts: str = START) -> None:
+    def __init__(self, model: TransformerBridge, readings: Mapping[str, Reading]) -> None:
         self.model, self.readings = model, readings
         kinds = [(KINDS[name][0], name) for name in readings]
         self.kind = ipw.Dropdown(options=kinds, description="probe for", **wide(300, 80))
         if "cities" in readings:
             self.kind.value = "cities"
         self.measure = ipw.Dropdown(options=["log-odds", "probability"], description="show", **wide(220, 50))
-        self.texts = ipw.Textarea(texts, rows=MOST, description="statements", **wide(640, 80))
+        self.texts = ipw.Textarea(
+            "\n".join(STARTS[self.kind.value]), rows=MOST, description="statements", **wide(640, 80)
+        )
         self.go, self.trouble, self.picture = button("Read"), ipw.Output(), image(880)
         self.said, self.table = ipw.HTML(), ipw.HTML()
         depths = next(iter(readings.values())).states.shape[1]
@@ -237,6 +246,7 @@ class Read(ipw.VBox):
 
     def changed(self) -> None:
         """Another data set: its probes, its statements."""
+        self.texts.value = "\n".join(STARTS[self.kind.value])
         self.browse()
         self.read()
 
