@@ -134,6 +134,19 @@ def holm(p: Shaped[np.ndarray, " test"]) -> Shaped[np.ndarray, " test"]:
     return corrected
 
 
+def rounded(frame: pd.DataFrame, digits: int = 3) -> pd.DataFrame:
+    """A table to be read: numbers rounded, and a p that would read 0 written as what it is below.
+
+    >>> rounded(pd.DataFrame({"p_holm": [0.00004, 0.12345]})).p_holm.tolist()
+    ['< 0.001', 0.123]
+    """
+    shown = frame.round(digits)
+    for column in {"p", "p_holm"} & set(frame):
+        small = frame[column] < 10**-digits
+        shown[column] = shown[column].astype(object).where(~small, f"< {10**-digits:.{digits}f}")
+    return shown
+
+
 def cluster_bootstrap(
     values: Shaped[np.ndarray, "example ..."],
     groups: Shaped[np.ndarray, " example"],
@@ -250,9 +263,10 @@ def depth_points(
     """Jump, converging and readable point of one probe, and its onset, with intervals from one bootstrap over groups.
 
     `onset` is the first depth from which on mean accuracy stays above `above`, what a control reaches by chance (none without
-    it): where reading begins. `readable_depth`, where its plateau begins, is the first depth whose mean accuracy is within one standard error (`cluster_standard_error`) of the peak:
-    ours, robust against a late wiggle. On a curve at chance it says where chance is reached, so look at the control first. The
-    two published points are computed on depths 1..L, so that all are depth / L.
+    it): where reading begins. `readable_depth`, where its plateau begins, is the first depth whose mean accuracy is within one
+    standard error (`cluster_standard_error`) of the peak: ours, robust against a late wiggle. On a curve at chance it says where
+    chance is reached, so look at the control first. The two published points are computed on depths 1..L, so that all are
+    depth / L.
 
     Returns:
         One row a point: estimate, low, high (fractions of depth, over the draws where the point exists), n_groups, undefined

@@ -279,7 +279,7 @@ for what, rule in (("the sets", asked.parameters["rule"]), ("a patch's success",
     print(f"rule for {what}: {lab.back_patching.figures.RULES[rule][0]}")
 table = patched.summary.query("set == 'incorrect'")
 columns = "position condition n n_groups success low high hit_share difference diff_low diff_high p_holm"
-table[columns.split()].round(3)
+lab.statistics.rounded(table[columns.split()])
 
 # %%
 patched.columns().query("table == 'summary'")[["column", "meaning"]]

@@ -180,7 +180,7 @@ figure = figures.transfer_levels(digits)
 
 # %%
 columns = ["curve", "part", "n", "estimate", "low", "high", "p_holm", "n_clusters"]
-digits.summary.query("metric == 'accuracy' and curve in @figures.FOUR")[columns].round(3)
+lab.statistics.rounded(digits.summary.query("metric == 'accuracy' and curve in @figures.FOUR")[columns])
 
 # %%
 digits.columns().query("table == 'summary'")[["column", "meaning"]]
@@ -212,7 +212,9 @@ named = [
     "over_random",
     "over_random_matched",
 ]
-digits.summary.query("metric == 'accuracy' and curve in @named and part != 'embedding'")[columns].round(3)
+lab.statistics.rounded(
+    digits.summary.query("metric == 'accuracy' and curve in @named and part != 'embedding'")[columns]
+)
 
 # %% [markdown]
 # **Exercise 2.** n\* is the first n from which on specificity stays above 0: its interval at n *and at all larger n*. Write it.
@@ -388,7 +390,7 @@ tuned = results_of("first_blocks", lambda: pretrained.run(model, "sentiment_word
 figure = tuned.plot()
 
 # %%
-tuned.tables["differences"].round(3)
+lab.statistics.rounded(tuned.tables["differences"])
 
 # %%
 tuned.summary.query("weights != 'none'").pivot(index=["weights", "treatment"], columns="n", values="train_loss").round(
@@ -419,7 +421,7 @@ figure = carried.plot()
 carried.tables["sources"].round(3)
 
 # %%
-carried.tables["differences"].round(3)
+lab.statistics.rounded(carried.tables["differences"])
 
 # %% [markdown]
 # **Things to notice**

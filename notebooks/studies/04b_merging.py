@@ -150,8 +150,15 @@ scaled = results_of("scaled", lambda: tuned_scaling.run(model, target, seed=seed
 figure = scaled.plot()
 
 # %%
-print("alpha chosen on validation:", scaled.tables["grid"].query("chosen").set_index("family").alpha.to_dict())
-scaled.tables["differences"].query("measure in ['target', 'control', 'score']").round(3)
+alphas = scaled.tables["grid"].query("chosen").set_index("family").alpha
+print("alpha chosen on validation:", alphas.to_dict())
+tuned_itself = [family for family in ("reversed", "wise_ft") if alphas.get(family) == 1]
+if tuned_itself:
+    print(
+        f"alpha = 1 is the tuned model itself: no row of its own for {' and '.join(tuned_itself)}; read the row tuned"
+    )
+shown = scaled.tables["differences"].query("measure in ['target', 'control', 'score'] and other not in @tuned_itself")
+lab.statistics.rounded(shown)
 
 # %% [markdown]
 # **Things to notice**
@@ -207,9 +214,10 @@ merged = results_of("merged", lambda: merging.run(seed=seed, **({"splits": 2} if
 figure = merged.plot()
 
 # %%
-merged.summary.query("metric == 'normalised' or part == 'single' and metric == 'objective'")[
-    ["part", "family", "first", "second", "estimate", "low", "high", "p_holm", "verdict"]
-].round(3)
+columns = ["part", "family", "first", "second", "estimate", "low", "high", "p_holm", "verdict"]
+lab.statistics.rounded(
+    merged.summary.query("metric == 'normalised' or part == 'single' and metric == 'objective'")[columns]
+)
 
 # %% [markdown]
 # **Things to notice**
@@ -362,9 +370,8 @@ _ = figure.suptitle(
 
 # %%
 against_words = pd.concat(one.summary.assign(pair=name) for name, one in apart.items())
-against_words.query("condition == 'mapped' and metric == 'kl'").round(3)[
-    ["pair", "source_depth", "target_depth", "mean", "r2", "difference", "difference_low", "difference_high", "p_holm"]
-]
+columns = "pair source_depth target_depth mean r2 difference difference_low difference_high p_holm".split()
+lab.statistics.rounded(against_words.query("condition == 'mapped' and metric == 'kl'")[columns])
 
 # %% [markdown]
 # *difference*: KL of the mapped states minus KL of Y's mapped embedding. Below 0, with an interval that stays there, the map carries more than
@@ -384,7 +391,7 @@ both = results_of("ensemble", lambda: ensemble.run(model, target, shifted, seed=
 figure = both.plot()
 
 # %%
-both.tables["differences"].round(3)
+lab.statistics.rounded(both.tables["differences"])
 
 # %% [markdown]
 # **Things to notice.** *random weights* is the null for the large model, *small model alone* and *bag of words* for the words. An ensemble

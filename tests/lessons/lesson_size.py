@@ -12,6 +12,7 @@ from typing import Any
 import jupytext
 
 LESSONS = sorted((Path(__file__).resolve().parents[2] / "notebooks" / "lessons").glob("*.py"))
+ENGINE = r"\b(collect_states|sweep|skip|rewritten|replicas|probe_depths|fit_batched)\(|\.run\("
 MOST = {"words": 700, "figures": 6, "exercises": 6, "lines a piece": 15}
 
 
@@ -34,12 +35,11 @@ def measure(path: Path) -> dict[str, Any]:
     source = "\n".join(cell.source for cell in code)
     asked = [cell.source for cell in cells if re.search(r"^### Exercise \d", cell.source, re.MULTILINE)]
     solved = [re.search(r"```python\n(.*?)```", cell.source, re.DOTALL) for cell in cells if "solution" in tags(cell)]
-    hooks = [i for i, cell in enumerate(code) if "fwd_hooks" in cell.source]
-    engine = [
-        i
-        for i, cell in enumerate(code)
-        if re.search(r"\b(collect_states|sweep|skip\(|replicas\.|probe_depths|fit_batched)", cell.source)
-    ]
+    written = [
+        cell.source for cell in cells if cell.cell_type == "code" or "solution" in tags(cell)
+    ]  # by the participant, too
+    hooks = [i for i, text in enumerate(written) if "fwd_hooks" in text]
+    engine = [i for i, text in enumerate(written) if re.search(ENGINE, text)]
     return {
         "words": len(re.findall(r"\w[\w'’-]*", prose(cells))),
         "figures": len(re.findall(r"\.then\(|^figure = ", source, re.MULTILINE)),
