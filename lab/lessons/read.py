@@ -117,7 +117,9 @@ def believed(model: TransformerBridge, known: Reading, texts: Sequence[str]) -> 
     labels = np.append(table.label.to_numpy(), [0] * len(texts))  # of the texts: not looked at
     values = scaled(np.concatenate([known.states, own]), train)
     with threadpool_limits(1):  # for small fits one core is faster than two
-        fits = [probes.fit_reference(values[:, d], labels, train, max_iter=1000) for d in range(values.shape[1])]
+        fits = [
+            probes.fit_reference(values[:, d], labels, train, max_iter=1000, tol=1e-5) for d in range(values.shape[1])
+        ]
     return np.stack(fits, 1)[-len(texts) :]
 
 
