@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import ipywidgets as ipw
 import matplotlib.pyplot as plt
@@ -283,6 +282,6 @@ class Read(ipw.VBox):
         self.read()
 
 
-def read(model: TransformerBridge, readings: Mapping[str, Any]) -> Read:
+def read(model: TransformerBridge, readings: Mapping[str, Reading]) -> Read:
     """The explorer for statements of one's own."""
     return Read(model, readings)
