@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import ipywidgets as ipw
 import matplotlib.pyplot as plt
@@ -34,7 +33,14 @@ KINDS = {  # data set: what it asks, its highest level of difficulty here, the n
     "reviews": ("a review's verdict", 2, ("bad", "good"), GREEN, "s"),
 }
 MOST = 4  # statements in one picture
-START = "The city of Lyon is in France.\nThe city of Lyon is in Peru."
+STARTS = {
+    "sentiment_words": ["The film was wonderful.", "The film was not wonderful.", "The film was not terrible."],
+    "cities": ["The city of Lyon is in France.", "The city of Lyon is in Peru."],
+    "reviews": [
+        "The first act was dull, but the rest of the play was thrilling.",
+        "The first act was thrilling, but the rest of the play was dull.",
+    ],
+}
 
 
 def easy(name: str, *, n: int = 240) -> pd.DataFrame:
@@ -110,7 +116,9 @@ def believed(model: TransformerBridge, known: Reading, texts: Sequence[str]) -> 
     labels = np.append(table.label.to_numpy(), [0] * len(texts))  # of the texts: not looked at
     values = scaled(np.concatenate([known.states, own]), train)
     with threadpool_limits(1):  # for small fits one core is faster than two
-        fits = [probes.fit_reference(values[:, d], labels, train, max_iter=1000) for d in range(values.shape[1])]
+        fits = [
+            probes.fit_reference(values[:, d], labels, train, max_iter=1000, tol=1e-5) for d in range(values.shape[1])
+        ]
     return np.stack(fits, 1)[-len(texts) :]
 
 
@@ -190,14 +198,16 @@ def surest(known: Reading, depth: int, *, right: bool, k: int = 5) -> pd.DataFra
 class Read(ipw.VBox):
     """Type statements and see at which depth a probe believes what; browse those that it is sure of and wrong."""
 
-    def __init__(self, model: TransformerBridge, readings: Mapping[str, Reading], texts: str = START) -> None:
+    def __init__(self, model: TransformerBridge, readings: Mapping[str, Reading]) -> None:
         self.model, self.readings = model, readings
         kinds = [(KINDS[name][0], name) for name in readings]
         self.kind = ipw.Dropdown(options=kinds, description="probe for", **wide(300, 80))
         if "cities" in readings:
             self.kind.value = "cities"
         self.measure = ipw.Dropdown(options=["log-odds", "probability"], description="show", **wide(220, 50))
-        self.texts = ipw.Textarea(texts, rows=MOST, description="statements", **wide(640, 80))
+        self.texts = ipw.Textarea(
+            "\n".join(STARTS[self.kind.value]), rows=MOST, description="statements", **wide(640, 80)
+        )
         self.go, self.trouble, self.picture = button("Read"), ipw.Output(), image(880)
         self.said, self.table = ipw.HTML(), ipw.HTML()
         depths = next(iter(readings.values())).states.shape[1]
@@ -237,6 +247,7 @@ class Read(ipw.VBox):
 
     def changed(self) -> None:
         """Another data set: its probes, its statements."""
+        self.texts.value = "\n".join(STARTS[self.kind.value])
         self.browse()
         self.read()
 
@@ -271,6 +282,6 @@ class Read(ipw.VBox):
         self.read()
 
 
-def read(model: TransformerBridge, readings: Mapping[str, Any]) -> Read:
+def read(model: TransformerBridge, readings: Mapping[str, Reading]) -> Read:
     """The explorer for statements of one's own."""
     return Read(model, readings)

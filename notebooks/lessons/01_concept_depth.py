@@ -372,13 +372,14 @@ lines = {"true labels, unseen texts": true[0], "shuffled labels, unseen texts": 
          "true labels, training texts": true[1], "shuffled labels, training texts": nonsense[1]}  # fmt: skip
 orange = (lab.figures.ORANGE, "^", "-")
 looks = [blue, orange, (*blue[:2], "--"), (*orange[:2], "--")]
-guess.then(lambda: read.curves(lines, looks, title))
+guess.then(lambda: read.curves(lines, looks, title, low=0.2))
 
 # %% [markdown]
 # <details><summary>Why each answer was tempting</summary>
 #
 # *One half on both*: nonsense cannot be understood. But it can be learnt by heart, as the dashed line shows. *More on both*:
-# that would mean that the texts leak. Only the score on unseen groups tells.
+# that would mean that the texts leak. Only the score on unseen groups tells. At small depths nonsense is even learnt better
+# than the truth: within a group, the words of true and false statements are the same, so words cannot tell them apart.
 # </details>
 #
 # ### Exercise 6: what follows?
@@ -427,8 +428,9 @@ except ValueError as error:
 # %% [markdown]
 # ## Play
 #
-# In pairs. Move the depth, and read what the probe is **sure of and wrong** about. Then type your own. Find a true
-# statement that no depth believes. Try *The capital of France is Berlin.*, or *The film was not terrible.* for the feeling.
+# In pairs. Probe for *a word's feeling*: from which depth on does "not" count? Then move the depth slider, and read what
+# the probe is **sure of and wrong** about. Type your own, such as *The capital of France is Berlin.* for the fact. Find a true
+# statement that no depth believes. (The examples that stand there were chosen because they work.)
 
 # %%
 read.read(model, readings)

@@ -246,7 +246,7 @@ def test_the_surest(small) -> None:
 def test_the_explorer(smollm2, small) -> None:
     explorer = read.read(smollm2, {"cities": small})
     first = bytes(explorer.picture.value)
-    assert first.startswith(b"\x89PNG") and explorer.asked == read.START.splitlines()
+    assert first.startswith(b"\x89PNG") and explorer.asked == read.STARTS["cities"]
     true, false = explorer.odds[:, 15]
     assert true > 0 > false
     explorer.measure.value = "probability"
