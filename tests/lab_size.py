@@ -15,7 +15,7 @@ BUDGET = {
     "longest function": 105,
     "deepest nesting": 5,
     "all": 18950,
-    "lessons": 2550,
+    "lessons": 2650,
 }
 NESTS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.FunctionDef, ast.ClassDef)
 

@@ -1,6 +1,7 @@
 """What all lessons have in common: predictions, checks, summary; and their size."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import lesson_size
@@ -78,6 +79,26 @@ def test_checks_say_what_is_wrong_and_go_on(capsys: pytest.CaptureFixture) -> No
     table = lessons.summary()
     assert table.answer.tolist() == ["one", "no answer", "right"] and table.tries.tolist()[-1] == 3
     assert "1 of 1 exercises right" in capsys.readouterr().out
+
+
+def test_the_kits_own_answer_is_nobodys(capsys: pytest.CaptureFixture) -> None:
+    lessons.start()
+    own = times(..., 3)
+    assert times(own, 3)(5) == 15 and "right" not in capsys.readouterr().out
+    assert lessons.summary().answer.tolist() == ["not answered"]
+
+
+def dotted(x: Callable[..., int]) -> int:
+    return x[..., 0]  # type: ignore[index]
+
+
+def half_done(x):
+    y = ...
+    return y
+
+
+def test_dots_that_are_python_are_an_answer() -> None:
+    assert not lessons.unanswered(dotted) and lessons.unanswered(half_done)
 
 
 @pytest.mark.parametrize("options", ["yes", ["yes"], []])
