@@ -10,12 +10,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 install_import_hook("lab", "beartype.beartype")  # before anything imports lab
 
 import functools  # noqa: E402
+import linecache  # noqa: E402
 import re  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import jaxtyping  # noqa: E402
+import jupytext  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors  # noqa: E402
@@ -140,3 +142,36 @@ def _config(family: str) -> PreTrainedConfig:
     if family == "qwen3":
         return Qwen3Config(**shared)
     return {"gemma2": Gemma2Config, "gemma3": Gemma3TextConfig}[family](**shared, sliding_window=16)
+
+
+# --- the lessons: solutions as they stand in their folded cells --------------------------------------------------------
+
+LESSONS = Path(__file__).resolve().parents[1] / "notebooks" / "lessons"
+
+
+@pytest.fixture(scope="session")
+def solution() -> Callable[..., Any]:
+    """`solution(lesson, name, **globals)`: what the folded solution of the exercise `name` defines, as the participant would."""
+
+    def found(lesson: str, name: str, **given: Any) -> Any:
+        path = next(LESSONS.glob(f"{lesson}*.py"))
+        for cell in jupytext.read(path).cells:
+            if "solution" not in cell.metadata.get("tags", []):
+                continue
+            if code := re.search(r"```python\n(.*?)```", cell.source, re.DOTALL):
+                if re.search(rf"^(def {name}\b|{name} *=)", code[1], re.MULTILINE):
+                    return written(code[1], **given)[name]
+            elif said := re.search(rf"`{name} = (.*?)`", cell.source):
+                return eval(said[1], dict(given))
+        raise KeyError(f"{path.name} has no solution of {name}")
+
+    return found
+
+
+def written(code: str, **given: Any) -> dict[str, Any]:
+    """Names that a cell defines; its source can be looked up, as in a notebook."""
+    file = f"<ipython-cell-{abs(hash(code))}>"
+    linecache.cache[file] = (len(code), None, code.splitlines(keepends=True), file)
+    names: dict[str, Any] = dict(given)
+    exec(compile(code, file, "exec"), names)
+    return names

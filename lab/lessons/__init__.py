@@ -134,9 +134,9 @@ def unanswered(answer: Any) -> bool:
         source = ast.parse(textwrap.dedent(inspect.getsource(answer)))
     except (OSError, SyntaxError):  # no source to read, as of a function made by `exec`
         return False
-    statements = (ast.Expr, ast.Assign, ast.Return)  # not the dots of state[..., 0] or of an annotation
-    values = [node.value for node in ast.walk(source) if isinstance(node, statements)]
-    return any(isinstance(value, ast.Constant) and value.value is ... for value in values)
+    nodes = list(ast.walk(source))  # the dots of state[..., 0] and of Callable[..., int] are Python
+    index = {id(part) for node in nodes if isinstance(node, ast.Subscript) for part in ast.walk(node.slice)}
+    return any(isinstance(node, ast.Constant) and node.value is ... and id(node) not in index for node in nodes)
 
 
 def _as_own(answer: Any) -> Any:

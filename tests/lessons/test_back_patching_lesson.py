@@ -77,6 +77,7 @@ def test_a_skeleton_is_no_answer_and_the_solution_is_right(name: str, says: Any,
 @pytest.mark.parametrize("name", NAMES)
 def test_what_the_lesson_goes_on_with_is_itself_right(name: str, says: Any, smollm2: TransformerBridge) -> None:
     own = getattr(check, name)(..., *(() if name in ("random_like", "carried") else (smollm2,)))
+    own = (lambda *given, own=own: own(*given)) if callable(own) else str(own)  # without its mark as the kit's
     assert says(name, own) == f"{name}: right."
 
 
