@@ -44,6 +44,7 @@ def start(*, class_mode: bool = False) -> None:
     class_mode: True lets a figure wait until its prediction is made. Without a front end, nothing ever waits.
     """
     global _log
+    pd.set_option("display.max_colwidth", 160)  # questions are read whole
     _log = _Log(class_mode=class_mode and get_ipython() is not None)
 
 
@@ -112,7 +113,8 @@ def exercise(own: Callable[..., Any]) -> Callable[[Callable[..., str | None]], C
                 wrong = judge(answer, *context)
             except Exception as error:  # of the participant's code: it is read as part of the message
                 wrong = _stopped(error)
-            known["state"] = "not yet" if wrong else "right"
+            if known["state"] != "right":  # who tries on after a right answer loses nothing
+                known["state"] = "not yet" if wrong else "right"
             if not wrong:
                 print(f"{name}: right.")
                 return answer
@@ -164,10 +166,10 @@ def _stopped(error: Exception) -> str:
 
 def summary() -> pd.DataFrame:
     """What you predicted, and how the exercises went."""
-    rows = [("prediction", one.question, one.answer or "no answer", None) for one in _log.predictions]
+    rows = [("prediction", one.question, one.answer or "no answer", "") for one in _log.predictions]
     rows += [("exercise", name, one["state"], one["tries"]) for name, one in _log.exercises.items()]
     done = sum(one["state"] == "right" for one in _log.exercises.values())
     print(
         f"{done} of {len(_log.exercises)} exercises right, {(time.monotonic() - _log.begun) / 60:.0f} minutes since the start."
     )
-    return pd.DataFrame(rows, columns=["what", "about", "answer", "tries"]).astype({"tries": "Int64"})
+    return pd.DataFrame(rows, columns=["what", "about", "answer", "tries"])

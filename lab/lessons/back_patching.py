@@ -41,9 +41,7 @@ def put(answer: Any, model: TransformerBridge) -> str | None:
         return f"put must return the inner function; it returned {hook!r}. End it with “return hook_fn”."
     new = hook(state, SimpleNamespace(name="blocks.0.hook_out"))
     if new is None:
-        return (
-            "Your hook returns nothing, so the model goes on with the state it had. End the hook with “return state”."
-        )
+        return "Your hook returns nothing. It must return the state to go on with: end it with “return state”."
     if not isinstance(new, torch.Tensor) or new.shape != state.shape:
         shape = tuple(new.shape) if isinstance(new, torch.Tensor) else type(new).__name__
         return f"A hook must return the whole state, [1, position, d_model]: here (1, 4, 6). Yours returned {shape}."
@@ -90,7 +88,11 @@ def patched(answer: Any, model: TransformerBridge) -> str | None:
             "off at the last position: [0, -1]."
         )
     if torch.allclose(found, wanted, atol=1e-3):
-        return None
+        other = target + 1
+        again = answer(ids, at, other, vector)
+        if torch.allclose(again, _own_patched(model)(ids, at, other, vector), atol=1e-3):
+            return None
+        return f"Right for target {target}, not for {other}. The place's name must hold it: f“blocks.{{target}}. ...”."
     with torch.no_grad():
         plain = model(ids)[0]
     if torch.allclose(found, plain[0], atol=1e-3):
@@ -99,14 +101,21 @@ def patched(answer: Any, model: TransformerBridge) -> str | None:
         return (
             "This is what the model says without a patch. Does it run inside the “with”, and is put(...) in the list?"
         )
-    if torch.allclose(found, _own_patched(model, "resid_pre")(ids, at, target, vector), atol=1e-3):
-        return (
-            "Off by one layer: hook_resid_pre is what a layer reads. To put the vector after the target layer, take "
-            "hook_resid_post."
-        )
+    for other in range(model.cfg.n_layers):
+        if torch.allclose(found, _own_patched(model, "resid_pre")(ids, at, other, vector), atol=1e-3):
+            return (
+                f"For target {target} your vector stands before layer {other}. After the target layer is "
+                "“blocks.{target}.hook_resid_post”; hook_resid_pre is what a layer reads."
+            )
+    for place in range(ids.shape[1]):
+        if torch.allclose(found, _own_patched(model)(ids, place, target, vector), atol=1e-3):
+            return f"Asked for position {at} your vector stands at position {place}: put(position, vector)."
     if abs(float(found.sum()) - 1) < 1e-3:
         return "These are probabilities. Return the logits as they are, without softmax."
-    return f"The logits are off by up to {float((found - wanted).abs().max()):.2g}. Position, layer, vector: in this order."
+    gap = float((found - wanted).abs().max())
+    return (
+        f"The logits are off by up to {gap:.2g}. Is it put(position, vector), after the target layer, read at [0, -1]?"
+    )
 
 
 def _own_rank_map(model: TransformerBridge) -> Callable[..., torch.Tensor]:
@@ -165,7 +174,13 @@ def _alike(found: torch.Tensor, wanted: torch.Tensor) -> bool:
 
 
 def _shape(found: Any) -> str:
-    return f"the shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else repr(found)
+    return (
+        f"the shape {tuple(found.shape)}"
+        if isinstance(found, torch.Tensor)
+        else "None"
+        if found is None
+        else f"a {type(found).__name__}"
+    )
 
 
 @exercise(lambda: patch.random_vectors)
@@ -182,6 +197,10 @@ def random_like(answer: Any) -> str | None:
     unit = torch.nn.functional.normalize(found, dim=-1)
     if ((unit * torch.nn.functional.normalize(vectors, dim=-1)).sum(-1).abs() > 0.5).any():
         return "Your vectors still point where the old ones did. A control must not carry the direction: draw it anew."
+    if torch.allclose(found.sort(-1).values, vectors.sort(-1).values):
+        return (
+            "You mixed the state's own numbers. Draw new ones, with torch.randn, so that nothing of the state is left."
+        )
     if (unit @ torch.nn.functional.normalize(torch.ones(600), dim=0) > 0.5).all():
         return "All your numbers are positive, so all vectors point into one corner. torch.randn gives both signs."
     if (unit @ unit.T - torch.eye(4)).abs().max() > 0.5:

@@ -115,6 +115,8 @@ def probe(answer: Any) -> str | None:
         return None
     if set(np.unique(found).tolist()) <= {0, 1}:
         return "These are labels, 0 or 1. Log-odds also say how sure the probe is: .decision_function(states)."
+    if _close(found, 1 / (1 + np.exp(-wanted)), 0.02):
+        return "These are probabilities. Give the log-odds: .decision_function(states)."
     everything = np.ones_like(train)
     if _close(found, _fit(states, labels, everything), 0.02):
         return "Your probe was fitted on all texts, those of the test too. It must not see them: states[train], labels[train]."
@@ -155,10 +157,15 @@ def by_group(answer: Any, groups: np.ndarray, labels: np.ndarray) -> str | None:
         return "The same seed gave two different splits. Use np.random.default_rng(seed)."
     if (first == other).all():
         return "Seeds 0 and 1 gave the same split. Does the drawing use the seed?"
-    if abs(1 - first.mean() - TEST) < 0.05:
-        return f"{first.mean():.0%} of the texts are True. True means test, 40 %: is it the wrong way round?"
-    if abs(first.mean() - TEST) > 0.1:
-        return f"{first.mean():.0%} of the texts are in the test; take 40 % of the groups."
+    names = np.unique(groups)
+    share = len(np.unique(groups[first])) / len(names)
+    if abs(1 - share - TEST) < 0.05:
+        return f"{share:.0%} of the groups are True. True means test, 40 %: is it the wrong way round?"
+    if abs(share - TEST) * len(names) > 1.5:
+        return (
+            f"{share:.0%} of the groups are in the test; take 40 % of the names, each once: rng.permutation(np.unique(groups)), "
+            "and the first of them. (rng.choice may draw a name twice, unless replace=False.)"
+        )
     return None
 
 

@@ -145,7 +145,9 @@ def curves(
         for (name, values), (color, marker, style) in zip(lines.items(), looks, strict=True):
             mean, lower, upper = corrected_interval(values, TEST)
             if style == "-":
-                ax.fill_between(range(values.shape[1]), lower, upper, color=color, alpha=0.12, lw=0)
+                ax.fill_between(
+                    range(values.shape[1]), np.clip(lower, 0, 1), np.clip(upper, 0, 1), color=color, alpha=0.12, lw=0
+                )
             ax.plot(mean, style, marker=marker, color=color, label=name, markersize=5)
         ax.axhline(0.5, color="k", lw=1)
         ax.text(1.005, 0.5, "guess", transform=ax.get_yaxis_transform(), va="center", fontsize=12)

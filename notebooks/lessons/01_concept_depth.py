@@ -66,7 +66,7 @@ guess.then(lambda: read.three(readings))
 
 # %%
 for name, found in readings.items():
-    print(f"{read.KINDS[name][0]:20} half way up at depth {found.half_way}")
+    print(f"{read.KINDS[name][0]:20} half way from one half to its top at depth {found.half_way}")
 
 # %% [markdown]
 # These are the **easy** statements of each kind, chosen so that a small model shows something. You will now
@@ -76,7 +76,8 @@ for name, found in readings.items():
 # ## Step 1: the states of many texts
 #
 # A batch is a table of tokens. Shorter texts are filled up on the right. No token looks to its right, so the
-# filling changes nothing; but in the last column most texts have only filling.
+# filling changes nothing; but in the last column most texts have only filling. `table[[0, 1, 2], [4, 6, 5]]` takes one entry from
+# each row.
 #
 # ### Exercise 1: the last token's state
 #
@@ -226,7 +227,7 @@ guess
 # %%
 random_split, _ = accuracy(states, labels, at_random)
 blue, grey = (lab.figures.BLUE, "o", "-"), (lab.figures.GREY, "s", "-")
-title = "Is the statement about a city true? (band: 95 % interval over six splits)"
+title = "Is the statement about a city true? (bands of solid lines: 95 %, six splits)"
 guess.then(lambda: read.curves({"split at random": random_split}, [blue], title, mark=7, low=0))
 
 # %%
@@ -242,10 +243,10 @@ table[groups == groups[0]][["text", "label"]]
 #
 # ### Exercise 3: worse than guessing
 #
-# ●●○ difficulty, ●●● importance, 4 minutes, question. The table shows a **group**: two cities, two
-# countries. Suppose the first statement is in the test, the other three in training. Why does the probe fail?
+# ●●○ difficulty, ●●● importance, 4 minutes, question. The table shows a **group**: two cities with two
+# countries, two true and two false. Suppose the first statement is in the test, the other three in training. Why does the probe fail?
 #
-# (a) The model believes the opposite at depth 7. (b) The probe has learnt by heart which words were false, and the twins
+# (a) The model believes the opposite at depth 7. (b) The probe has learnt by heart which words were false, and the partners
 # that share words have the opposite label. (c) By chance: six splits are few.
 
 # %% tags=["exercise"]
@@ -257,11 +258,11 @@ why_below = check.why_below(why_below)
 # %% [markdown] tags=["solution"]
 # <details><summary>Solution</summary>
 #
-# `why_below = "b"`. Of the three twins, two share a name with the test statement, and both have the other label.
+# `why_below = "b"`. Of its three partners, two share a name with the test statement, and both have the other label.
 # </details>
 
 # %% [markdown]
-# ### Exercise 4: keep twins together
+# ### Exercise 4: keep partners together
 #
 # ●●○ difficulty, ●●● importance, 5 minutes, code. [Split](../glossary.md#group-split) so that every group is on one side.
 
@@ -295,7 +296,7 @@ by_group = check.by_group(by_group, groups, labels)
 # %% tags=["prediction"]
 guess = lessons.predict(
     "A model with random weights knows no city. What does a probe of its states reach when we split AT RANDOM?",
-    ["One half at every depth", "Less than one half at every depth", "Like the trained model: low, then high"],
+    ["One half at every depth", "Less than one half, from depth 1 on", "Like the trained model: low, then high"],
 )
 guess
 
@@ -384,10 +385,10 @@ guess.then(lambda: read.curves(lines, looks, title, low=0.2))
 #
 # ### Exercise 6: what follows?
 #
-# ●●○ difficulty, ●●● importance, 3 minutes, question. At depth 15 the probe is right for about three of four unseen
-# statements. What follows?
+# ●●○ difficulty, ●●● importance, 3 minutes, question. At depth 15 the probe is right for most of the unseen statements.
+# What follows?
 #
-# (a) The model uses this when it chooses its next word. (b) The model knows three of four facts. (c) The states of true
+# (a) The model uses this when it chooses its next word. (b) The model knows most of the facts. (c) The states of true
 # and false statements differ in a way that also holds for other cities.
 
 # %% tags=["exercise"]
@@ -445,7 +446,7 @@ lessons.summary()
 # 2. Statements that belong together stay on one side. A score below one half is a message about the split.
 # 3. A curve needs its controls: random weights, and shuffled labels on unseen texts.
 #
-# **Exit question.** A colleague finds 0.28 at depth 7 and says: "here the model believes the opposite". What do you ask first?
+# **Exit question.** A colleague finds 0.28 at one depth and says: "here the model believes the opposite". What do you ask first?
 # Write two sentences.
 #
 # Next: [lesson 2](02_back_patching.py) changes states. All statements: the [study](../studies/01_concept_depth.py).

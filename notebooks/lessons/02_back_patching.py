@@ -37,13 +37,14 @@ queries = lab.datasets.load("two_hop").set_index("example")
 query = queries.loc["two_hop-1538"]
 n_layers = model.cfg.n_layers
 later, earlier = 19 * n_layers // 30, 6 * n_layers // 30  # 19 and 6 in a model of 30 layers
+print(query.text, "... e1 (the name):", query.e1, "| e2 (the bridge):", query.e2, "| e3 (the answer):", query.e3)
 figure = patch.opening(model, query, source=later, target=earlier)
 
 # %% [markdown]
 # This is a [two-hop query](../glossary.md#two-hop-query): which country (Italy), and what is its capital (Rome)? Asked one
 # by one, the model knows both. Asked at once, it says "a", and Rome is third.
 #
-# Perhaps "Italy" is found too late, above the layers that know its capital. So we take the
+# Perhaps "Italy" is found only in late layers, and those that know capitals come before. So we take the
 # [state](../glossary.md#state) after layer 19 and put it back after layer 6, a
 # [back-patch](../glossary.md#back-patching). Now it says Rome: 20 %, from 9 %. You will build this, and then try to prove it wrong.
 #
@@ -92,7 +93,7 @@ put = check.put(put, model)
 # %% [markdown]
 # ### Exercise 2: the next word
 #
-# ●○○ difficulty, ●●● importance, 5 minutes, code. `blocks.6.hook_resid_post` is what layer 6 gives to layer 7.
+# ●○○ difficulty, ●●● importance, 5 minutes, code. `blocks.{target}.hook_resid_post` is what a layer gives to the next one.
 
 # %%
 import torch
@@ -152,7 +153,7 @@ for source, target in ((later, earlier), (n_layers // 2, n_layers // 10), (n_lay
 # ### Exercise 3: the map
 #
 # ●●● difficulty, ●●● importance, 8 minutes, code. `vectors` has one vector per **depth**: `vectors[0]` stands before
-# layer 0. Go in steps, to save time.
+# layer 0. Targets 0, 3, 6, ...; for each, the sources 3, 6, ... layers later.
 
 
 # %% tags=["exercise"]
@@ -202,7 +203,8 @@ guess
 # %%
 vector = states[later + 1, t1]
 with torch.no_grad(), lab.interventions.patch(model, "resid_post", layer=earlier, value=vector, position=t1):
-    off = (patched(ids, t1, earlier, vector) - model(ids)[0, -1]).abs().max()
+    theirs = model(ids)[0, -1]
+off = (patched(ids, t1, earlier, vector) - theirs).abs().max()  # yours, outside of the kit's patch
 print("one patch, logits, largest difference:", float(off))
 assert off < 1e-3
 
@@ -390,7 +392,7 @@ figure = patch.maps(vesuvius, "Rome", "Mount Vesuvius, patched at t1")
 
 # %% [markdown]
 # Here random vectors do it as well. There are 219 queries whose two hops the model knows and whose whole it gets wrong. In a
-# long run, made once, we measured how many of their pairs say the answer:
+# long run, made once, we patched each at t1 and t2 (438 maps; controls at t2 for 110 of them). The share of pairs that say the answer:
 #
 # | | own later state | control | difference in points (95 %) |
 # |---|---|---|---|
@@ -398,13 +400,13 @@ figure = patch.maps(vesuvius, "Rome", "Mount Vesuvius, patched at t1")
 # | t2, 110 queries | 2.3 % | random vectors: 0.04 % | |
 # | t2, 110 queries | 2.3 % | same relations, other query: 2.2 % | -0.1 (-0.3 to 0.3) |
 #
-# At t1, random vectors have more hits in 47 queries, the own state in 39. Of all 438 maps, 52 had 15 hits or more, and 8 of
-# these at least three times the hits of every control, Berlusconi's among them, all at t1: a real effect, and not the rule.
+# Where the [interval](../glossary.md#interval) in brackets holds 0, own and control cannot be told apart. Only 8 of the 438 maps had many
+# hits and three times those of every control, Berlusconi's among them, all at t1: a real effect, and not the rule.
 
 # %% [markdown]
 # ## Play
 #
-# In pairs: take one query, both places, and some random vectors. Write your counts on the board: what does the class find?
+# In pairs: take one query, both places, some random vectors. Write your counts on the board.
 # Then put Berlusconi's state into Maathai's query ("a query of your own") and ask for Rome.
 
 # %%
@@ -416,7 +418,7 @@ lessons.summary()
 # %% [markdown]
 # **Key points**
 #
-# 1. "Some pair works" is the best of 435 tries. Chance has as many.
+# 1. "Some pair works" is the best of 435 tries. Give a control as many.
 # 2. A random vector asks: was it a shock? Another query's state asks: was it *this* content?
 # 3. A showcase shows that something can happen. Only a count shows how often.
 #

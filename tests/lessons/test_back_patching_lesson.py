@@ -115,10 +115,10 @@ def test_put_without_its_last_line(says: Any) -> None:
         ("[0, -1]", "", "read off at the last position"),
         ("[0, -1]", "[0, 0]", "after the FIRST token"),
         ("return model", "model", "Is there a “return”?"),
-        ("hook_resid_post", "hook_resid_pre", "Off by one layer"),
+        ("hook_resid_post", "hook_resid_pre", "your vector stands before layer"),
         ("[(name, put(position, vector))]", "[]", "without a patch"),
         ("[0, -1]", "[0, -1].softmax(-1)", "probabilities"),
-        ("put(position, vector)", "put(position - 1, vector)", "The logits are off"),
+        ("put(position, vector)", "put(position - 1, vector)", "your vector stands at position"),
     ],
 )
 def test_patched(old: str, new: str, message: str, says: Any, solved: dict[str, Any]) -> None:
@@ -167,6 +167,7 @@ def random(old: str, new: str) -> Any:
         ("randn(vectors.shape)", "rand(vectors.shape)", "positive"),
         ("randn(vectors.shape)", "randn(vectors.shape[-1:])", "point the same way"),
         ("torch.randn(vectors.shape)", "vectors * 2", "still point"),
+        ("torch.randn(vectors.shape)", "vectors[:, torch.randperm(vectors.shape[1])]", "own numbers"),
         ("noise.norm(dim=-1, keepdim=True)", "noise.norm()", "off by one factor"),
         ("vectors.norm(dim=-1, keepdim=True)", "vectors.norm()", "as long as the state"),
         ("return noise", "noise", "you gave None"),

@@ -124,7 +124,7 @@ SPLIT = {
     "Seeds 0 and 1 gave the same split": lambda groups, seed: drawn(groups, 0),
     "gave two different splits": lambda groups, seed: drawn(groups, None),
     "the wrong way round": lambda groups, seed: drawn(groups, seed, 0.6),
-    "take 40 % of the groups": lambda groups, seed: drawn(groups, seed, 0.2),
+    "take 40 % of the names": lambda groups, seed: drawn(groups, seed, 0.2),
 }
 
 
