@@ -56,7 +56,7 @@ def main() -> None:
     print(" steps  seconds    R2 by target depth        |y - f(x)| / |y|")
     theirs_s, theirs = recipe(x, y, train, test, len(options.targets), options)
     print(f"  ours {ours_s:8.2f}    {numbers(ours[0])}    {numbers(ours[1])}")
-    print(f"  mean                                       {numbers(fitted.columns['mean_only_relative_error'])}")
+    print(f"  mean                                       {numbers(fitted.columns['mean_only_relative_error'][0])}")
     print(f"Ours takes 1/{theirs_s / ours_s:.0f} of the time.")
     print(f"Ours minus theirs, worst target: error {max(ours[1] - theirs[1]):+.4f}, R2 {min(ours[0] - theirs[0]):+.4f}")
 
