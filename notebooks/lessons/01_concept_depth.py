@@ -16,7 +16,7 @@
 # | | |
 # |---|---|
 # | **Question** | A model reads "The city of Lyon is in Peru." After how many blocks can *we* read in its states that this is false? |
-# | **Time** | 20 minutes of class, 30 minutes of exercises |
+# | **Time** | 25 minutes of class, 35 minutes of exercises |
 # | **You will be able to** | collect the states of many texts with hooks; train a probe at each depth; tell a finding from a mistake of the split |
 # | **You need** | [lesson 0](00_watch_a_model_think.py): hooks, states, depth |
 
