@@ -7,6 +7,7 @@ returns what the lesson goes on with: the participant's answer where it is right
 import ast
 import functools
 import inspect
+import os
 import textwrap
 import time
 import traceback
@@ -41,11 +42,11 @@ _log = _Log()
 def start(*, class_mode: bool = False) -> None:
     """Begin a lesson: predictions and exercises are counted from here.
 
-    class_mode: True lets a figure wait until its prediction is made. Without a front end, nothing ever waits.
+    class_mode: True lets a figure wait until its prediction is made; in `python -m lab run`, where nobody answers, none waits.
     """
     global _log
     pd.set_option("display.max_colwidth", 160)  # questions are read whole
-    _log = _Log(class_mode=class_mode and get_ipython() is not None)
+    _log = _Log(class_mode=class_mode and get_ipython() is not None and "LAB_OUT" not in os.environ)
 
 
 class Prediction:

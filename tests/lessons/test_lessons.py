@@ -36,6 +36,11 @@ def test_in_class_mode_a_figure_waits_for_its_answer(
     monkeypatch.setattr(lessons, "get_ipython", object)
     shown: list = []
     monkeypatch.setattr(lessons, "display", shown.append)
+    monkeypatch.setenv("LAB_OUT", "out")  # a run without a browser: nobody could answer
+    lessons.start(class_mode=True)
+    lessons.predict("Who?", ["one", "other"]).then(drawn)
+    assert shown == []
+    monkeypatch.delenv("LAB_OUT")
     lessons.start(class_mode=True)
     asked = lessons.predict("Which?", ["one", "other"])
     calls: list[int] = []
