@@ -415,7 +415,7 @@ def _unit(values: np.ndarray, name: str) -> np.ndarray:
 def _curve(accuracy: np.ndarray) -> np.ndarray:
     accuracy = np.asarray(accuracy, float)
     if accuracy.ndim != 1 or len(accuracy) < 2:
-        raise ValueError(f"accuracy has shape {accuracy.shape}: pass one value a layer, for at least 2 layers")
+        raise ValueError(f"accuracy has shape {accuracy.shape}: pass one value per layer, for at least 2 layers")
     return _unit(_finite(accuracy, "accuracy"), "accuracy")
 
 

@@ -54,7 +54,7 @@ def erasure(
     """
     if mean is None:
         if not len(texts := require.listed("background", background, "texts")):
-            raise ValueError("give mean= (one state a depth), or background= (texts to take the mean over)")
+            raise ValueError("give mean= (one state per depth), or background= (texts to take the mean over)")
         mean = mean_state(model, texts)
     ids, at = joint(model, prompt, answer)
     run = clean_run(model, ids)

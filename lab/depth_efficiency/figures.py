@@ -174,7 +174,7 @@ def depth_scores(result: Any, *, insensitive: Sequence[str] = ()) -> Figure:
             some = slopes[(slopes.measure == measure) & (slopes.questions == "all") & (slopes.covariate == "none")]
             words = "later layers" if measure == "effect" else "output"
             for row in some.itertuples():
-                words += f": {row.slope:+.2f} layers a level [{row.low:+.2f}, {row.high:+.2f}]"
+                words += f": {row.slope:+.2f} layers per level [{row.low:+.2f}, {row.high:+.2f}]"
             words += "\n(insensitive: no rise in the control)" if failed else ""
             ax.set(xlabel="level (hops, steps, terms)", title=words)
             _whole_numbers(ax.xaxis)
@@ -257,12 +257,12 @@ def integrator(result: Any) -> Figure:
             d.plot(row.rise, y, "X" if control else "o", color=GREY if control else BLUE, ms=8)
         categories(d, list(means.program))
         d.set_xscale("symlog", linthresh=0.1)
-        d.set(title="rise of the loss, one layer changed", xlabel="nats a token, mean over layers (grey: controls)")
+        d.set(title="rise of the loss, one layer changed", xlabel="nats per token, mean over layers (grey: controls)")
         for ax in (a, b, c):
             _whole_numbers(ax.xaxis)
             ax.grid(alpha=0.25)
             ax.set_xlabel("layer l" if ax is c else "layer")
-        figure.suptitle(f"{about_of(result)}, loss {result.parameters['nll']:.2f} nats a token")
+        figure.suptitle(f"{about_of(result)}, loss {result.parameters['nll']:.2f} nats per token")
     return figure
 
 

@@ -46,8 +46,8 @@ PROGRAMS = {
 COLUMNS = {
     "example": "the text", "group": "texts that share a source", "program": "of `PROGRAMS`",
     "where": "a layer, a third of the layers, all; in the summary also the mean over single layers",
-    "layer": "the layer; -1 for several", "nll": "loss, nats a token",
-    "rise": "loss minus the unchanged model's on the same text, nats a token", "summary.rise": "mean over texts",
+    "layer": "the layer; -1 for several", "nll": "loss, nats per token",
+    "rise": "loss minus the unchanged model's on the same text, nats per token", "summary.rise": "mean over texts",
     "n": "texts", "low": "lower end of the interval over groups of texts", "high": "upper end",
     "weights": "trained, or random (the null)", "steps.n": "substeps, each of size 1/n",
     "error": "|x_n - x_finest| / |x_1 - x_0|, mean over tokens",
@@ -235,7 +235,7 @@ def _random_step(seed: int) -> Program:
 
 
 def _nll(model: TransformerBridge, ids: torch.Tensor, plan: dict[int, Program]) -> np.ndarray:
-    """Mean loss of each text, nats a token."""
+    """Mean loss of each text, nats per token."""
     with torch.inference_mode(), rewritten(model, plan):
         logits = model.original_model(input_ids=ids, use_cache=False).logits[:, :-1].float()
     chosen = torch.gather(logits, 2, ids[:, 1:, None])[..., 0]

@@ -30,7 +30,7 @@ COLUMNS = {
     "summary.score": "mean over prompts",
     "low": "lower end of the 95 % interval over groups", "high": "upper end", "n_groups": "groups of prompts",
     "questions": "all, those that are right, or those that are known",
-    "covariate": "what is held constant: tokens of the prompt, or none", "slope": "layers a level",
+    "covariate": "what is held constant: tokens of the prompt, or none", "slope": "layers per level",
 }  # fmt: skip
 
 

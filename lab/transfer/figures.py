@@ -16,6 +16,11 @@ FOUR = {  # curve: words, what is subtracted, colour, marker
     "recovery": ("recovery", "BnB+ - BnB", GREEN, "^"),
     "boost": ("boost", "AnB+ - BnB+", PURPLE, "D"),
 }
+OVER_N = {  # curve: words, colour, marker
+    "specificity": ("own half's blocks - other half's (BnB - AnB)", ORANGE, "s"),
+    "over_random": ("other half's blocks - random ones", GREEN, "X"),
+    "over_random_matched": ("other half's blocks - random ones of matched size", RED, "v"),
+}
 LEVELS: dict[str, tuple[str, str, Any, str]] = {  # treatment: words, colour, dash, marker
     "BnB": ("BnB: own half's blocks, frozen", BLUE, "-", "o"),
     "AnB": ("AnB: other half's blocks, frozen", ORANGE, (0, (5, 1.5)), "s"),
@@ -67,6 +72,25 @@ def transfer_curves(curves: Any, *, metric: str = "accuracy", title: str = "", n
         of_what = "accuracy" if metric == "accuracy" else "negative log-likelihood, sign turned"
         axes[0].set_ylabel(f"paired difference, {of_what}\n({unit})")
         figure.suptitle(title)
+    return figure
+
+
+def over_n_by_task(tasks: Mapping[str, Any], curves: Sequence[str]) -> Figure:
+    """Some of `statistics.curves` over n, a panel for each task (title: its curves), with their intervals; accuracy."""
+    if set(curves) - set(OVER_N):
+        raise ValueError(f"curves={list(curves)}: choose some of {', '.join(OVER_N)}")
+    with classroom():
+        figure, axes = plt.subplots(1, len(tasks), figsize=(9.0, 4.2), sharey=True, squeeze=False, layout="constrained")
+        for ax, (title, rows) in zip(axes[0], tasks.items(), strict=True):
+            for curve in curves:
+                words, color, marker = OVER_N[curve]
+                part = rows[(rows.metric == "accuracy") & (rows.curve == curve)]
+                _over_n(ax, part, color, marker, scale=100.0, label=words)
+            _zero(ax)
+            ax.set(title=title, xlabel="n: blocks copied (E: the embedding)")
+        axes[0, 0].set_ylabel("difference of accuracy\n(percentage points)")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles[: len(curves)], labels[: len(curves)], loc="outside lower center", ncol=2)
     return figure
 
 
@@ -227,12 +251,13 @@ def _bars(ax: Axes, x: Any, rows: Any, column: str, look: Sequence[Any], *, scal
     ax.errorbar(x, y, np.nan_to_num([y - low, high - y]), color=color, ls=dash, marker=marker, **options)
 
 
-def _over_n(ax: Axes, part: Any, color: str, marker: str, *, scale: float = 1.0) -> None:
+def _over_n(ax: Axes, part: Any, color: str, marker: str, *, scale: float = 1.0, label: str = "") -> None:
     """One curve with error bars; the embedding alone stands between 0 and 1 as E, not joined to the line."""
     blocks, lone = part[part.part != "embedding"].sort_values("n"), part[part.part == "embedding"]
     for rows, x, dash in ((blocks, blocks.n.to_numpy(float), "-"), (lone, np.full(len(lone), 0.5), "none")):
         if len(rows):
-            _bars(ax, x, rows, "estimate", (color, dash, marker), scale=scale, ms=8, capsize=3)
+            words = label if rows is blocks else ""
+            _bars(ax, x, rows, "estimate", (color, dash, marker), scale=scale, ms=8, capsize=3, label=words)
     ticks: Mapping[float, str] = {float(n): str(n) for n in sorted(set(blocks.n))} | ({0.5: "E"} if len(lone) else {})
     if ticks:
         ax.set_xticks(list(ticks), list(ticks.values()))

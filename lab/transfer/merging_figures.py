@@ -27,7 +27,7 @@ METHODS = {
     "concrete_draw": "... one draw of the mask",
     "concrete_shuffled": "... mask shuffled (control)",
     "by_block": "... one number a block (control)",
-    "by_task": "... one number a task (control)",
+    "by_task": "... one number per task (control)",
 }
 SCALINGS = {
     "untouched": "untouched model",

@@ -423,7 +423,8 @@ verdicts = [
     ("fewer bits change little", "8 bits: yes", f"{conditions[1]['bits']} bits: at most {bits.difference.abs().max():.2f}, "
      f"interval off zero at {off:.0%} of depths", "not comparable", "theirs: another 8-bit format, from full precision; ours: from 4 bits"),
 ]  # fmt: skip
-pd.DataFrame(verdicts, columns=["question", "published", "ours", "verdict", "why, or what to bear in mind"])
+columns = ["question", "published", "ours", "verdict", "why, or what to bear in mind"]
+results_of.judged(pd.DataFrame(verdicts, columns=columns))
 
 # %% [markdown]
 # With the published Cities file (it has no licence, so it does not come with the kit; `lab.datasets.load("published/cities")`

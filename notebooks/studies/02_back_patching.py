@@ -61,47 +61,44 @@ health
 # ## 1. One query, watched through the depth
 #
 # The **logit lens** asks each depth: if the model stopped here, what would it say? We follow the rank of two names at two
-# places: *t1*, the last token of the entity (Parthenon), and *t2*, the last token of the prompt. Rank 1 is what would be said.
+# places: *t1*, the last token of the entity (Baidu), and *t2*, the last token of the prompt. Rank 1 is what would be said. The query
+# is one that SmolLM2 gets right, whole and hop by hop.
 #
 # **What do you expect?** Which name comes up first, and where?
 #
-# - (a) The bridge (Greece) at t1, early; then the answer (Athens) at t2.
-# - (b) Both only in the last layers at t2, where words are chosen.
+# - (a) The bridge (China) at t1, early; then the answer (Beijing) at t2.
+# - (b) Both only in the last third of the layers at t2, where words are chosen.
 # - (c) The answer before its bridge.
 
 # %%
-prompt, e1, e2, e3 = (
-    "The capital of the country whose territory includes the Parthenon is",
-    "the Parthenon",
-    "Greece",
-    "Athens",
-)
+prompt, e1, e2, e3 = "The capital of the country of origin of the company Baidu is", "Baidu", "China", "Beijing"
 at = patching.places(model, prompt, e1)
 ranks = hop_stages.lens(model, prompt, at, {"e2": [e2], "e3": [e3]})
 figure = lab.back_patching.figures.lens_strip(ranks, n_layers=model.cfg.n_layers)
 
 # %%
 said = two_hop.greedy(
-    model, [prompt, "The country whose territory includes the Parthenon is", "The capital of Greece is"], progress=False
+    model, [prompt, "The country of origin of the company Baidu is", "The capital of China is"], progress=False
 )
 pd.DataFrame({"asked": ["both hops", "first hop", "second hop"], "said": said})
 
 # %%
-first = hop_stages.answer_first(ranks.assign(example="Parthenon", group="Greece")).iloc[0]
 lens_ranks = ranks.assign(rank=ranks["rank"] + 1, name=ranks.what.map({"e2": e2, "e3": e3}))
+top_ten = lens_ranks[lens_ranks["rank"] <= 10].groupby(["name", "position"]).depth.min()  # first depth in the top ten
 for (place, name), line in lens_ranks.groupby(["position", "name"], sort=False):
-    best = line.loc[line["rank"].idxmin()]
-    print(
-        f"{name} at {place}: best rank {best['rank']} at depth {best.depth}, rank {line['rank'].iloc[-1]} at the last depth"
-    )
-print("In the lens's top ten first:", e3 if first.answer_first else e2 if first.bridge_first else "neither")
-end = lens_ranks.query("position == 't2' and depth == depth.max()").set_index("name")["rank"]
-print("Nearer to being said after the last block, at t2:", end.idxmin())
+    best, since = line.loc[line["rank"].idxmin()], top_ten.get((name, place))
+    print(f"{name} at {place}: in the top ten {f'from depth {since} on' if since else 'at no depth'}; "
+          f"best rank {best['rank']} at depth {best.depth}, rank {line['rank'].iloc[-1]} at the last depth")  # fmt: skip
+never, third = model.cfg.n_layers + 1, 2 * model.cfg.n_layers / 3
+bridge, answered = top_ten.get((e2, "t2"), never), top_ten.get((e3, "t2"), never)
+seen = {"(a)": top_ten.get((e2, "t1"), never) < third, "(b)": min(bridge, answered) > third, "(c)": answered < bridge}
+print("what was seen fits", ", ".join(option for option, fits in seen.items() if fits) or "no option")
 
 # %% [markdown]
-# **Things to notice.** Read these lines beside (a) to (c). An answer that comes before its bridge, option (c), has been reported
+# **Things to notice.** Read these lines beside (a) to (c). With SmolLM2 it is (b): in the lens, both names come up at t2 after the last
+# block only, Beijing first and China third, although two hops need China on the way. An answer that comes before its bridge, option (c), has been reported
 # ("Layer-Order Inversion", [arXiv 2601.03542](https://arxiv.org/abs/2601.03542)); section 7 counts how often it happens here. A bridge that
-# the lens doesn't show may still be there: a lens reads with the last layer's eyes, and in section 6 we ask in another way. And
+# the lens doesn't show at t1 may still be there: a lens reads with the last layer's eyes, and in section 6 we ask in another way. And
 # one query is one query: the rest of this notebook counts.
 
 # %% [markdown]
@@ -261,7 +258,7 @@ assert check_pairs(len(patching.cells(model.cfg.n_layers)))
 # - **same relation**: the state of a query with the same two relations, another bridge entity and another answer.
 # - **forward**: the query's own *earlier* state put *later*. **identity**: the state itself, which must change nothing.
 #
-# As many tries is not as many *independent* ones: the own states are one a layer, put at different depths, while each random vector is
+# As many tries is not as many *independent* ones: the own states are one per layer, put at different depths, while each random vector is
 # new. That makes *random* a hard control for *success* (some pair works). So compare *hit_share* (the share of all pairs), too.
 #
 # **What do you expect** for *random*, of which the model can learn nothing about the query?
@@ -553,7 +550,7 @@ for row in oracle.query("condition in ['random', 'other', 'same_relation']").ite
     gap = (row.difference, row.diff_low, row.diff_high)
     rows.append((f"... at {row.position} more than by chance: {row.condition}", "no control", written(gap), judged(gap, row.n, 0),
                  f"own minus control; p = {row.p_holm:.2f} (Holm)"))  # fmt: skip
-pd.DataFrame(rows, columns=["claim", "published", "ours", "verdict", "bear in mind"])
+results_of.judged(pd.DataFrame(rows, columns=["claim", "published", "ours", "verdict", "bear in mind"]))
 
 # %%
 rows, published = [], {"e2": "yes, in early layers", "e3": "yes, in later layers"}
@@ -576,7 +573,7 @@ share = mean_of(order.answer_first.to_numpy(float), groups)
 gap = mean_of(order.answer_first.to_numpy(float) - order.bridge_first.to_numpy(float), groups)
 rows.append(("the answer is in the lens's top ten before the bridge", "reported by arXiv 2601.03542", f"{written(share, '{:.0%}')}; more often than after it: {written(gap)}",
              judged(gap, len(order), 0), "first tokens, at t1 or t2; a bridge may never come up"))  # fmt: skip
-pd.DataFrame(rows, columns=["claim", "published", "ours", "verdict", "bear in mind"])
+results_of.judged(pd.DataFrame(rows, columns=["claim", "published", "ours", "verdict", "bear in mind"]))
 
 # %% [markdown]
 # An interval is in brackets. Where the column *published* has no number, our source (abstract, text and code) gave none that could be compared with ours.

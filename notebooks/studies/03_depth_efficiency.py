@@ -93,19 +93,38 @@ print(f"layers after the gap: what they add changes by {after.min():.2f} to {aft
 # %% [markdown]
 # ## 2. What does each layer add?
 #
-# Two numbers a layer: how long is what it adds, relative to the stream, and in which direction does it point? With vectors small
-# enough for the head:
+# Two numbers for each layer: how long is what it adds, relative to the stream, and in which direction does it point? By hand, for one
+# layer: a hook reads what goes in, another what comes out.
 
 # %%
-stream, added = np.array([3.0, 4.0]), np.array([-0.6, 0.3])
-length = np.linalg.norm(added) / np.linalg.norm(stream)
-cosine = added @ stream / np.linalg.norm(added) / np.linalg.norm(stream)
-print(f"relative length {length:.2f}, cosine {cosine:.2f}: it {'erases' if cosine < 0 else 'strengthens'} a little")
+import torch
+
+layer, stream = n_layers // 2, {}
+
+
+def keep(name):
+    def hook_fn(state, hook):  # state: [text, position, d_model]
+        stream[name] = state[0, 1:]  # position 0 left out
+
+    return hook_fn
+
+
+hooks = [(f"blocks.{layer}.hook_resid_pre", keep("in")), (f"blocks.{layer}.hook_resid_post", keep("out"))]
+ids = lab.texts.tokenize(model, [text]).ids
+with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+    model(ids)
+added = stream["out"] - stream["in"]
+length = (added.norm(dim=-1) / stream["in"].norm(dim=-1)).mean()
+cosine = torch.cosine_similarity(added, stream["in"], dim=-1).mean()
+print(
+    f"layer {layer}: relative length {length:.2f}, cosine {cosine:+.2f}: it {'erases' if cosine < 0 else 'strengthens'} a little"
+)
 
 # %% [markdown]
-# Now all layers, on arithmetic word problems with their worked solutions (`data/word_problems.csv`). The same cell measures
-# what sections 3 to 5 need: each layer, each attention and each MLP is skipped in turn, also with four kinds of replacement, and once
-# more in a model with random weights.
+# The kit measures this for every layer, its attention and its MLP, with prompts and with intervals, on arithmetic word problems with
+# their worked solutions (`data/word_problems.csv`). One call, `depth_efficiency.run`, goes through a prompt once and keeps what this
+# section and the next three ask: `tables["contributions"]` (here), `table` and `tables["pairs"]` (3, skipping), `summary` and
+# `tables["against_null"]` (4) and `tables["lens"]` (5). `found.columns()` says what each column means.
 
 # %%
 settings = {
@@ -131,7 +150,45 @@ figure = figures.contributions(found)
 # %% [markdown]
 # ## 3. Skip each layer: who notices?
 #
-# Two questions that sound alike. **All tokens**: the layer is skipped everywhere; do later layers and the output change?
+# By hand, for one layer: one hook remembers what goes into it, another puts that in the place of what comes out. How much does the
+# contribution of each later layer change? (`|c - c'| / |c|`, mean over tokens; position 0 takes the layer as usual.)
+
+# %%
+passing, added = {}, {"whole": {}, "without": {}}
+
+
+def remember(state, hook):
+    passing["in"] = state
+
+
+def put_back(state, hook):
+    state = state.clone()
+    state[:, 1:] = passing["in"][:, 1:]
+    return state
+
+
+def add_to(run, other, sign):
+    def hook_fn(state, hook):
+        run[other] = run.get(other, 0) + sign * state[0, 1:]
+
+    return hook_fn
+
+
+skip = [(f"blocks.{layer}.hook_resid_pre", remember), (f"blocks.{layer}.hook_resid_post", put_back)]
+for name, change in (("whole", []), ("without", skip)):
+    reads = [(f"blocks.{other}.hook_resid_{place}", add_to(added[name], other, sign))
+             for other in range(layer + 1, n_layers) for place, sign in (("pre", -1), ("post", 1))]  # fmt: skip
+    with torch.no_grad(), model.hooks(fwd_hooks=change + reads):
+        model(ids)
+own = [float(((added["whole"][other] - added["without"][other]).norm(dim=-1) / added["whole"][other].norm(dim=-1)).mean())
+       for other in range(layer + 1, n_layers)]  # fmt: skip
+kit = depth_efficiency.without(model, text, [layer])["later"].change[layer + 1 :]
+print(f"layer {layer} left out: later contributions change by {min(own):.2f} to {max(own):.2f}; "
+      f"largest difference from the kit's number: {np.abs(kit - own).max():.1e}")  # fmt: skip
+assert np.allclose(kit, own, atol=1e-3)
+
+# %% [markdown]
+# The kit does so for each layer in turn. Two questions that sound alike. **All tokens**: the layer is skipped everywhere; do later layers and the output change?
 # **Later tokens only**: the layer is skipped *before* a cut and works as usual behind it; do tokens *behind the cut* notice? The second is
 # the paper's evidence that the second half does not compute anything that later words build on.
 #
@@ -330,7 +387,7 @@ figure = control.plot()
 slopes = control.tables["slopes"].query("questions == 'all' and covariate == 'none'").set_index("measure")
 sensitive = {m: bool(row.low > 0) for m, row in slopes.iterrows()}
 insensitive = [measure for measure, fine in sensitive.items() if not fine]
-for measure, fine in sensitive.items():
+for measure, fine in {} if quick else sensitive.items():
     print(
         f"{measure}: {'rises with k: the measure is sensitive' if fine else 'does NOT rise with k: insensitive here'}"
     )
@@ -361,10 +418,11 @@ figure = graded["sums"].plot(insensitive=insensitive)
 # %%
 table = pd.concat([r.tables["slopes"].assign(data=name) for name, r in graded.items()])
 table["control"] = table.measure.map({m: "sensitive" if fine else "insensitive" for m, fine in sensitive.items()})
-table[["data", "measure", "control", "questions", "covariate", "n", "n_groups", "slope", "low", "high"]].round(3)
+shown = ["data", "measure", "control", "questions", "covariate", "n", "n_groups", "slope", "low", "high"]
+results_of.judged(table[shown].round(3), "control")
 
 # %% [markdown]
-# Against random weights, the same prompts in both; *difference* is trained minus random, in layers a level:
+# Against random weights, the same prompts in both; *difference* is trained minus random, in layers per level:
 
 # %%
 beside = {name: statistics.slope_against(graded[name].table, null[name].table, seed=seed) for name in graded}
@@ -396,7 +454,7 @@ if slopes:
 # %% [markdown]
 # **Things to notice**
 #
-# - *slope* is layers a level. Beside the plain one stands one with the number of tokens held constant, where the two can be told apart. For
+# - *slope* is layers per level. Beside the plain one stands one with the number of tokens held constant, where the two can be told apart. For
 #   sums they cannot (every term is as long as the last), so there is none.
 # - *right* are questions whose answer's first token is what the model says next (for a calling code that is "+", so a weak "right");
 #   *known* (chains) those with every hop known when asked alone. A model of this size knows few chains of three hops: a slope
@@ -567,7 +625,7 @@ figure = steps.plot()
 # - In the last panel, grey are the controls. A program that raises the loss much less than *dropped* keeps much of what the layer does.
 
 # %% [markdown]
-# Rise of the loss in nats a token: one layer changed (mean over layers), and whole thirds of the model where these were run:
+# Rise of the loss in nats per token: one layer changed (mean over layers), and whole thirds of the model where these were run:
 
 # %%
 steps.summary.query("layer == -1")[["program", "where", "n", "rise", "low", "high"]].round(2)
@@ -602,7 +660,9 @@ figure = figures.layers_off(depth_efficiency.without(model, text, half))
 
 # %%
 ours = found.tables["claims"]
-ours[["claim", "rule", "estimate", "low", "high", "null", "null_low", "null_high", "verdict"]].round(2)
+results_of.judged(
+    ours[["claim", "rule", "estimate", "low", "high", "null", "null_low", "null_high", "verdict"]].round(2)
+)
 
 # %%
 ours[["claim", "n", "difference", "difference_low", "difference_high"]].round(2)
@@ -625,7 +685,7 @@ for statistic, ((low, high), reason) in definitions.items():
     rows.append((f"effective depth, {statistic}", f"{low} to {high} (arXiv 2512.14064)", row, said, reason))
 
 # %% [markdown]
-# The depth score counts as *flat* in the number of hops where its slope is surely within a quarter of a layer a hop, as *not flat* where it
+# The depth score counts as *flat* in the number of hops where its slope is surely within a quarter of a layer per hop, as *not flat* where it
 # is surely outside. And a diagonal of the linear maps counts where it is nearer than both rivals (the worse of the two gains decides).
 
 # %%
@@ -636,7 +696,7 @@ for row in graded["chains"].tables["slopes"].query("questions == 'all' and covar
     apart = beside["chains"].query("measure == @row.measure").iloc[0]
     reason = f"scored where the answer is predicted; minus random {apart.difference:+.2f} [{apart.low:+.2f}, {apart.high:+.2f}]"
     whole = pd.Series({"estimate": row.slope, "low": row.low, "high": row.high})
-    rows.append((f"layers a hop ({row.measure})", "flat (arXiv 2505.13898)", whole, said, reason))
+    rows.append((f"layers per hop ({row.measure})", "flat (arXiv 2505.13898)", whole, said, reason))
 for name, maps in tests.items():
     gains = maps.summary.set_index("statistic").loc[["gain_over_same_depth", "gain_over_saturates"]]
     if name == "to itself":
@@ -648,7 +708,7 @@ table = pd.DataFrame([
     {"number": number, "published": published, "ours": f"{row.estimate:.2f} [{row.low:.2f}, {row.high:.2f}]", "verdict": said,
      "beside it": reason} for number, published, row, said, reason in rows
 ])  # fmt: skip
-table
+results_of.judged(table)
 
 # %% [markdown]
 # Contrary findings to read beside this: Qwen 3 32B and OLMo 2 32B use all layers in the paper itself; scoring likelihoods hides what deep

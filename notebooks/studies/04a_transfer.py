@@ -270,7 +270,7 @@ def solution(table):
 assert check_n_star(solution)
 
 # %%
-digits.tables["n_star"]
+results_of.judged(digits.tables["n_star"], "n_star", "n_star_holm")
 
 # %% [markdown]
 # **Without the residual stream.** The paper's nets have none: a layer sees what the one below wrote, and nothing else. Here are nets of three
@@ -339,37 +339,35 @@ else:
 passing = {distance: statistics.passed(table).query("metric != 'train_loss'") for distance, table in sources.items()}
 found = {distance: statistics.curves(table) for distance, table in passing.items()}
 stars = {distance: statistics.n_star(table).query("metric == 'accuracy'") for distance, table in found.items()}
-figure = figures.transfer_curves(
-    found["near"], title="task S, near: chains and rules in both halves", n_star=float(stars["near"].n_star.iloc[0])
-)
-
-# %%
-figure = figures.transfer_curves(
-    found["far"], title="task S, far: chains against rules", n_star=float(stars["far"].n_star.iloc[0])
-)
-
-# %%
-wanted = ["co_adaptation", "specificity", "boost", "transfer_gain", "transfer_gain_over_base2", "more_training"]
-wanted += ["over_random", "over_random_matched"]
-shown = pd.concat(found.values()).query("metric == 'accuracy' and curve in @wanted and part != 'embedding'")
-points = [f"{100 * r.estimate:+.1f} [{100 * r.low:+.1f}, {100 * r.high:+.1f}]" for r in shown.itertuples()]
-shown.assign(points=points).pivot(index=["distance", "curve"], columns="n", values="points").fillna("")
 
 # %% [markdown]
-# **Things to notice** (in the numbers that come with the kit; percentage points, intervals over four splits, columns are n)
+# **First claim: no block is general, near or far.** *Specificity* is BnB - AnB: what own blocks are worth over those of the other half.
+
+# %%
+tasks = {"near": "near: chains and rules in both halves", "far": "far: chains against rules"}
+by_task = {tasks[distance]: found[distance] for distance in distances}
+figure = figures.over_n_by_task(by_task, ["specificity"])
+print(
+    "n*, the first n from which on specificity stays above 0:", {d: float(stars[d].n_star.iloc[0]) for d in distances}
+)
+
+# %% [markdown]
+# **Things to notice** (in the numbers that come with the kit; intervals over four splits). Near, it rises from 11 percentage points at n = 1 to 31 at
+# n = 4, far from 27 to 56, and no interval comes near 0: n\* is 1. Only the embedding alone (E) nearly is general. So the paper's general
+# first layers are not found here.
 #
-# - *Near*: specificity rises from +11 points at n = 1 to +31 at n = 4, and no interval comes near 0. So n\* is 1: no general first block
-#   here (the embedding alone, E, nearly is one: +1.5 near, +3.2 far). And no dip of co-adaptation: near, every estimate is within 1 point
-#   of 0, every interval within 3.
-# - *over_random* is AnB minus **random** blocks. Near, the first two blocks of another half are not shown to be worth more than random ones of
-#   ordinary size (-0.2 and +0.5 points; up to 3.7 is possible), but they are worth more than random ones whose updates are as large as
-#   the learnt ones' (*over_random_matched*: +5 and +9). Which random net is the null decides what one says.
-# - *Far*, they are worth **less** than random ones, by 17 to 27 points at n = 1 to 3 on average (13 to 30 when A to B and B to A are
-#   taken apart), and less than random ones of matched size, too: blocks tuned to one family lose what the other needs. At n = 4 the
-#   difference to ordinary random blocks is gone (-2.7, its interval holds 0). (*Far* has one partition only: its four splits draw new chains and motifs, not new halves.)
-# - *Boost* is negative: -2 to -3 points near, -5 to -6 far. Near, AnB+ does beat a fresh net, by 2 to 3 points (*transfer_gain*); but the
-#   base trained for as many steps again gains 5 (*more_training*). What looks like help from other features is less than more
-#   training gives. Far, AnB+ does not even beat a fresh net.
+# **Second claim: what another task's blocks are worth depends on the distance, and on which random net is the null.** The curves are AnB minus
+# random blocks, of ordinary size and of *matched* size (their updates as large as the learnt ones').
+
+# %%
+figure = figures.over_n_by_task(by_task, ["over_random_matched", "over_random"])
+
+# %% [markdown]
+# **Things to notice.** Near, the first two blocks of another half are not shown to be worth more than ordinary random ones, but more than
+# matched ones, by 5 and 9 points. Far, they are worth **less** than either at n = 1 to 3: blocks tuned to one family lose what the other
+# needs. (*Far* has one partition only: its four splits draw new chains and motifs, not new halves.)
+#
+# All other curves (*boost*: negative, near and far; no dip of co-adaptation, near) are rows of `found["near"]` and `found["far"]`.
 
 # %% [markdown]
 # ## 5. A language model's first n blocks
@@ -482,7 +480,7 @@ for claim, curve, paper, side, layer in (
         mean, low, high = 100 * row.estimate, 100 * row.low, 100 * row.high
         text = f"{mean:+.1f} [{low:+.1f}, {high:+.1f}] at n = {n} of {last[data]}"
         rows.append((claim, data, paper, text, statistics.verdict(side, low, high, margin=2.0)))
-pd.DataFrame(rows, columns=["claim", "ours on", "published", "ours", "verdict"])
+results_of.judged(pd.DataFrame(rows, columns=["claim", "ours on", "published", "ours", "verdict"]))
 
 # %% [markdown]
 # ## What this does and does not show

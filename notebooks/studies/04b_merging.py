@@ -215,9 +215,8 @@ figure = merged.plot()
 
 # %%
 columns = ["part", "family", "first", "second", "estimate", "low", "high", "p_holm", "verdict"]
-lab.statistics.rounded(
-    merged.summary.query("metric == 'normalised' or part == 'single' and metric == 'objective'")[columns]
-)
+shown = merged.summary.query("metric == 'normalised' or part == 'single' and metric == 'objective'")[columns]
+results_of.judged(lab.statistics.rounded(shown))
 
 # %% [markdown]
 # **Things to notice**
@@ -443,7 +442,7 @@ for claim, paper, table, place in (
     if paper == "not measured":
         said = {"agrees": "yes", "differs": "no, the opposite"}.get(said, said)
     rows.append((claim, paper, ours, said))
-pd.DataFrame(rows, columns=["claim", "published", "ours", "verdict"])
+results_of.judged(pd.DataFrame(rows, columns=["claim", "published", "ours", "verdict"]))
 
 # %% [markdown]
 # ## What this does and does not show

@@ -51,6 +51,13 @@ def test_what_is_made_is_read_without_computing(
     assert about["versions"]["torch"] and about["seconds"] >= 0 and about["date"][:2] == "20"
 
 
+def test_a_smoke_test_judges_nothing() -> None:
+    table = pd.DataFrame({"claim": ["late"], "verdict": ["agrees"], "n_star": [3]})
+    assert list(shipped.Results("01").judged(table)) == ["claim", "verdict", "n_star"]
+    assert list(shipped.Results("01", quick=True).judged(table)) == ["claim", "n_star"]
+    assert list(shipped.Results("01", quick=True).judged(table, "n_star", "verdict")) == ["claim"]
+
+
 def test_other_parameters_recompute_and_quick_compute(folder: Path, making: None) -> None:
     shipped.Results("01", recompute=True, seed=0)("cities", measured)
     for results in (

@@ -108,7 +108,7 @@ def test_thresholds_are_reached_exactly_and_zero_is_no_error():
     ("accuracy", "message"),
     [
         ([0.5], "at least 2 layers"),
-        ([[0.5, 0.6]], "one value a layer"),
+        ([[0.5, 0.6]], "one value per layer"),
         ([0.5, np.nan], "missing or infinite"),
         ([50.0, 60.0], "not percent"),
         ([-0.1, 0.5], "in \\[0, 1\\]"),

@@ -435,7 +435,7 @@ def test_erasure(tiny_model):
     assert deepest[~deepest.position.isin(at)].change.max() < 1e-5, "at depth L a position changes only itself"
     assert deepest[deepest.position.isin(at)].change.min() > 1e-3
     assert table[table.depth == 0].change.min() > 1e-4
-    with pytest.raises(ValueError, match="give mean= .one state a depth., or background="):
+    with pytest.raises(ValueError, match="give mean= .one state per depth., or background="):
         attributions.erasure(model, "Ana saw the", " sea")
     with pytest.raises(ValueError, match="the answer is empty"):
         attributions.erasure(model, "Ana", "  ", background=["a b"])

@@ -77,7 +77,7 @@ def test_scores_positions_and_layers_off(tiny_model):
         for k in (1, 2) for i in range(4)
     ])  # fmt: skip
     result = depth_efficiency.depth_scores(model, data, n_per_level=4, progress=False)
-    assert "layers a level" in words(result.plot()) and "insensitive" not in words(result.plot())
+    assert "layers per level" in words(result.plot()) and "insensitive" not in words(result.plot())
     assert words(result.plot(insensitive=["output"])).count("insensitive: no rise in the control") == 1
     table = attributions.erasure(model, "Ana saw the", " sea", background=list(TEXTS.text))
     figure = figures.positions_by_depth(table, value="change", index="depth")

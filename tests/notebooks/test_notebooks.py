@@ -92,8 +92,10 @@ def test_an_untouched_lesson_says_so_and_goes_on(ran: Runs, name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_a_study_with_small_settings(ran: Runs, name: str) -> None:
-    process, _ = ran(name, quick=True)
+    process, out = ran(name, quick=True)
     assert process.returncode == 0, process.stderr[-5000:]
+    page = (out / f"{name.split('/')[1]}.html").read_text(encoding="utf-8")
+    assert "<th>verdict</th>" not in page and "<th>n_star</th>" not in page  # nothing is judged
 
 
 @pytest.mark.slow

@@ -72,6 +72,17 @@ def test_published_curves_say_where_nothing_can_be_paired():
     np.testing.assert_allclose(drawn, [[1.67, 0.11], [0.97, 0.94]], atol=0.005)
 
 
+def test_curves_of_two_tasks_are_the_rows(digits):
+    curves = ["over_random_matched", "over_random"]
+    figure = figures.over_n_by_task({"one": digits.summary, "two": digits.summary.query("n == 2")}, curves)
+    for ax, summary in zip(figure.axes, (digits.summary, digits.summary.query("n == 2")), strict=True):
+        rows = summary.query("metric == 'accuracy' and curve in @curves")
+        assert len(rows) and heights(ax) == pytest.approx(sorted(100 * rows.estimate), abs=1e-9)
+    assert "random ones of matched size" in words(figure)
+    with pytest.raises(ValueError, match="choose some of specificity"):
+        figures.over_n_by_task({"one": digits.summary}, ["boost"])
+
+
 def test_levels_are_the_means(digits):
     (ax,) = figures.transfer_levels(digits, treatments=["AnB", "random"]).axes
     rows = digits.tables["levels"].query("metric == 'accuracy' and n == 2 and part == 'blocks'").set_index("treatment")
