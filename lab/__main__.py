@@ -3,7 +3,6 @@
 import argparse
 import ast
 import asyncio
-import base64
 import contextlib
 import datetime
 import math
@@ -17,13 +16,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lab import jupyterlab, run_folders
+from lab import jupyterlab, pages, run_folders
 from lab.cache import cache_folder
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 PACKAGE = Path(__file__).resolve().parent
+SITE = ["index", "glossary"]  # the pages of a run beside its notebooks
 KERNELSPEC = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
 
 
@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
             return run(options)
         if options.command == "results":
             return results(options)
+        if options.command == "clean":
+            return clean(options.names)
         return check(options.model, accept_license=options.accept_license)
     except (ValueError, OSError) as error:  # what a user can mend; anything else is ours and keeps its traceback
         print(f"error: {error}", file=sys.stderr)
@@ -57,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lab", description="How language models use their depth.")
     parser.add_argument("--version", action="version", version=f"depth-lab {version('depth-lab')}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="open | run | results | check")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="open | run | results | clean | check")
     folder: dict[str, Any] = {"type": Path, "metavar": "DIR", "help": "take the notebook scripts from this folder"}
 
     text = "build the notebooks and open JupyterLab, which gets all further arguments (--no-browser, --port=8890)"
@@ -82,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("what", choices=["list", "make"])
     command.add_argument("name", nargs="?", metavar="NAME", help="a study, such as 01_concept_depth; make needs one")
     command.add_argument("--out", type=Path, metavar="DIR", help="keep them here, not in data/results")
+
+    text = "list what the cache holds (models, data, finished parts of runs), with sizes and age; with names, free it"
+    command = commands.add_parser("clean", help=text, description=text)
+    command.add_argument(
+        "names", nargs="*", metavar="NAME", help="models, small_models, datasets, runs, or a name listed there"
+    )
 
     text = "load a model and hold it against plain Hugging Face; prints the health table"
     command = commands.add_parser("check", help=text, description=text)
@@ -127,6 +135,12 @@ def scripts(folder: Path | None) -> list[Path]:
     raise ValueError(f"no notebook scripts (*.py) in {' or '.join(map(str, folders))}")
 
 
+def glossary() -> Path:
+    """The kit's glossary (in a checkout, else as installed)."""
+    places = [folder / "glossary.md" for folder in (PACKAGE.parent / "notebooks", PACKAGE / "_notebooks")]
+    return next(place for place in places if place.exists())
+
+
 def group_of(script: Path, folder: Path | None) -> str:
     """The folder that a script is in, inside the folder of notebooks: lessons, studies, or "" where it is in none."""
     roots = [folder.resolve()] if folder is not None else [PACKAGE.parent / "notebooks", PACKAGE / "_notebooks"]
@@ -152,7 +166,7 @@ def build(script: Path) -> Path:
         kept = notebook.with_name(f"{script.stem}.{day}.ipynb")
         notebook.rename(kept)
         print(f"{notebook.name}: the script is newer; built again. The notebook of before is {kept.name}.")
-    _write(notebook, nbformat.writes(read(script)) + "\n")
+    pages.write_file(notebook, nbformat.writes(read(script)) + "\n")
     os.utime(notebook, (written, written))
     return notebook
 
@@ -179,24 +193,33 @@ def run(options: argparse.Namespace) -> int:
     out = options.out or Path("depth-lab-out") / datetime.date.today().isoformat()
     failed = []
     with contextlib.ExitStack() as claims:
-        for group in dict.fromkeys(groups[script] for script in chosen):
-            names = [script.stem for script in chosen if groups[script] == group]
+        for group in dict.fromkeys(["", *(groups[script] for script in chosen)]):
+            names = [script.stem for script in chosen if groups[script] == group] + SITE * (not group)
             claims.enter_context(run_folders.claimed(out / group, names))
+        stems = {path.stem for path in out.rglob("*.html")} | {script.stem for script in chosen}
         for script in chosen:
             name = f"{groups[script]}/{script.stem}".lstrip("/")
-            error, interrupted = _run_one(notebooks[script], script, out / groups[script], name, options.timeout)
+            error, interrupted = _run_one(notebooks[script], script, out / groups[script], name, options.timeout, stems)
             failed += [name] if error else []
             if interrupted:
                 raise KeyboardInterrupt
+        for name, page in pages.index(out, glossary()).items():
+            made = run_folders.aside(out.resolve(), name)
+            pages.write_file(made / f"{name}.html", page)
+            run_folders.put(made, out.resolve(), name, whole=True)
+        print(f"all pages: {out / 'index.html'}")
     if failed:
         print(f"{len(failed)} of {len(chosen)} notebooks failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _run_one(notebook: "NotebookNode", script: Path, out: Path, name: str, timeout: float | None) -> tuple[str, bool]:
+def _run_one(
+    notebook: "NotebookNode", script: Path, out: Path, name: str, timeout: float | None, stems: set[str]
+) -> tuple[str, bool]:
     start = time.monotonic()
     made = run_folders.aside(out.resolve(), script.stem)
     error, interrupted = execute(notebook, script, made, timeout=timeout)
+    pages.write(notebook, script.stem, made, home=f"{'../' * ('/' in name)}index.html", there=stems)
     there = run_folders.put(made, out.resolve(), script.stem, whole=not error and not interrupted)
     if error:
         error = error if sys.stderr.isatty() else re.sub(r"\x1b\[[0-9;]*m", "", error)  # no colours in a file
@@ -223,6 +246,36 @@ def results(options: argparse.Namespace) -> int:
         os.environ[shipped.MAKING] = str(folder.resolve())
         arguments = ["run", f"studies/{options.name}", "-p", "recompute=True", "--out", scratch]
         return run(_parser().parse_args(arguments))
+
+
+def clean(names: list[str]) -> int:
+    """List what the cache holds, or free what is named."""
+    from lab import cache
+
+    gone, used = cache.free(names) if names else (cache.held(), [])
+    for kind, words in cache.KINDS.items():
+        if part := [one for one in gone if one.name.split("/")[0] == kind]:
+            print(
+                f"{kind}: {words}, {len(part)}, {sum(one.size for one in part) / 1e6:,.1f} MB{', freed' if names else ''}"
+            )
+            for one in part if kind != "runs" else []:
+                print(f"    {one.name:52} {one.size / 1e6:9,.1f} MB, {_ago(one.age)}")
+    for one in used:
+        print(f"{one.name}: changed {_ago(one.age)}, perhaps in use; it stays. Try again later.")
+    if not gone and not used:
+        print("nothing")
+    if not names:
+        print(
+            f"in {cache_folder()}; all of it can be made or fetched again. Free it with its name: python -m lab clean runs"
+        )
+    return 0
+
+
+def _ago(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return "just now"
 
 
 def choose(groups: dict[Path, str], names: list[str]) -> list[Path]:
@@ -335,7 +388,7 @@ def _like(value: Any, default: Any) -> Any:
 
 
 def execute(notebook: "NotebookNode", script: Path, out: Path, *, timeout: float | None) -> tuple[str, bool]:
-    """Run a notebook in a fresh kernel of this Python, and write what it made into `out`, also when a cell failed.
+    """Run a notebook in a fresh kernel of this Python.
 
     The kernel finds a folder for its tables, `out/<name>`, in the environment variable LAB_OUT. Returned: number, source
     and traceback of the cell that failed, empty when all ran; and whether it was interrupted.
@@ -367,7 +420,6 @@ def execute(notebook: "NotebookNode", script: Path, out: Path, *, timeout: float
         # Ctrl-C: while a kernel starts it is the second, and where it took away the kernel nbclient 0.11 ends in the third.
         except (KeyboardInterrupt, asyncio.CancelledError, AssertionError):
             interrupted = True
-    _write_all(notebook, script.stem, out)
     if not any(tables.iterdir()):
         tables.rmdir()
     return error, interrupted
@@ -386,38 +438,6 @@ def _use_this_python(manager: Any) -> None:
     manager.kernel_spec_manager = ThisPython()
     if manager.has_trait("transport_encryption") and zmq.has("curve"):  # else the kernel warns that others can listen
         manager.transport_encryption = "auto"
-
-
-# The exporter's own page fetches several scripts. This one fetches one, for formulas, and reads well without it.
-_PAGE = "{% extends 'index.html.j2' %}" + "".join(
-    "{% block " + name + " %}{% endblock %}" for name in ("html_head_js", "jupyter_widgets", "html_head_js_mermaidjs")
-)
-
-
-def _write_all(notebook: "NotebookNode", name: str, out: Path) -> None:
-    """NAME.ipynb, NAME.html and NAME-<code cell>-<n>.png."""
-    import nbformat
-    from nbconvert import HTMLExporter
-
-    _write(out / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
-    exporter = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True, raw_template=_PAGE)
-    html, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": name}})
-    _write(out / f"{name}.html", html)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    for number, cell in enumerate(code, start=1):
-        figures = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
-        for n, figure in enumerate(figures, start=1):
-            _write(out / f"{name}-{number:02d}-{n}.png", base64.b64decode(figure))
-
-
-def _write(path: Path, content: str | bytes) -> None:
-    """Write aside and rename, so that a file is whole or absent."""
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        aside.write_bytes(content.encode() if isinstance(content, str) else content)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def check(name: str, *, accept_license: bool) -> int:

@@ -5,8 +5,10 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -116,3 +118,55 @@ def made_once(folder: Path, work: str, make: Callable[[Path], None], *, needs: s
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+# --- what the cache holds -------------------------------------------------------------------------------------------
+
+KINDS = {
+    "models": "converted models",
+    "small_models": "small models that were trained here",
+    "datasets": "fetched data sets",
+    "runs": "finished parts of experiments, from which they go on",
+}
+RECENT = 300.0  # seconds: what changed since may be in use
+
+
+@dataclass(frozen=True)
+class Held:
+    """Something that the cache holds: a name such as "models/smollm2-135m-b179c9523d0e", bytes, seconds since its last change."""
+
+    name: str
+    size: int
+    age: float
+
+
+def held() -> list[Held]:
+    """What the kit keeps in its cache; what else stands in that folder is not ours and not in the list."""
+    found = []
+    for kind in KINDS:
+        for place in sorted((cache_folder() / kind).glob("*")):
+            if place.suffix != ".lock":
+                stats = [file.stat() for file in (place, *place.rglob("*")) if file.is_file()]
+                size, last = sum(one.st_size for one in stats), max((one.st_mtime for one in stats), default=0.0)
+                found.append(Held(f"{kind}/{place.name}", size, time.time() - last))
+    return found
+
+
+def free(names: Sequence[str]) -> tuple[list[Held], list[Held]]:
+    """Delete what stands under these names (a kind, a name, or its start); returns what went and what stays as perhaps in use.
+
+    Raises:
+        ValueError: nothing has that name.
+    """
+    there = held()
+    for name in names:
+        if not name or not any(one.name.startswith(name) for one in there):
+            raise ValueError(f"the cache holds nothing named {name!r}; python -m lab clean lists it")
+    chosen = [one for one in there if one.name.startswith(tuple(names))]
+    gone, used = ([one for one in chosen if (one.age < RECENT) == recent] for recent in (False, True))
+    for one in gone:
+        place = cache_folder() / one.name
+        aside = place.with_name(f"{place.name}.partial-gone")  # renamed first: a folder is whole or absent
+        place.rename(aside)
+        shutil.rmtree(aside) if aside.is_dir() else aside.unlink()
+    return gone, used

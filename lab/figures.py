@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib.pyplot as plt
+from IPython import get_ipython
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -36,8 +37,24 @@ def classroom() -> Iterator[None]:
     # The first use of pyplot in a notebook chooses a backend and turns interactive mode on. Inside an rc_context that
     # would be undone at its end, and no later figure would be shown; so it is made to happen before.
     plt.draw_if_interactive()
+    if (
+        shell := get_ipython()
+    ) is not None:  # in a notebook a figure's plain text is its description; also after that choice
+        shell.display_formatter.formatters["text/plain"].for_type(
+            Figure, lambda figure, printer, cycle: printer.text(described(figure))
+        )
     with plt.rc_context(CLASSROOM):
         yield
+
+
+def described(figure: Figure) -> str:
+    """What a figure shows, in words, for those who cannot see it: titles, axes and the names of its lines."""
+    said = [figure.get_suptitle()]
+    for ax in figure.axes:
+        axes = [f"{name}: {label}" for name, label in (("x", ax.get_xlabel()), ("y", ax.get_ylabel())) if label]
+        lines = ax.get_legend_handles_labels()[1]
+        said += [", ".join([part for part in (ax.get_title(), *axes, *dict.fromkeys(lines)) if part])]
+    return "Figure. " + "; ".join(" ".join(part.split()) for part in said if part)
 
 
 def dots(

@@ -14,7 +14,7 @@ BUDGET = {
     "longest file": 575,
     "longest function": 105,
     "deepest nesting": 5,
-    "all": 18950,
+    "all": 19110,
     "lessons": 2650,
 }
 NESTS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.FunctionDef, ast.ClassDef)

@@ -6,6 +6,7 @@ returns what the lesson goes on with: the participant's answer where it is right
 
 import ast
 import functools
+import html
 import inspect
 import os
 import textwrap
@@ -63,7 +64,11 @@ class Prediction:
         return self.choice.value
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        return self.widget._repr_mimebundle_(**kwargs)
+        answers = "".join(
+            f"<li>{html.escape(option)}</li>" for option in self.options
+        )  # for a page, which has no widgets
+        words = f"<p><b>What do you expect?</b> {html.escape(self.question)}</p><ul>{answers}</ul>"
+        return {**self.widget._repr_mimebundle_(**kwargs), "text/html": words}
 
     def then(self, draw: Callable[[], Figure]) -> None:
         """Draw the figure: at once, or in class mode as soon as an answer is chosen."""

@@ -109,10 +109,10 @@ figure = cities.plot()
 # %% [markdown]
 # ## 2. From a curve to a number
 #
-# The paper sums a curve up in two numbers. With accuracy $a_i$ at layer $i$ of $d$:
+# The paper sums a curve up in two numbers. With accuracy a(i) at layer i of d:
 #
-# - **jump point**: the first $i/d$ with $a_i / a_{i-1} \ge 1.1$;
-# - **converging point**: the first $i/d$ after the last change by 3 % or more.
+# - **jump point**: the first i/d with a(i) / a(i - 1) at least 1.1;
+# - **converging point**: the first i/d after the last change by 3 % or more.
 #
 # Toy numbers first, which you can check by hand:
 

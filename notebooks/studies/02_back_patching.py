@@ -218,7 +218,7 @@ print(
 
 # %% [markdown]
 # **Exercise 2.** How many tries does the oracle have? Give the number of pairs (source, target) with source after target for a
-# model with $L$ layers, for *this* model.
+# model with L layers, for *this* model.
 
 # %% tags=["exercise"]
 your_pairs = None
@@ -634,7 +634,7 @@ for cut_in, row in (("no layer", effect.iloc[0]), ("all layers", effect.iloc[1])
     print(f"{hop} ... with attention to {e2} cut in {cut_in}:", repr(model.tokenizer.decode([int(row.token)])))
 
 # %% [markdown]
-# **8.3 A generation for every pair.** The published path generates ten tokens for all $L^2$ pairs and throws away the half that is no
+# **8.3 A generation for every pair.** The published path generates ten tokens for all L² pairs and throws away the half that is no
 # back-patch. But a patch at position *t* leaves all earlier positions and all earlier layers as they were. So here one clean run
 # serves all pairs, each is a row of one batch, and a row joins it at its own layer (`lab.runs`). The same successes, in seconds.
 # How much faster depends on the rule of success. On 20 queries with the default model `tests/benchmarks/benchmark_back_patching.py` gave a

@@ -69,7 +69,7 @@ figure = merging_figures.published_forgetting(tuned_scaling.published())
 # **Things to notice.** (b) for DTD, SUN397 and Cars, about half for RESISC45, (c) for MNIST, GTSRB and SVHN, while the target falls by 1.2 points. But the change became *smaller*, too. Would any
 # way to make it smaller have done the same? The figure cannot say: it has no constant factor, no ramp turned round, and no interval.
 #
-# The factor of block $l$ of $L$ is $\lambda_l = \alpha + \beta\,(l-1)/(L-1)$. With $\alpha = 0.25$, $\beta = 0.75$ and four blocks:
+# The factor of block l of L is λ(l) = α + β (l - 1) / (L - 1). With α = 0.25, β = 0.75 and four blocks:
 
 # %%
 alpha, beta, n_blocks = 0.25, 0.75, 4
@@ -84,7 +84,7 @@ pd.DataFrame(
 
 # %% [markdown]
 # **Exercise 1.** A control of *equal size*: one constant for all blocks whose update is as long as that of LiNeS. Let
-# $t_l$ be the length (norm) of what tuning changed in block $l$; scaled, it has length $\lambda_l\,t_l$. Lengths of different blocks add in
+# t(l) be the length (norm) of what tuning changed in block l; scaled, it has length λ(l) t(l). Lengths of different blocks add in
 # squares. With these lengths `t` and the factors of the table's first row, which constant is it?
 
 # %%
@@ -121,12 +121,12 @@ assert check_constant(np.linalg.norm(factors * t) / np.linalg.norm(t))
 # %% [markdown]
 # ## 2. The same with a language model
 #
-# From here on $\beta = 1 - \alpha$, so the last block keeps its whole change and $\alpha = 1$ is plain tuning. All weights of the model are tuned on a small task. Its read-out is one **random** direction that stays fixed, so that tuning has
+# From here on β = 1 - α, so the last block keeps its whole change and α = 1 is plain tuning. All weights of the model are tuned on a small task. Its read-out is one **random** direction that stays fixed, so that tuning has
 # something to learn. *Score* is twice the target's accuracy (as a share of the tuned model's) + the controls' (as a share of the untouched
-# model's). The control here is ordinary text: does the model still predict the next word? $\alpha$ is chosen by the score on validation texts;
+# model's). The control here is ordinary text: does the model still predict the next word? α is chosen by the score on validation texts;
 # what is drawn are test texts.
 #
-# | in the tables | what it is | its $\alpha$ |
+# | in the tables | what it is | its α |
 # |---|---|---|
 # | lines | LiNeS: little of the change in early blocks, all of it in the last | chosen |
 # | reversed | the ramp turned round | chosen, among as many values |
@@ -165,7 +165,7 @@ lab.statistics.rounded(shown)
 #
 # - The table holds LiNeS against each control, paired by text; `p_holm` is corrected for their number. Where the interval holds 0, nothing
 #   is shown: with a few dozen texts only large differences would be.
-# - Look at the chosen $\alpha$ first. Where LiNeS chose 1, it is the tuned model itself, and so are *same_norm* and *permuted*: these rows are 0.
+# - Look at the chosen α first. Where LiNeS chose 1, it is the tuned model itself, and so are *same_norm* and *permuted*: these rows are 0.
 # - *reversed* is the decisive row. If shrinking early blocks were the point, shrinking late ones must be worse on *score*;
 #   a smaller update alone keeps more of the controls.
 # - *same_norm* and *permuted* ask whether a smaller update is enough; *frozen* asks whether the early blocks had to change at all.

@@ -128,3 +128,40 @@ def test_a_relative_folder_means_the_same_in_a_notebook(tmp_path: Path, monkeypa
     )
     assert done.returncode == 0, done.stderr
     assert str(tmp_path / "kept") in (tmp_path / "out" / "00_where.ipynb").read_text()
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A cache with a model of 1,000 bytes, two runs, one of them of just now, and a file that is not ours."""
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path)
+    for name in ("models/tiny-0123", "runs/aa", "runs/bb"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "deep" / "data.bin").write_bytes(bytes(1000))
+        if name != "runs/bb":
+            os.utime(tmp_path / name / "deep" / "data.bin", (1e9, 1e9))
+    (tmp_path / "models" / "tiny-0123.lock").touch()
+    (tmp_path / "mine.txt").write_text("mine")
+    return tmp_path
+
+
+def test_the_cache_is_listed(kept):
+    there = {one.name: one for one in cache.held()}
+    assert list(there) == ["models/tiny-0123", "runs/aa", "runs/bb"]
+    assert {one.size for one in there.values()} == {1000}
+    assert there["runs/bb"].age < 60 and there["runs/aa"].age > 1e8
+
+
+def test_what_is_named_is_freed_and_what_may_be_in_use_stays(kept):
+    gone, used = cache.free(["runs"])
+    assert [one.name for one in gone] == ["runs/aa"] and [one.name for one in used] == ["runs/bb"]
+    assert not (kept / "runs" / "aa").exists() and (kept / "runs" / "bb" / "deep" / "data.bin").exists()
+    assert (kept / "models" / "tiny-0123").exists() and (kept / "mine.txt").read_text() == "mine"
+    assert [path.name for path in (kept / "runs").iterdir()] == ["bb"]
+
+
+@pytest.mark.parametrize("name", ["mine.txt", "..", "models/other", ""])
+def test_only_what_is_listed_can_be_freed(kept, name):
+    before = sorted(kept.rglob("*"))
+    with pytest.raises(ValueError, match="the cache holds nothing named"):
+        cache.free([name])
+    assert sorted(kept.rglob("*")) == before
