@@ -1,4 +1,4 @@
-"""What all figures share: colours, style, dots with intervals, names down an axis; and which room draws what.
+"""What all figures share: width, colours, style, dots with intervals, names down an axis.
 
 Colours are Okabe and Ito's, told apart by readers with any colour vision; every line also has its own dash or marker.
 """
@@ -15,9 +15,12 @@ from matplotlib.figure import Figure
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK, GREY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000", "#7F7F7F",
 )  # fmt: skip
+WIDTH = 9.0  # inches of a figure: what a column of a notebook and a projector show; at most two panels side by side
 CLASSROOM: Any = {  # legible from the last row
     "font.size": 13,
     "axes.titlesize": 14,
+    "figure.titlesize": 14,
+    "figure.labelsize": 13,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "lines.linewidth": 2.2,
@@ -32,7 +35,7 @@ def classroom() -> Iterator[None]:
     """Draw inside this block in the kit's style; no setting outlives it.
 
     >>> with classroom():
-    ...     figure, ax = plt.subplots()
+    ...     figure, ax = panels(4.5)
     """
     # The first use of pyplot in a notebook chooses a backend and turns interactive mode on. Inside an rc_context that
     # would be undone at its end, and no later figure would be shown; so it is made to happen before.
@@ -81,10 +84,9 @@ def categories(ax: Axes, names: Sequence[str]) -> None:
     ax.grid(alpha=0.25, axis="x")
 
 
-def legend_beside(ax: Axes) -> None:
-    """A grid, and the legend at the right of the axes."""
-    ax.grid(alpha=0.25)
-    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+def legend_below(figure: Figure, ax: Axes, columns: int) -> None:
+    """The legend of these axes in columns below the whole figure."""
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
 
 
 def about_of(result: Any) -> str:
@@ -92,10 +94,12 @@ def about_of(result: Any) -> str:
     return f"{result.parameters['model']} on {result.parameters['dataset']}"
 
 
-def axes_of(ax: Axes | None, size: tuple[float, float]) -> tuple[Figure, Axes]:
-    """The axes that were passed, or a new figure of this size in inches."""
-    if ax is None:
-        return plt.subplots(figsize=size, layout="constrained")
-    figure = ax.get_figure()
-    assert isinstance(figure, Figure)
-    return figure, ax
+def page(height: float) -> Figure:
+    """An empty figure so many inches high, and as wide as figures are."""
+    return plt.figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def panels(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+    """A figure so many inches high, and its axes: one, or an array as `plt.subplots` gives it."""
+    figure = page(height)
+    return figure, figure.subplots(rows, columns, **options)

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -54,7 +53,7 @@ def two_hop(result: Any) -> Figure:
     rows, cells = result.summary, result.tables["taxonomy"].set_index("cell")
     kinds, names = list(dict.fromkeys(rows.prompt)), []
     with shared.classroom():
-        figure, (ax, bars) = plt.subplots(1, 2, figsize=(13, 5.8), layout="constrained", width_ratios=[1.1, 1])
+        figure, (ax, bars) = shared.panels(9.2, 2, height_ratios=[1.2, 1])
         for kind in kinds:
             few = "asked of few: " * kind.endswith("shortcut")  # only where it decides about the set
             names.append(f"{kind.replace('_', ' ')}\n({few}n = {rows[rows.prompt == kind].n.iloc[0]})")
@@ -63,7 +62,7 @@ def two_hop(result: Any) -> Figure:
             shared.dots(ax, some, [kinds.index(kind) + shift for kind in some.prompt], color, marker, label=label)
         shared.categories(ax, names)
         ax.set(xlabel="share right", xlim=(-0.02, 1.02), title="one prompt at a time, by rule of success")
-        ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.13), ncol=3, columnspacing=1, handletextpad=0.3)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.15), ncols=3, columnspacing=1, handletextpad=0.3)
         for x, cell in enumerate(CELLS):
             row = cells.loc[cell]
             bars.bar(x, row.share, 0.6, color=CELLS[cell][2], alpha=0.8)
@@ -77,7 +76,7 @@ def two_hop(result: Any) -> Figure:
         bars.set(ylabel="share of queries", title=f"hops and query: {RULES[result.parameters['rule']][0]}")
         bars.set_ylim(0, 1.12 * max(0.1, cells.loc[list(CELLS)].high.max(), cells.loc["RM_expected"].high))
         bars.grid(alpha=0.25, axis="y")
-        bars.legend(loc="upper center", bbox_to_anchor=(0.5, -0.19))
+        bars.legend(loc="upper right")
         figure.suptitle(
             f"{shared.about_of(result)}, n = {result.parameters['n_queries']}; lines: 95 % over bridge entities"
         )
@@ -101,13 +100,15 @@ def back_patching(result: Any, *, set: str = "incorrect") -> Figure:
     maps = {at: _pairs(hits[hits.position == at], about["n_layers"], None) / len(examples) for at in about["positions"]}
     top = max(float(np.nanmax(shares)) for shares in maps.values()) or 1 / len(examples)
     with shared.classroom():
-        figure = plt.figure(figsize=(6.2 * max(len(maps), 1.4), 9.6), layout="constrained")
-        axes = figure.subplot_mosaic([list(maps), ["oracle"] * len(maps)], height_ratios=[1.5, 1])
-        for at, shares in maps.items():
-            image = _heat(axes[at], shares, "viridis", top)
-            axes[at].set_title(f"patched at {PLACES[at][0]}")
-        figure.colorbar(image, ax=[axes[at] for at in maps], label="share of queries that the pair answers", shrink=0.9)
-        ax, rows = axes["oracle"], result.summary[result.summary.set == set]
+        figure: Any = shared.page(8.8)
+        above, below = figure.subfigures(2, 1)  # each with margins of its own
+        axes, ax = above.subplots(1, len(maps), sharey=True, squeeze=False)[0], below.subplots()
+        for panel, (at, shares) in zip(axes, maps.items(), strict=True):
+            image = _heat(panel, shares, "viridis", top)
+            panel.set_title(f"patched at {PLACES[at][0]}")
+            panel.label_outer()
+        above.colorbar(image, ax=axes, label="share of queries it answers", shrink=0.9)
+        rows = result.summary[result.summary.set == set]
         conditions = [name for name in CONDITIONS if name in rows.condition.to_numpy()]
         for shift, at in zip(np.linspace(-0.16, 0.16, len(maps)) if len(maps) > 1 else [0], maps, strict=True):
             label, color, marker = PLACES[at]
@@ -122,8 +123,8 @@ def back_patching(result: Any, *, set: str = "incorrect") -> Figure:
             ax.axhspan(place - 0.42, place + 0.42, color=YELLOW, alpha=0.25, lw=0)
             ax.get_yticklabels()[place].set_fontweight("bold")
         ax.set(xlabel="share of queries that at least one pair answers (oracle)", xlim=(-0.02, 1.02))
-        ax.set_title("oracle over all pairs (lines: 95 %)", loc="left")
-        ax.legend(loc="lower right", bbox_to_anchor=(1, 0.97), ncol=2)
+        ax.set_title("oracle over all pairs (lines: 95 %)")
+        shared.legend_below(below, ax, 2)
         figure.suptitle(f"Back-patching, {shared.about_of(result)}: set {set}, n = {len(examples)}")
     return figure
 
@@ -135,7 +136,7 @@ def hop_stages(result: Any) -> Figure:
     stages = list(dict.fromkeys([*summary.get("stage", []), *rows.stage]))
     rows = rows.groupby(["set", "stage", "example"]).layer.min().reset_index()  # `moved...` have a row for each window
     with shared.classroom():
-        figure, ax = shared.axes_of(None, (12.0, 1.6 + 1.05 * len(stages)))
+        figure, ax = shared.panels(1.8 + 0.85 * len(stages))
         for i, kind in enumerate(sets):
             color, marker = SETS.get(kind, (GREY, "D"))
             shift = (i - (len(sets) - 1) / 2) * 0.36
@@ -157,8 +158,8 @@ def hop_stages(result: Any) -> Figure:
         shared.categories(ax, [STAGES.get(stage, stage) for stage in stages])
         ax.set(xlabel=f"first layer (0 to {n_layers - 1})", xlim=(-0.7, n_layers - 0.3))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.suptitle(f"Stages, {shared.about_of(result)}; at the right: the share of queries that reach one, 95 %")
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 0.98), ncol=len(sets))
+        figure.suptitle(f"Stages, {shared.about_of(result)}\nat the right: share of queries that reach one, 95 %")
+        shared.legend_below(figure, ax, len(sets))
     return figure
 
 
@@ -172,9 +173,8 @@ def lens_strip(table: Any, *, n_layers: int) -> Figure:
     table = table.assign(rank=table["rank"].astype(float))
     places = list(dict.fromkeys(table.position))
     looks = {"e2": ("bridge (e2)", BLUE, "-", "o"), "e3": ("answer (e3)", ORANGE, (0, (5, 1.5)), "s")}
-    size: dict[str, Any] = {"figsize": (max(6.5, 5.8 * len(places)), 4.6), "layout": "constrained"}
     with shared.classroom():
-        figure, axes = plt.subplots(1, len(places), sharey=True, squeeze=False, **size)
+        figure, axes = shared.panels(4.4, 1, len(places), sharey=True, squeeze=False)
         for ax, at in zip(axes.flat, places, strict=True):
             for what, (name, color, dash, marker) in looks.items():
                 ranks = table[(table.position == at) & (table.what == what)].groupby("depth")["rank"]
@@ -189,14 +189,14 @@ def lens_strip(table: Any, *, n_layers: int) -> Figure:
         axes[0, 0].set_ylabel("rank as next word (1 = said)")
         axes[0, 0].yaxis.set_major_formatter("{x:,.0f}")
         axes[0, 0].set_ylim(max(12, 1.6 * (1 + table["rank"].max())), 0.8)
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncol=2)
+        shared.legend_below(figure, axes[0, 0], 2)
     return figure
 
 
 def taxonomy_by_depth(table: Any) -> Figure:
     """The four strict cells of the taxonomy if the model stopped at each depth, with intervals."""
     with shared.classroom():
-        figure, ax = shared.axes_of(None, (9.5, 5.2))
+        figure, ax = shared.panels(5.4)
         for cell, (name, words, color, dash, marker) in CELLS.items():
             line = table[table.cell == cell].sort_values("depth")
             label = f"{name}: {words.replace(chr(10), ' ')}"
@@ -207,14 +207,15 @@ def taxonomy_by_depth(table: Any) -> Figure:
             ax.plot(line.relative_depth, line.share, color=BLACK, lw=1.4, ls=":", label="RM if independent")
         ax.set(xlabel="fraction of depth", ylabel="share of queries", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         ax.set_title("answers read at each depth; bands: 95 % over bridge entities")
-        shared.legend_beside(ax)
+        ax.grid(alpha=0.25)
+        shared.legend_below(figure, ax, 2)
     return figure
 
 
 def methods(table: Any) -> Figure:
     """Share right of each way from query to answer, and what it costs (columns method, share, low, high, tokens, n)."""
     with shared.classroom():
-        figure, ax = shared.axes_of(None, (10.5, 1.5 + 0.8 * len(table)))
+        figure, ax = shared.panels(1.4 + 0.7 * len(table))
         marks = list(zip((BLUE, GREEN, ORANGE, RED, PURPLE, SKY, BLACK, GREY), "o^sDvPX*", strict=True))
         for y, row in enumerate(table.itertuples()):
             color, marker = marks[y % len(marks)]
@@ -239,7 +240,7 @@ def success_map(table: Any, *, n_layers: int, value: str = "rank", chosen: tuple
     if ranks.isna().all():  # the answer's first token says nothing of it
         value = "right"
     with shared.classroom():
-        figure, ax = shared.axes_of(None, (8.2, 6.6))
+        figure, ax = shared.panels(6.6)
         if value == "rank":
             grid = _pairs(table, n_layers, np.log10(ranks + 1))
             powers = np.arange(max(2, 1 + int(np.ceil(np.nanmax(grid)))))

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lab.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, axes_of, classroom, curve, legend_beside
+from lab.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, classroom, curve, legend_below, panels
 
 METRICS = {"accuracy": "accuracy on unseen groups", "f1": "F1 on unseen groups", "auc": "area under the ROC curve"}
 SITES = {"resid": "residual stream", "mlp_in": "what the MLP reads (the paper's reading)"}
@@ -22,7 +21,7 @@ BROWN, NAVY = "#A6761D", "#1B3A57"  # where Okabe and Ito's do not suffice
 _NOISE = {False: "as it stands", True: "letters glued in front"}
 
 
-def concept_depth(result: Any, *, metric: str = "accuracy", ax: Axes | None = None, points: bool = True) -> Figure:
+def concept_depth(result: Any, *, metric: str = "accuracy", points: bool = True) -> Figure:
     """Probe score by fraction of depth, with intervals, beside its baselines, its control and the random-weight null."""
     if metric not in METRICS:
         raise ValueError(f"metric={metric!r}: choose one of {', '.join(METRICS)}")
@@ -37,7 +36,7 @@ def concept_depth(result: Any, *, metric: str = "accuracy", ax: Axes | None = No
     for site, color in zip(others, (SKY, GREY, BROWN, NAVY, BLUE), strict=False):
         looks["trained", site, "task"] = (color, (0, (4, 1, 1, 1)), site)
     with classroom():
-        figure, ax = axes_of(ax, (9.5, 5.6))
+        figure, ax = panels(5.6)
         for (weights, site, labels), (color, dash, name) in looks.items():
             line = rows[(rows.weights == weights) & (rows.site == site) & (rows.labels == labels)].sort_values("depth")
             if len(line):
@@ -52,7 +51,7 @@ def concept_depth(result: Any, *, metric: str = "accuracy", ax: Axes | None = No
                ylabel=METRICS[metric], title=", ".join([about["dataset"], about["model"], *conditions]),
                xlim=(-0.02, 1.02), ylim=(0.3, 1.02))  # fmt: skip
         ax.grid(alpha=0.25)
-        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncol=2)
+        legend_below(figure, ax, 2)
     return figure
 
 
@@ -77,7 +76,7 @@ def concept_curves(
     words["bits"] |= {bits: f"{bits}-bit weights" for bits in range(2, 9)}
     colors, marks = [BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK, GREY, BROWN, NAVY], "os^DvPX*<>"
     with classroom():
-        figure, ax = axes_of(None, (9.5, 5.4))
+        figure, ax = panels(5.6)
         for i, result in enumerate(results):
             rows, value = result.summary, result.parameters[by]
             rows = rows[(rows.metric == metric) & (rows.site == site) & (rows.labels == "task")]
@@ -88,14 +87,15 @@ def concept_curves(
         lowest = min(float(np.min(line.get_ydata())) for line in ax.get_lines())
         ax.set(xlabel="fraction of depth", ylabel=METRICS[metric], xlim=(-0.02, 1.02),
                ylim=(min(0.3, lowest - 0.05), 1.02), title=f"{SITES.get(site, site)}; bands: 95 % over splits")  # fmt: skip
-        legend_beside(ax)
+        ax.grid(alpha=0.25)
+        legend_below(figure, ax, 4)
     return figure
 
 
 def difference(table: Any, *, a: str, b: str) -> Figure:
     """A paired difference of two models by fraction of depth (`lab.statistics.paired_difference`), with its interval."""
     with classroom():
-        figure, ax = axes_of(None, (9.0, 4.2))
+        figure, ax = panels(4.2)
         ax.axhline(0, color=BLACK, lw=1.2)
         ax.fill_between(table.fraction, table.low, table.high, color=BLUE, alpha=0.2, lw=0, label="95 % over groups")
         ax.plot(table.fraction, table.difference, color=BLUE, label=f"{a} minus {b}")
@@ -109,12 +109,12 @@ def published_curves(curves: Any) -> Figure:
     """Published accuracy curves (columns model, dataset, relative_depth, accuracy), one panel a data set."""
     names, models = list(dict.fromkeys(curves.dataset)), list(dict.fromkeys(curves.model))
     looks = dict(zip(models, ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), (RED, ":")), strict=False))
-    size: dict[str, Any] = {"figsize": (12, 6), "sharex": True, "sharey": True, "layout": "constrained"}
+    rows = -(-len(names) // 2)
     with classroom():
-        figure, axes = plt.subplots(2, -(-len(names) // 2), **size)
+        figure, axes = panels(1 + 1.9 * rows, rows, 2, sharex=True, sharey=True)
         for ax, name in zip(axes.flat, names, strict=False):
-            for model, rows in curves[curves.dataset == name].groupby("model", sort=False):
-                ax.plot(rows.relative_depth, rows.accuracy, color=looks[model][0], ls=looks[model][1], label=model)
+            for model, line in curves[curves.dataset == name].groupby("model", sort=False):
+                ax.plot(line.relative_depth, line.accuracy, color=looks[model][0], ls=looks[model][1], label=model)
             ax.axhline(0.5, color=BLACK, lw=1, ls=":")
             ax.set_title(name)
             ax.grid(alpha=0.25)
@@ -123,5 +123,5 @@ def published_curves(curves: Any) -> Figure:
         figure.supxlabel("fraction of depth")
         figure.supylabel("published accuracy")
         lines = {name: line for ax in axes.flat for line, name in zip(*ax.get_legend_handles_labels(), strict=True)}
-        figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncol=len(lines))
+        figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=len(lines))
     return figure

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lab.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, about_of, axes_of, categories, classroom
+from lab import figures as shared
+from lab.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
 
 LINES: dict[str, tuple[str, str, Any, str]] = {  # treatment: words, colour, dash, marker
     "skip": ("layer skipped", BLUE, "-", "o"),
@@ -52,7 +52,7 @@ def depth_efficiency(
         sums = rows.groupby(["example", "weights", "treatment", "scope"])[measure].transform("sum")
         rows = rows.assign(**{measure: rows[measure] / sums})
     n_layers = result.parameters["n_layers"]
-    with _two_panels((12.5, 5.0)) as (figure, axes):
+    with _two_panels(5.4) as (figure, axes):
         for ax, (scope, words) in zip(axes, SCOPES.items(), strict=True):
             here = rows[rows.scope == scope]
             for treatment in [name for name in LINES if name in treatments]:
@@ -61,11 +61,12 @@ def depth_efficiency(
             null = here[(here.treatment == "skip") & (here.weights == "random")]
             _curve(ax, null.groupby("skipped_layer")[measure], *NULL)
             ax.axvline((n_layers - 1) / 2, color=GREY, lw=1, ls=":")
-            ax.set(title=words, xlabel=f"changed layer (0 to {n_layers - 1}; dotted: the middle)")
+            ax.set_title(words)
             ax.set_ylim(bottom=0)
+        figure.supxlabel(f"changed layer (0 to {n_layers - 1}; dotted: the middle)")
         axes[0].set_ylabel(f"share of the sum over layers:\n{MEASURES[measure]}" if share else MEASURES[measure])
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=2)
-        figure.suptitle(f"{about_of(result)}, {result.parameters['n']} prompts; bands: quartiles of prompts")
+        shared.legend_below(figure, axes[0], 2)
+        figure.suptitle(f"{shared.about_of(result)}, {result.parameters['n']} prompts; bands: quartiles of prompts")
     return figure
 
 
@@ -74,9 +75,8 @@ def effect_matrix(result: Any, *, statistic: str = "mean", kind: str = "layer", 
     pairs = result.tables["pairs"]
     rows = pairs[(pairs.kind == kind) & (pairs["mode"] == mode) & (pairs.treatment == "skip")]
     kinds = [name for name in WEIGHTS if (rows.weights == name).any()]
-    with classroom():
-        size = (11.5, 0.6 + 4.7 * len(kinds))
-        figure, axes = plt.subplots(len(kinds), 2, figsize=size, squeeze=False, layout="constrained")
+    with shared.classroom():
+        figure, axes = shared.panels(0.6 + 4.1 * len(kinds), len(kinds), 2, squeeze=False)
         for line, weights in zip(axes, kinds, strict=True):
             for ax, (scope, words) in zip(line, SCOPES.items(), strict=True):
                 part = rows[(rows.weights == weights) & (rows.scope == scope)]
@@ -84,10 +84,10 @@ def effect_matrix(result: Any, *, statistic: str = "mean", kind: str = "layer", 
                 later = np.where(np.triu(np.ones_like(grid), 1) > 0, grid, np.nan)
                 ax.set_facecolor("#E4E4E4")
                 image = ax.imshow(later, cmap="viridis", vmin=0, vmax=1)
-                ax.set(title=f"{WEIGHTS[weights][2]}, {words}", xlabel="layer measured", ylabel="layer skipped")
+                ax.set(title=f"{WEIGHTS[weights][2]},\n{words}", xlabel="layer measured", ylabel="layer skipped")
                 _whole_numbers(ax.xaxis, ax.yaxis)
         label = "relative change of a layer's contribution (1 or more: yellow)"
-        figure.colorbar(image, ax=axes, label=label, shrink=0.8)
+        figure.colorbar(image, ax=axes, label=label, location="bottom", shrink=0.6, aspect=40)
     return figure
 
 
@@ -95,8 +95,8 @@ def contributions(result: Any, *, position_0: bool = False) -> Figure:
     """What layers add relative to the stream, and its cosine with the stream, trained and random; means over prompts."""
     rows = result.tables["contributions"]
     rows = rows[rows.position_0 == position_0]
-    with _two_panels((12.5, 5.2)) as (figure, axes):
-        words_of = {"norm": "norm of what is added / norm of the stream", "cosine": "cosine with the stream"}
+    with _two_panels(5.2) as (figure, axes):
+        words_of = {"norm": "norm of what is added /\nnorm of the stream", "cosine": "cosine with the stream"}
         for ax, (suffix, words) in zip(axes, words_of.items(), strict=True):
             for name, look in QUANTITIES.items():
                 part = rows[rows.quantity == f"{name}_{suffix}"]
@@ -107,8 +107,9 @@ def contributions(result: Any, *, position_0: bool = False) -> Figure:
             ax.set(xlabel="layer", ylabel=words)
         axes[0].set_yscale("log")
         axes[1].axhline(0, color=GREY, lw=1)
-        figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncol=4)
-        figure.suptitle(f"{about_of(result)}, with{'' if position_0 else 'out'} position 0; thin lines: random weights")
+        shared.legend_below(figure, axes[1], 4)
+        where = f"with{'' if position_0 else 'out'} position 0"
+        figure.suptitle(f"{shared.about_of(result)}, {where}\nthin lines: random weights")
     return figure
 
 
@@ -117,7 +118,7 @@ def lens_by_depth(result: Any) -> Figure:
     rows = result.tables["lens"]
     rows = rows[~rows.position_0]
     n_layers = result.parameters["n_layers"]
-    with _two_panels((12.0, 4.6)) as (figure, axes):
+    with _two_panels(4.4) as (figure, axes):
         words_of = {"kl": "KL(lens || output), nats", "overlap": "share of the top 5 in common"}
         for ax, (value, words) in zip(axes, words_of.items(), strict=True):
             for weights, (color, marker, name) in WEIGHTS.items():
@@ -125,7 +126,7 @@ def lens_by_depth(result: Any) -> Figure:
                 _curve(ax, rows[rows.weights == weights].groupby("depth")[value], name, color, dash, marker)
             ax.set(xlabel=f"depth (blocks passed, 0 to {n_layers})", ylabel=words)
         axes[0].legend()
-        figure.suptitle(f"{about_of(result)}; bands: quartiles of prompts")
+        figure.suptitle(f"{shared.about_of(result)}; bands: quartiles of prompts")
     return figure
 
 
@@ -139,8 +140,8 @@ def effective_depths(result: Any) -> Figure:
     } | {("all", "kl", "ED_KL"): "ED_KL (lens halfway to the output)",
          ("all", "overlap", "ED_ov"): "ED_ov (lens shares 0.3 of top 5)",
          ("all", "cosine", "ED_cos"): "ED_cos (cosine turns positive)"}  # fmt: skip
-    with classroom():
-        figure, ax = axes_of(None, (10.5, 1.4 + 0.5 * len(names)))
+    with shared.classroom():
+        figure, ax = shared.panels(1.8 + 0.45 * len(names))
         for y, (scope, measure, statistic) in enumerate(names):
             for shift, (weights, (color, marker, name)) in zip((-0.15, 0.15), WEIGHTS.items(), strict=True):
                 row = rows[(rows.scope == scope) & (rows.measure == measure) & (rows.statistic == statistic)
@@ -149,10 +150,10 @@ def effective_depths(result: Any) -> Figure:
                     ax.hlines(y + shift, row.low, row.high, color=color, lw=2.2)
                     label = name if y == 0 else None
                     ax.plot(row.estimate, [y + shift], marker, color=color, ms=8, ls="none", label=label)
-        categories(ax, list(names.values()))
+        shared.categories(ax, list(names.values()))
         ax.set(xlabel="effective depth (fraction of the layers)", xlim=(-0.02, 1.04))
-        ax.set_title(f"{about_of(result)}, n = {result.parameters['n']}; lines: 95 % over prompts")
-        ax.legend(loc="lower left", bbox_to_anchor=(1.0, 0.0))
+        ax.set_title(f"{shared.about_of(result)}, n = {result.parameters['n']}; lines: 95 % over prompts")
+        shared.legend_below(figure, ax, 2)
     return figure
 
 
@@ -163,7 +164,7 @@ def depth_scores(result: Any, *, insensitive: Sequence[str] = ()) -> Figure:
         insensitive: measures ("effect", "output") that failed their positive control; they are drawn in grey and named so.
     """
     rows, slopes = result.summary, result.tables["slopes"]
-    with _two_panels((11.5, 4.8)) as (figure, axes):
+    with _two_panels(4.8) as (figure, axes):
         for ax, (measure, color, marker) in zip(axes, (("effect", BLUE, "o"), ("output", ORANGE, "s")), strict=True):
             part = rows[rows.measure == measure].sort_values("level")
             failed = measure in insensitive
@@ -174,12 +175,12 @@ def depth_scores(result: Any, *, insensitive: Sequence[str] = ()) -> Figure:
             some = slopes[(slopes.measure == measure) & (slopes.questions == "all") & (slopes.covariate == "none")]
             words = "later layers" if measure == "effect" else "output"
             for row in some.itertuples():
-                words += f": {row.slope:+.2f} layers per level [{row.low:+.2f}, {row.high:+.2f}]"
+                words += f": {row.slope:+.2f} layers per level\n[{row.low:+.2f}, {row.high:+.2f}]"
             words += "\n(insensitive: no rise in the control)" if failed else ""
             ax.set(xlabel="level (hops, steps, terms)", title=words)
             _whole_numbers(ax.xaxis)
         axes[0].set_ylabel("depth score (mean layer of the effect)")
-        figure.suptitle(f"{about_of(result)}; bars: 95 %")
+        figure.suptitle(f"{shared.about_of(result)}; bars: 95 %")
     return figure
 
 
@@ -196,10 +197,9 @@ def positions_by_depth(table: Any, *, value: str, index: str, title: str = "") -
     later = grid.index > 0
     signed = bool((grid[later] < -1e-9).any(axis=None))
     top = float(np.nanquantile(np.abs(grid[later].to_numpy()), 0.995))
-    with classroom():
-        figure, axes = plt.subplots(
-            2, 1, figsize=(10.5, 2.2 + 0.36 * len(grid)), sharex=True, layout="constrained",
-            height_ratios=[1, int(later.sum())],
+    with shared.classroom():
+        figure, axes = shared.panels(
+            2.2 + 0.36 * len(grid), 2, sharex=True, height_ratios=[1, int(later.sum())],
         )  # fmt: skip
         for ax, part in zip(axes, (~later, later), strict=True):
             image = ax.imshow(grid[part].to_numpy(), aspect="auto", cmap="PuOr_r" if signed else "viridis",
@@ -216,9 +216,9 @@ def positions_by_depth(table: Any, *, value: str, index: str, title: str = "") -
 def integrator(result: Any) -> Figure:
     """Error of one step, what other steps do to the loss, and how alike neighbours are, by layer; controls beside."""
     steps, split, near = (result.tables[name] for name in ("steps", "splitting", "neighbours"))
-    dashes = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-    with classroom():
-        figure, axes = plt.subplots(2, 2, figsize=(13.0, 9.2), layout="constrained")
+    dashes: Any = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+    with shared.classroom():
+        figure, axes = shared.panels(9, 2, 2)
         (a, b), (c, d) = axes
 
         def line(ax: Axes, rows: Any, value: str, label: str, weights: str = "trained", **look: Any) -> None:
@@ -255,47 +255,46 @@ def integrator(result: Any) -> Figure:
             control = row.program in ("dropped", "random", "exchanged far")
             d.hlines(y, row.low, row.high, color=GREY if control else BLUE, lw=2.2)
             d.plot(row.rise, y, "X" if control else "o", color=GREY if control else BLUE, ms=8)
-        categories(d, list(means.program))
+        shared.categories(d, list(means.program))
         d.set_xscale("symlog", linthresh=0.1)
         d.set(title="rise of the loss, one layer changed", xlabel="nats per token, mean over layers (grey: controls)")
         for ax in (a, b, c):
             _whole_numbers(ax.xaxis)
             ax.grid(alpha=0.25)
             ax.set_xlabel("layer l" if ax is c else "layer")
-        figure.suptitle(f"{about_of(result)}, loss {result.parameters['nll']:.2f} nats per token")
+        figure.suptitle(f"{shared.about_of(result)}, loss {result.parameters['nll']:.2f} nats per token")
     return figure
 
 
 def layers_off(tables: Any) -> Figure:
-    """Three views of a text with some layers left out: the next token, the loss of each token, and later layers."""
+    """Three views of a text with some layers left out: the next token, later layers, and the loss of each token."""
     words, loss, later = (tables[name] for name in ("next_token", "loss", "later"))
-    with classroom():
-        figure, axes = plt.subplots(1, 3, figsize=(15.5, 5.2), layout="constrained", width_ratios=[1, 1.5, 1.1])
+    with shared.classroom():
+        figure = shared.page(8.4)
+        a, b, c = figure.subplot_mosaic([["next", "later"], ["loss", "loss"]]).values()
         y = np.arange(min(10, len(words)))
         some = words.head(len(y))
-        axes[0].barh(y - 0.2, some.whole, 0.38, color=BLUE, label="whole model")
-        axes[0].barh(y + 0.2, some["without"], 0.38, color=ORANGE, hatch="//", label="layers off")
-        axes[0].set_yticks(y, [repr(token) for token in some.token])
-        axes[0].invert_yaxis()
-        axes[0].set(xlabel="probability", title="next token", xlim=(0, 1))
-        axes[1].plot(loss.position, loss.whole, "-o", color=BLUE, ms=5, label="whole model")
-        axes[1].plot(
-            loss.position, loss["without"], ls=(0, (5, 1.5)), marker="s", color=ORANGE, ms=5, label="layers off"
-        )
-        stride = max(1, len(loss) // 16)
-        axes[1].set_xticks(loss.position[::stride], [repr(t) for t in loss.token[::stride]], rotation=60, ha="right")
-        axes[1].set(ylabel="loss (nats)", title="loss of each token")
-        axes[1].set_ylim(bottom=0)
-        axes[1].legend()
+        a.barh(y - 0.2, some.whole, 0.38, color=BLUE)
+        a.barh(y + 0.2, some["without"], 0.38, color=ORANGE, hatch="//")
+        a.set_yticks(y, [repr(token) for token in some.token])
+        a.invert_yaxis()
+        a.set(xlabel="probability", title="next token", xlim=(0, 1))
         on = later[~later.off]
-        axes[2].plot(on.layer, on.change, "o", color=BLUE, label="change of a layer that is on")
+        b.plot(on.layer, on.change, "o", color=BLUE, label="change of a layer that is on")
         off = later[later.off]
-        axes[2].plot(off.layer, np.zeros(len(off)), "X", color=RED, ms=9, label="off", clip_on=False)
-        axes[2].set(xlabel="layer", title="relative change of what layers add")
-        axes[2].set_ylim(0, max(1.05, 1.1 * float(on.change.max()) if len(on) else 1))
-        _whole_numbers(axes[2].xaxis)
-        axes[2].legend(fontsize=10)
-        for ax in axes[1:]:
+        b.plot(off.layer, np.zeros(len(off)), "X", color=RED, ms=9, label="off", clip_on=False)
+        b.set(xlabel="layer", title="relative change of what layers add")
+        b.set_ylim(0, max(1.05, 1.1 * float(on.change.max()) if len(on) else 1))
+        _whole_numbers(b.xaxis)
+        b.legend()
+        c.plot(loss.position, loss.whole, "-o", color=BLUE, ms=5, label="whole model")
+        c.plot(loss.position, loss["without"], ls=(0, (5, 1.5)), marker="s", color=ORANGE, ms=5, label="layers off")
+        stride = max(1, len(loss) // 16)
+        c.set_xticks(loss.position[::stride], [repr(t) for t in loss.token[::stride]], rotation=60, ha="right")
+        c.set(ylabel="loss (nats)", title="loss of each token")
+        c.set_ylim(bottom=0)
+        c.legend()
+        for ax in (b, c):
             ax.grid(alpha=0.25)
     return figure
 
@@ -305,8 +304,8 @@ def linear_maps(result: Any) -> Figure:
     rows = result.table
     grid = rows.pivot(index="source_depth", columns="target_depth", values="r2")
     best = grid.idxmax()
-    with classroom():
-        figure, axes = plt.subplots(1, 2, figsize=(13.0, 5.6), layout="constrained")
+    with shared.classroom():
+        figure, axes = shared.panels(4.6, 1, 2)
         image = axes[0].imshow(grid.to_numpy(), origin="lower", cmap="viridis", vmin=0, vmax=1, aspect="auto")
         rows_of_best = [list(grid.index).index(depth) for depth in best]
         axes[0].plot(np.arange(len(best)), rows_of_best, "o", color="white", mec=BLACK, ms=6, ls="none")
@@ -326,9 +325,9 @@ def linear_maps(result: Any) -> Figure:
 
 
 @contextmanager
-def _two_panels(size: tuple[float, float]) -> Iterator[tuple[Figure, Any]]:
-    with classroom():
-        figure, axes = plt.subplots(1, 2, figsize=size, layout="constrained")
+def _two_panels(height: float) -> Iterator[tuple[Figure, Any]]:
+    with shared.classroom():
+        figure, axes = shared.panels(height, 1, 2)
         yield figure, axes
         for ax in axes:
             ax.grid(alpha=0.25)

@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lab.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, categories, classroom
+from lab.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, categories, classroom, legend_below, panels
 
 FOUR = {  # curve: words, what is subtracted, colour, marker
     "co_adaptation": ("co-adaptation", "base - BnB", BLUE, "o"),
@@ -58,19 +57,19 @@ def transfer_curves(curves: Any, *, metric: str = "accuracy", title: str = "", n
     unit, scale = UNITS[metric]
     rows = curves[curves.metric == metric]
     with classroom():
-        figure, axes = plt.subplots(1, 4, figsize=(14.5, 4.4), sharey=True, layout="constrained")
-        for ax, (curve, (words, what, color, marker)) in zip(axes, FOUR.items(), strict=True):
+        figure, axes = panels(7.6, 2, 2, sharey=True)
+        for ax, (curve, (words, what, color, marker)) in zip(axes.flat, FOUR.items(), strict=True):
             part = rows[rows.curve == curve]
             if part.empty:
                 ax.text(0.5, 0.5, "no two runs\ncan be paired", ha="center", transform=ax.transAxes, color=GREY)
             _over_n(ax, part, color, marker, scale=scale)
             _zero(ax)
-            ax.set(title=f"{words}\n{what}", xlabel="n: blocks copied")
+            ax.set(title=f"{words}: {what}", xlabel="n: blocks copied")
             if curve == "specificity" and np.isfinite(n_star):
                 ax.axvline(n_star, color=color, ls=":", lw=1.6)
                 ax.text(n_star, 0.98, f" n* = {n_star:.0f}", transform=ax.get_xaxis_transform(), color=color, va="top")
         of_what = "accuracy" if metric == "accuracy" else "negative log-likelihood, sign turned"
-        axes[0].set_ylabel(f"paired difference, {of_what}\n({unit})")
+        figure.supylabel(f"paired difference, {of_what} ({unit})")
         figure.suptitle(title)
     return figure
 
@@ -80,7 +79,7 @@ def over_n_by_task(tasks: Mapping[str, Any], curves: Sequence[str]) -> Figure:
     if set(curves) - set(OVER_N):
         raise ValueError(f"curves={list(curves)}: choose some of {', '.join(OVER_N)}")
     with classroom():
-        figure, axes = plt.subplots(1, len(tasks), figsize=(9.0, 4.2), sharey=True, squeeze=False, layout="constrained")
+        figure, axes = panels(4.2, 1, len(tasks), sharey=True, squeeze=False)
         for ax, (title, rows) in zip(axes[0], tasks.items(), strict=True):
             for curve in curves:
                 words, color, marker = OVER_N[curve]
@@ -101,7 +100,7 @@ def transfer_levels(result: Any, *, metric: str = "accuracy", treatments: Sequen
     rows = result.tables["levels"].query("metric == @metric")
     about = result.parameters
     with classroom():
-        figure, ax = plt.subplots(figsize=(10.5, 5.6), layout="constrained")
+        figure, ax = panels(5.8)
         base = rows[rows.treatment == "base"].iloc[0]
         ax.axhline(base.estimate, color=BLACK, lw=1.6, label=f"base: fresh net ({base.estimate:.2f})")
         for name in treatments:
@@ -118,7 +117,7 @@ def transfer_levels(result: Any, *, metric: str = "accuracy", treatments: Sequen
         )
         ax.set_xticks(sorted(set(rows[rows.part == "blocks"].n)))
         ax.grid(alpha=0.25)
-        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14), ncol=2)
+        legend_below(figure, ax, 2)
     return figure
 
 
@@ -127,7 +126,7 @@ def paired_and_unpaired(table: Any) -> Figure:
     names = {"AnB_plus": "AnB+\n(other half's features)", "BnB_plus": "BnB+\n(own half's features)"}
     rows = table.set_index("treatment").reindex(list(names))
     with classroom():
-        figure, ax = plt.subplots(figsize=(9.0, 3.2), layout="constrained")
+        figure, ax = panels(3.4)
         for column, color, marker, words in (
             ("unpaired", ORANGE, "s", "against the mean of all bases (as drawn in the paper)"),
             ("paired", BLUE, "o", "each against its own base"),
@@ -136,7 +135,7 @@ def paired_and_unpaired(table: Any) -> Figure:
         ax.axvline(0, color=BLACK, lw=1)
         ax.set(xlabel="gain of accuracy, mean over n (percentage points)", title="Published runs, ImageNet")
         categories(ax, list(names.values()))
-        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.3), ncol=1)
+        legend_below(figure, ax, 1)
     return figure
 
 
@@ -144,7 +143,7 @@ def transfer_pretrained(result: Any) -> Figure:
     """Accuracy by number of frozen blocks, trained and random weights, beside bag of words and majority."""
     rows, about = result.summary, result.parameters
     with classroom():
-        figure, axes = plt.subplots(1, 2, figsize=(13.5, 5.4), sharey=True, layout="constrained")
+        figure, axes = panels(5.4, 1, 2, sharey=True)
         for ax, weights, words in ((axes[0], "trained", "pretrained"), (axes[1], "random", "random weights (null)")):
             for place, (name, (label, color, dash, marker)) in enumerate(TAILS.items()):
                 part = rows[(rows.weights == weights) & (rows.treatment == name)].sort_values("n")
@@ -157,8 +156,7 @@ def transfer_pretrained(result: Any) -> Figure:
             ax.set(title=words, xlabel=f"n: frozen blocks, of {about['n_layers']}")
             ax.grid(alpha=0.25)
         axes[0].set_ylabel("accuracy on unseen groups")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncol=2)
+        legend_below(figure, axes[0], 2)
         figure.suptitle(f"{about['model']} on {about['dataset']}")
     return figure
 
@@ -174,7 +172,7 @@ def transfer_tuned(result: Any) -> Figure:
           for name, look in zip(about["sources"], SOURCES, strict=False)),
     ]  # fmt: skip
     with classroom():
-        figure, (left, right) = plt.subplots(1, 2, figsize=(13.5, 5.2), layout="constrained")
+        figure, (left, right) = panels(5.4, 1, 2)
         for place, (treatment, source, words, *look) in enumerate(lines):
             shift = 0.3 * (place - (len(lines) - 1) / 2)  # side by side, or the intervals hide each other
             part = rows[(rows.treatment == treatment) & (rows.source == source)].sort_values("n")
@@ -189,11 +187,10 @@ def transfer_tuned(result: Any) -> Figure:
         left.set(ylabel="accuracy on unseen groups", title=f"{about['dataset'].replace('_', ' ')}")
         right.set(ylabel="BnB - AnB (percentage points)", title="specificity, paired by text")
         for ax in (left, right):
-            ax.set(xlabel=f"n: blocks carried over and frozen, of {about['n_layers']}")
             ax.set_xticks(sorted(set(rows.n)))
             ax.grid(alpha=0.25)
-        handles, labels = left.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncol=2)
+        figure.supxlabel(f"n: blocks carried over and frozen, of {about['n_layers']}")
+        legend_below(figure, left, 2)
         figure.suptitle(f"{about['model']}: first n blocks after tuning on another task")
     return figure
 
@@ -202,8 +199,7 @@ def paired_runs(pairs: Any, curve: Any, *, n: Any, words: str, metric: str = "ac
     """For the explorer: one curve over n with the chosen n ("E": the embedding) marked, and the pairs behind that one point."""
     unit, scale = UNITS[metric]
     with classroom():
-        widths: dict[str, Any] = {"sharey": True, "layout": "constrained", "gridspec_kw": {"width_ratios": [3, 2]}}
-        figure, (left, right) = plt.subplots(1, 2, figsize=(12.5, 4.4), **widths)
+        figure, (left, right) = panels(4.4, 1, 2, sharey=True, width_ratios=[3, 2])
         _over_n(left, curve[curve.metric == metric], BLUE, "o", scale=scale)
         left.axvline(0.5 if n == "E" else n, color=ORANGE, lw=10, alpha=0.25)
         at_n = pairs.part == "embedding" if n == "E" else (pairs.part != "embedding") & (pairs.n == n)
@@ -225,7 +221,7 @@ def flipped_digits(side: Any, flipped: Any, names: Sequence[str]) -> Figure:
     """Up to 16 test images of a half (`tasks.Side`) that one of two nets (columns of items) gets right and the other wrong."""
     shown = flipped.sample(min(16, len(flipped)), random_state=0).sort_values("item").to_dict("records")
     with classroom():
-        figure, axes = plt.subplots(2, 8, figsize=(12.5, 4.6), layout="constrained")
+        figure, axes = panels(3.9, 2, 8)
         for ax in axes.flat:
             ax.axis("off")
         for ax, row in zip(axes.flat, shown, strict=False):

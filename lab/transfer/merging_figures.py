@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lab.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, categories, classroom
+from lab import figures as shared
+from lab.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED
 
 METHODS = {
     "own": "own models (no merge)",
@@ -18,11 +18,11 @@ METHODS = {
     "task_arithmetic_lines": "... with LiNeS",
     "task_arithmetic_reversed": "... ramp reversed (control)",
     "ties": "TIES",
-    "ties_lines": "... with LiNeS ",
-    "ties_reversed": "... ramp reversed (control) ",
+    "ties_lines": "... with LiNeS",
+    "ties_reversed": "... ramp reversed (control)",
     "consensus": "Consensus",
-    "consensus_lines": "... with LiNeS  ",
-    "consensus_reversed": "... ramp reversed (control)  ",
+    "consensus_lines": "... with LiNeS",
+    "consensus_reversed": "... ramp reversed (control)",
     "concrete": "Concrete",
     "concrete_draw": "... one draw of the mask",
     "concrete_shuffled": "... mask shuffled (control)",
@@ -46,7 +46,7 @@ ENSEMBLE = {
     "lm_only": "language model alone",
     "lm_only_wide": "... with as many weights",
     "small_only": "small model alone",
-    "small_only_wide": "... with as many weights ",
+    "small_only_wide": "... with as many weights",
     "last_depth": "last depth only",
     "logit_average": "logits averaged, trained apart",
     "bag_of_words": "bag of words",
@@ -70,20 +70,19 @@ def merging(result: Any, *, metric: str = "normalised") -> Figure:
     if levels.empty:
         raise ValueError("no run passed its gate, so there is nothing to draw; look at .tables['gate']")
     names = {name: words for name, words in METHODS.items() if name in levels.index}
-    with classroom():
-        figure, (left, right) = plt.subplots(1, 2, figsize=(15.0, 8.6), layout="constrained")
-        dots(left, levels.reindex(list(names)), list(names.values()), BLUE, "o")
+    with shared.classroom():
+        figure, (above, below) = shared.panels(
+            1.8 + 0.28 * (len(names) + len(pairs)), 2, height_ratios=[len(names), len(pairs)]
+        )
+        dots(above, levels.reindex(list(names)), list(names.values()), BLUE, "o")
         unit = "accuracy / the own model's" if metric == "normalised" else metric
-        left.set(xlabel=f"{unit} (test; mean over tasks)", title="level", xlim=(0, 1.15))
-        sides = [
-            f"{_alone(first)}\n- {_alone(second)}"
-            for first, second in zip(pairs["first"], pairs["second"], strict=True)
-        ]
-        dots(right, pairs, sides, ORANGE, "s", size=10)
-        right.axvline(0, color=BLACK, lw=1)
-        right.set(xlabel=f"difference of {unit}, paired", title="paired difference")
+        above.set(xlabel=f"{unit} (test; mean over tasks)", title="level", xlim=(0, 1.15))
+        sides = [_against(*both) for both in zip(pairs["first"], pairs["second"], strict=True)]
+        dots(below, pairs, sides, ORANGE, "s")
+        below.axvline(0, color=BLACK, lw=1)
+        below.set(xlabel=f"difference of {unit}, paired", title="paired difference")
         about = result.parameters
-        figure.suptitle(f"{about['dataset']}: {int(pairs.n_clusters.max())} bases, 95 % t intervals", fontsize=14)
+        figure.suptitle(f"{about['dataset']}: {int(pairs.n_clusters.max())} bases, 95 % t intervals")
     return figure
 
 
@@ -96,8 +95,8 @@ def mask_profile(result: Any) -> Figure:
     }
     blocks = list(dict.fromkeys(rows.block))  # the embedding first
     words = {"mean_mask": "mean of the mask", "update_ratio": "update, masked / unmasked"}
-    with classroom():
-        figure, axes = plt.subplots(1, 2, figsize=(12.5, 4.6), layout="constrained")
+    with shared.classroom():
+        figure, axes = shared.panels(4.4, 1, 2)
         for ax, (column, label) in zip(axes, words.items(), strict=True):
             for name, (color, marker, dash, legend) in looks.items():
                 part = rows[rows["mask"] == name].pivot(index=["split", "seed"], columns="block", values=column)[blocks]
@@ -113,18 +112,20 @@ def mask_profile(result: Any) -> Figure:
 def tuned_scaling(result: Any) -> Figure:
     """What each scaling of the update keeps of the target and of the controls, on test texts."""
     rows = result.summary
-    with classroom():
-        figure, axes = plt.subplots(1, 3, figsize=(15.0, 5.0), sharey=True, layout="constrained")
+    with shared.classroom():
+        figure = shared.page(7.4)
+        axes = figure.subplot_mosaic([["target", "control"], ["score", "score"]])
         words = {
-            "target": "target accuracy\n",
-            "control": "control accuracy\n/ untouched model's",
-            "score": "score: 2 x target / tuned\nmodel's + control",
+            "target": "target accuracy",
+            "control": "control accuracy / untouched model's",
+            "score": "score: 2 x target / tuned model's + control",
         }
-        for ax, (measure, name) in zip(axes, words.items(), strict=True):
+        for measure, name in words.items():
             part = rows[rows.measure == measure].set_index("method")
             names = {method: label for method, label in SCALINGS.items() if method in part.index}
-            dots(ax, part.reindex(list(names)), list(names.values()), BLUE, "o")
-            ax.set(xlabel=name)
+            dots(axes[measure], part.reindex(list(names)), list(names.values()), BLUE, "o")
+            axes[measure].set_xlabel(name)
+        axes["control"].label_outer()
         figure.suptitle(f"{result.parameters['model']} tuned on {result.parameters['dataset']}; test texts")
     return figure
 
@@ -132,8 +133,8 @@ def tuned_scaling(result: Any) -> Figure:
 def layer_ensemble(result: Any) -> Figure:
     """Accuracy of the ensemble and of its parts, on texts like those trained on and on shifted ones."""
     titles = {"like": "texts like those trained on", "shifted": "shifted texts"}
-    with classroom():
-        figure, axes = plt.subplots(1, 2, figsize=(13.5, 5.0), sharey=True, layout="constrained")
+    with shared.classroom():
+        figure, axes = shared.panels(4.8, 1, 2, sharey=True)
         for ax, (test, words) in zip(axes, titles.items(), strict=True):
             part = result.summary[result.summary.test == test].set_index("treatment")
             names = {name: label for name, label in ENSEMBLE.items() if name in part.index}
@@ -154,9 +155,9 @@ def probe_transfer(result: Any, *, probe: str = "mean_difference") -> Figure:
     grid = rows.pivot(index="trained_on", columns="tested_on", values="auc").reindex(index=names, columns=names)
     rows = rows.assign(sure=(rows.p_holm < 0.05) & (rows.difference > 0))
     best = rows.pivot(index="trained_on", columns="tested_on", values="sure").reindex(index=names, columns=names)
-    with classroom():
-        figure, ax = plt.subplots(figsize=(2.2 + 1.5 * len(names), 1.8 + 1.0 * len(names)), layout="constrained")
-        image = ax.imshow(grid, cmap="PuOr", vmin=0, vmax=1)
+    with shared.classroom():
+        figure, ax = shared.panels(1.8 + 1.0 * len(names))
+        image = ax.imshow(grid, cmap="PuOr", vmin=0, vmax=1, aspect="auto")
         for (i, j), value in np.ndenumerate(grid.to_numpy()):
             sign = " *" if best.iloc[i, j] else ""
             ax.text(
@@ -178,8 +179,8 @@ def probe_transfer_by_depth(result: Any, *, pairs: Sequence[tuple[str, str]], pr
     """AUC by depth for some (trained on, tested on), with intervals, and the bag of words as a dashed line each."""
     looks = [(BLUE, "o"), (ORANGE, "s"), (GREEN, "^"), (PURPLE, "D")]
     rows = result.summary[(result.summary.metric == "auc") & (result.summary.labels == "task")]
-    with classroom():
-        figure, ax = plt.subplots(figsize=(9.5, 5.2), layout="constrained")
+    with shared.classroom():
+        figure, ax = shared.panels(5.2)
         for (a, b), (color, marker) in zip(pairs, looks, strict=False):
             part = rows[(rows.trained_on == a) & (rows.tested_on == b)]
             line = part[part.probe == probe].sort_values("depth")
@@ -195,7 +196,7 @@ def probe_transfer_by_depth(result: Any, *, pairs: Sequence[tuple[str, str]], pr
             title=f"{probe.replace('_', ' ')}; dashed: bag of words",
         )  # fmt: skip
         ax.grid(alpha=0.25)
-        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.14), ncol=2)
+        shared.legend_below(figure, ax, 2)
     return figure
 
 
@@ -213,8 +214,8 @@ def depth_transfer(
     cosines = result.tables["depth_cosines"]
     cosines = cosines[(cosines.dataset == dataset) & (cosines.probe == probe)]
     turned = cosines.pivot(index="depth_a", columns="depth_b", values="cosine")
-    with classroom():
-        figure, axes = plt.subplots(1, 2, figsize=(13.0, 5.4), layout="constrained")
+    with shared.classroom():
+        figure, axes = shared.panels(5.2, 1, 2)
         for ax, values, colors, low, words in (
             (axes[0], grid, "PuOr", 0.0, "AUC"),
             (axes[1], turned, "PuOr", -1.0, "cosine of directions"),
@@ -223,7 +224,7 @@ def depth_transfer(
             ax.set_xticks(range(len(values.columns)), values.columns)
             ax.set_yticks(range(len(values.index)), values.index)
             ax.set(xlabel="tested at depth", ylabel="trained at depth")
-            figure.colorbar(image, ax=ax, label=words, shrink=0.9)
+            figure.colorbar(image, ax=ax, label=words, location="bottom")
         axes[1].set(xlabel="depth", ylabel="depth")
         figure.suptitle(f"{dataset.replace('_', ' ')}, {probe.replace('_', ' ')}")
     return figure
@@ -234,11 +235,8 @@ def stitching(result: Any) -> Figure:
     rows = result.summary[result.summary.metric == "kl"]
     pairs = list(dict.fromkeys(zip(rows.source_depth, rows.target_depth, strict=True)))
     names = [f"{int(i)} to {int(j)}" for i, j in pairs]
-    with classroom():
-        figure, (left, right) = plt.subplots(
-            1, 2, figsize=(14.0, 1.8 + 1.15 * len(pairs)), sharey=True, layout="constrained",
-            gridspec_kw={"width_ratios": [3, 1.4]},
-        )  # fmt: skip
+    with shared.classroom():
+        figure, (left, right) = shared.panels(2.2 + 1.15 * len(pairs), 1, 2, sharey=True, width_ratios=[2, 1])
         for place, (condition, (words, color, marker)) in enumerate(STITCHED.items()):
             for line, (i, j) in enumerate(pairs):
                 part = rows[(rows.source_depth == i) & (rows.target_depth == j) & (rows.condition == condition)]
@@ -257,16 +255,15 @@ def stitching(result: Any) -> Figure:
         )
         right.set(xlabel="R2 of the states put in", xlim=(min(0.0, right.get_xlim()[0]), 1.02))
         for ax in (left, right):
-            categories(ax, names)
-        handles, labels = left.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncol=3)
+            shared.categories(ax, names)
+        shared.legend_below(figure, left, 3)
         x, y = (result.parameters[name]["model"] for name in ("model_x", "model_y"))
         figure.suptitle(f"X = {x}, Y = {y}; intervals over {int(rows.n_documents.max())} test documents")
     return figure
 
 
-def _alone(name: str) -> str:
-    """A method's words where it doesn't stand under the merger that it belongs to."""
+def _against(first: str, second: str) -> str:
+    """Both sides of a paired difference; where they are of one merger, its name stands once, in front."""
     variants = {
         "_lines": "LiNeS",
         "_reversed": "ramp reversed",
@@ -274,18 +271,20 @@ def _alone(name: str) -> str:
         "_permuted": "random order",
     }
     for ending, words in variants.items():
-        if name.endswith(ending):
-            return f"{METHODS[name.removesuffix(ending)]}, {words}"
-    return METHODS[name].replace("... ", "").strip()
+        if first.endswith("_lines") and second.endswith(ending):
+            return f"{METHODS[first.removesuffix('_lines')]}: LiNeS - {words}"
+    if first.endswith("_lines"):
+        return f"{METHODS[second]}: LiNeS - unscaled"
+    return " - ".join(METHODS[name].replace("... ", "") for name in (first, second))
 
 
-def dots(ax: Axes, rows: Any, names: Sequence[str], color: str, marker: str, *, size: int = 12) -> None:
+def dots(ax: Axes, rows: Any, names: Sequence[str], color: str, marker: str) -> None:
     """Estimates with intervals, one a line, the first at the top."""
     places = np.arange(len(rows))
     ax.hlines(places, rows.low, rows.high, color=color, lw=2.2)
     ax.plot(rows.estimate, places, marker, color=color, ms=8)
-    categories(ax, list(names))
-    ax.tick_params(axis="y", labelsize=size)
+    shared.categories(ax, list(names))
+    ax.tick_params(axis="y", labelsize=12)
 
 
 def published_forgetting(table: Any) -> Figure:
@@ -293,13 +292,13 @@ def published_forgetting(table: Any) -> Figure:
     rows = table[(table.task == "EuroSAT") & (table.role == "control")]
     looks = {"pretrained": (BLACK, "D", "before tuning"), "tuned": (ORANGE, "s", "tuned on EuroSAT"),
              "lines": (BLUE, "o", "tuned, scaled by LiNeS")}  # fmt: skip
-    with classroom():
-        figure, ax = plt.subplots(figsize=(9.5, 4.6), layout="constrained")
+    with shared.classroom():
+        figure, ax = shared.panels(4.6)
         places = np.arange(len(rows))
         ax.hlines(places, rows.tuned, rows.lines, color=GREY, lw=1.5)
         for column, (color, marker, words) in looks.items():
             ax.plot(rows[column], places, marker, color=color, ms=10, label=words)
         ax.set(xlabel="accuracy (percent)", title="CLIP ViT-B/32 on tasks that it was not tuned on (published)")
-        categories(ax, list(rows.set))
-        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncol=3)
+        shared.categories(ax, list(rows.set))
+        shared.legend_below(figure, ax, 3)
     return figure
