@@ -94,12 +94,12 @@ def about_of(result: Any) -> str:
     return f"{result.parameters['model']} on {result.parameters['dataset']}"
 
 
-def page(height: float) -> Figure:
+def page(height: int | float) -> Figure:
     """An empty figure so many inches high, and as wide as figures are."""
     return plt.figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def panels(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+def panels(height: int | float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
     """A figure so many inches high, and its axes: one, or an array as `plt.subplots` gives it."""
     figure = page(height)
     return figure, figure.subplots(rows, columns, **options)

@@ -12,14 +12,18 @@ install_import_hook("lab", "beartype.beartype")  # before anything imports lab
 import functools  # noqa: E402
 import linecache  # noqa: E402
 import re  # noqa: E402
+from collections import Counter  # noqa: E402
 from collections.abc import Callable, Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import jaxtyping  # noqa: E402
 import jupytext  # noqa: E402
+import matplotlib.pyplot as plt  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.text import Text  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors  # noqa: E402
 from transformer_lens.model_bridge import TransformerBridge  # noqa: E402
 from transformers import (  # noqa: E402
@@ -93,6 +97,39 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+# --- figures: what a column of a notebook and a projector show --------------------------------------------------------
+
+DRAWN: list[Figure] = []
+
+
+def drawn(figure: Figure) -> None:
+    """Notes a figure when it is made: an explorer closes its own as soon as they are pictures."""
+    DRAWN.append(figure)
+
+
+@pytest.fixture(autouse=True)
+def figures_are_legible() -> Iterator[None]:
+    """Whatever a test draws, through whatever function, keeps the rules for figures."""
+    DRAWN.clear()
+    plt.rcParams["figure.hooks"] = ["conftest:drawn"]
+    yield
+    plt.rcParams["figure.hooks"] = []
+    assert not [fault for figure in DRAWN for fault in faults(figure)]
+
+
+def faults(figure: Figure) -> Iterator[str]:
+    """What makes a figure too wide or too small to read; words in a panel, as in the cells of a heat map, may be smaller."""
+    if figure.get_figwidth() > 9:
+        yield f"{figure.get_figwidth():g} inches wide, of at most 9: see lab.figures.panels"
+    placed = [place for ax in figure.axes if ax.axison and (place := ax.get_subplotspec())]
+    columns = Counter(grid for grid, _ in {(place.get_gridspec(), place.colspan.start) for place in placed})
+    if max(columns.values(), default=0) > 2:
+        yield f"{max(columns.values())} panels side by side, of at most 2"
+    inside = {text for ax in figure.axes for text in ax.texts}
+    small = [text for text in figure.findobj(Text) if text.get_text() and text.get_fontsize() < 9]
+    yield from (f"{text.get_text()!r} in letters of less than 9 points" for text in small if text not in inside)
 
 
 class _FilesAndNotebooks(LoadScopeScheduling):

@@ -61,9 +61,8 @@ def depth_efficiency(
             null = here[(here.treatment == "skip") & (here.weights == "random")]
             _curve(ax, null.groupby("skipped_layer")[measure], *NULL)
             ax.axvline((n_layers - 1) / 2, color=GREY, lw=1, ls=":")
-            ax.set_title(words)
+            ax.set(title=words, xlabel=f"changed layer (0 to {n_layers - 1})\ndotted: the middle")
             ax.set_ylim(bottom=0)
-        figure.supxlabel(f"changed layer (0 to {n_layers - 1}; dotted: the middle)")
         axes[0].set_ylabel(f"share of the sum over layers:\n{MEASURES[measure]}" if share else MEASURES[measure])
         shared.legend_below(figure, axes[0], 2)
         figure.suptitle(f"{shared.about_of(result)}, {result.parameters['n']} prompts; bands: quartiles of prompts")
@@ -76,7 +75,7 @@ def effect_matrix(result: Any, *, statistic: str = "mean", kind: str = "layer", 
     rows = pairs[(pairs.kind == kind) & (pairs["mode"] == mode) & (pairs.treatment == "skip")]
     kinds = [name for name in WEIGHTS if (rows.weights == name).any()]
     with shared.classroom():
-        figure, axes = shared.panels(0.6 + 4.1 * len(kinds), len(kinds), 2, squeeze=False)
+        figure, axes = shared.panels(0.8 + 4.0 * len(kinds), len(kinds), 2, squeeze=False, sharex=True, sharey=True)
         for line, weights in zip(axes, kinds, strict=True):
             for ax, (scope, words) in zip(line, SCOPES.items(), strict=True):
                 part = rows[(rows.weights == weights) & (rows.scope == scope)]
@@ -85,9 +84,10 @@ def effect_matrix(result: Any, *, statistic: str = "mean", kind: str = "layer", 
                 ax.set_facecolor("#E4E4E4")
                 image = ax.imshow(later, cmap="viridis", vmin=0, vmax=1)
                 ax.set(title=f"{WEIGHTS[weights][2]},\n{words}", xlabel="layer measured", ylabel="layer skipped")
+                ax.label_outer()
                 _whole_numbers(ax.xaxis, ax.yaxis)
         label = "relative change of a layer's contribution (1 or more: yellow)"
-        figure.colorbar(image, ax=axes, label=label, location="bottom", shrink=0.6, aspect=40)
+        figure.colorbar(image, ax=axes, label=label, shrink=0.8, aspect=40)
     return figure
 
 
@@ -152,7 +152,7 @@ def effective_depths(result: Any) -> Figure:
                     ax.plot(row.estimate, [y + shift], marker, color=color, ms=8, ls="none", label=label)
         shared.categories(ax, list(names.values()))
         ax.set(xlabel="effective depth (fraction of the layers)", xlim=(-0.02, 1.04))
-        ax.set_title(f"{shared.about_of(result)}, n = {result.parameters['n']}; lines: 95 % over prompts")
+        figure.suptitle(f"{shared.about_of(result)}, n = {result.parameters['n']}; lines: 95 % over prompts")
         shared.legend_below(figure, ax, 2)
     return figure
 
@@ -325,7 +325,7 @@ def linear_maps(result: Any) -> Figure:
 
 
 @contextmanager
-def _two_panels(height: float) -> Iterator[tuple[Figure, Any]]:
+def _two_panels(height: int | float) -> Iterator[tuple[Figure, Any]]:
     with shared.classroom():
         figure, axes = shared.panels(height, 1, 2)
         yield figure, axes

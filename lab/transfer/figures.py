@@ -62,6 +62,7 @@ def transfer_curves(curves: Any, *, metric: str = "accuracy", title: str = "", n
             part = rows[rows.curve == curve]
             if part.empty:
                 ax.text(0.5, 0.5, "no two runs\ncan be paired", ha="center", transform=ax.transAxes, color=GREY)
+                ax.set_xticks([])
             _over_n(ax, part, color, marker, scale=scale)
             _zero(ax)
             ax.set(title=f"{words}: {what}", xlabel="n: blocks copied")
@@ -187,9 +188,9 @@ def transfer_tuned(result: Any) -> Figure:
         left.set(ylabel="accuracy on unseen groups", title=f"{about['dataset'].replace('_', ' ')}")
         right.set(ylabel="BnB - AnB (percentage points)", title="specificity, paired by text")
         for ax in (left, right):
+            ax.set_xlabel(f"n: blocks carried over\nand frozen, of {about['n_layers']}")
             ax.set_xticks(sorted(set(rows.n)))
             ax.grid(alpha=0.25)
-        figure.supxlabel(f"n: blocks carried over and frozen, of {about['n_layers']}")
         legend_below(figure, left, 2)
         figure.suptitle(f"{about['model']}: first n blocks after tuning on another task")
     return figure
@@ -221,7 +222,7 @@ def flipped_digits(side: Any, flipped: Any, names: Sequence[str]) -> Figure:
     """Up to 16 test images of a half (`tasks.Side`) that one of two nets (columns of items) gets right and the other wrong."""
     shown = flipped.sample(min(16, len(flipped)), random_state=0).sort_values("item").to_dict("records")
     with classroom():
-        figure, axes = panels(3.9, 2, 8)
+        figure, axes = panels(3.6, 2, 8)
         for ax in axes.flat:
             ax.axis("off")
         for ax, row in zip(axes.flat, shown, strict=False):

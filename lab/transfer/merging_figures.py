@@ -72,7 +72,7 @@ def merging(result: Any, *, metric: str = "normalised") -> Figure:
     names = {name: words for name, words in METHODS.items() if name in levels.index}
     with shared.classroom():
         figure, (above, below) = shared.panels(
-            1.8 + 0.28 * (len(names) + len(pairs)), 2, height_ratios=[len(names), len(pairs)]
+            1.8 + 0.26 * (len(names) + len(pairs)), 2, height_ratios=[len(names), len(pairs)]
         )
         dots(above, levels.reindex(list(names)), list(names.values()), BLUE, "o")
         unit = "accuracy / the own model's" if metric == "normalised" else metric
@@ -80,6 +80,7 @@ def merging(result: Any, *, metric: str = "normalised") -> Figure:
         sides = [_against(*both) for both in zip(pairs["first"], pairs["second"], strict=True)]
         dots(below, pairs, sides, ORANGE, "s")
         below.axvline(0, color=BLACK, lw=1)
+        below.locator_params(axis="x", nbins=6)
         below.set(xlabel=f"difference of {unit}, paired", title="paired difference")
         about = result.parameters
         figure.suptitle(f"{about['dataset']}: {int(pairs.n_clusters.max())} bases, 95 % t intervals")
@@ -105,7 +106,7 @@ def mask_profile(result: Any) -> Figure:
             ax.set(xlabel="block", ylabel=label)
             ax.set_xticks(range(len(blocks)), blocks)
             ax.grid(alpha=0.25)
-        axes[0].legend()
+        shared.legend_below(figure, axes[0], 2)
     return figure
 
 
@@ -117,7 +118,7 @@ def tuned_scaling(result: Any) -> Figure:
         axes = figure.subplot_mosaic([["target", "control"], ["score", "score"]])
         words = {
             "target": "target accuracy",
-            "control": "control accuracy / untouched model's",
+            "control": "control accuracy\n/ untouched model's",
             "score": "score: 2 x target / tuned model's + control",
         }
         for measure, name in words.items():
@@ -125,7 +126,7 @@ def tuned_scaling(result: Any) -> Figure:
             names = {method: label for method, label in SCALINGS.items() if method in part.index}
             dots(axes[measure], part.reindex(list(names)), list(names.values()), BLUE, "o")
             axes[measure].set_xlabel(name)
-        axes["control"].label_outer()
+        axes["control"].tick_params(labelleft=False)  # the names stand at the left
         figure.suptitle(f"{result.parameters['model']} tuned on {result.parameters['dataset']}; test texts")
     return figure
 
@@ -224,7 +225,7 @@ def depth_transfer(
             ax.set_xticks(range(len(values.columns)), values.columns)
             ax.set_yticks(range(len(values.index)), values.index)
             ax.set(xlabel="tested at depth", ylabel="trained at depth")
-            figure.colorbar(image, ax=ax, label=words, location="bottom")
+            figure.colorbar(image, ax=ax, label=words, location="bottom", ticks=np.linspace(low, 1, 5))
         axes[1].set(xlabel="depth", ylabel="depth")
         figure.suptitle(f"{dataset.replace('_', ' ')}, {probe.replace('_', ' ')}")
     return figure
@@ -250,6 +251,8 @@ def stitching(result: Any) -> Figure:
         wide = rows["mean"].max() > _LINEAR
         if wide:  # small nets differ by less than a logarithmic axis has ticks for
             left.set_xscale("symlog", linthresh=_LINEAR)
+            left.set_xticks([0, *(tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if tick < left.get_xlim()[1])])
+            left.xaxis.set_major_formatter("{x:g}")
         left.set(
             xlabel=f"KL to the clean model (nats{'; near 0 linear' if wide else ''})", ylabel="depth of X to depth of Y"
         )

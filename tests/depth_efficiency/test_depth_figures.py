@@ -55,7 +55,7 @@ def test_matrix_contributions_lens_and_depths(result):
     rows = result.tables["pairs"].query("weights == 'trained' and treatment == 'skip' and scope == 'all'")
     wanted = rows.groupby(["skipped_layer", "layer"])["mean"].mean()
     assert np.isclose(grid[0, 2], wanted[0, 2]) and np.isnan(grid[2, 1]) and np.isnan(grid[1, 1])
-    assert "random weights (null), later tokens only" in words(figure)
+    assert "random weights (null),\nlater tokens only" in words(figure)
     figure = figures.contributions(result)
     here = result.tables["contributions"].query("weights == 'trained' and quantity == 'mlp_cosine' and not position_0")
     np.testing.assert_allclose(line(figure.axes[1], "MLP").get_ydata(), here.groupby("layer").value.mean())
@@ -90,8 +90,8 @@ def test_scores_positions_and_layers_off(tiny_model):
     assert figure.axes[1].get_images()[0].get_clim() == image.get_clim(), "position 0 has no say in the scale"
     found = depth_efficiency.without(model, TEXT, [1, 2])
     figure = figures.layers_off(found)
-    np.testing.assert_allclose(line(figure.axes[1], "layers off").get_ydata(), found["loss"]["without"])
-    assert line(figure.axes[2], "off").get_xdata().tolist() == [1, 2]
+    np.testing.assert_allclose(line(figure.axes[2], "layers off").get_ydata(), found["loss"]["without"])
+    assert line(figure.axes[1], "off").get_xdata().tolist() == [1, 2]
     assert np.allclose(found["later"].change[:1], 0) and np.allclose(found["later"].change[1:3], 1)
     assert found["later"].change[3] > 1e-3
     nothing = depth_efficiency.without(model, TEXT, [])

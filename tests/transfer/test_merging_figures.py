@@ -46,8 +46,8 @@ def test_merging_names_each_method_and_both_sides_of_a_difference():
                       estimate=value) for second, value in (("ties", -0.1), ("ties_reversed", 0.2))]  # fmt: skip
     figure = result("merging", pairs, {"levels": levels}).plot()
     left, right = figure.axes
-    assert placed(left) == {"own models (no merge)": 1.0, "TIES": 0.8, "... with LiNeS ": 0.7}
-    assert placed(right) == {"TIES, LiNeS\n- TIES": -0.1, "TIES, LiNeS\n- TIES, ramp reversed": 0.2}
+    assert placed(left) == {"own models (no merge)": 1.0, "TIES": 0.8, "... with LiNeS": 0.7}
+    assert placed(right) == {"TIES: LiNeS - unscaled": -0.1, "TIES: LiNeS - ramp reversed": 0.2}
     assert "4 bases" in words(figure)
     with pytest.raises(ValueError, match="no run passed its gate"):
         result("merging", pairs, {"levels": [{**levels[0], "part": "single"}]}).plot()
