@@ -218,8 +218,7 @@ def integrator(result: Any) -> Figure:
     steps, split, near = (result.tables[name] for name in ("steps", "splitting", "neighbours"))
     dashes: Any = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
     with shared.classroom():
-        figure, axes = shared.panels(9, 2, 2)
-        (a, b), (c, d) = axes
+        figure, ((a, b), (c, d)) = shared.panels(10.4, 2, 2)
 
         def line(ax: Axes, rows: Any, value: str, label: str, weights: str = "trained", **look: Any) -> None:
             part = rows[rows.weights == weights].groupby("layer")[value].mean()
@@ -231,8 +230,7 @@ def integrator(result: Any) -> Figure:
         for n, color, dash in zip((1, 2, 4, 8), (BLUE, ORANGE, GREEN, PURPLE), dashes, strict=True):
             line(a, steps[steps.n == n], "error", f"{n} substep{'s' * (n > 1)}", color=color, ls=dash)
         line(a, steps[steps.n == 1], "error", "1 substep", "random")
-        a.set(title="A. distance from the finest division", ylabel="share of the step's length", yscale="log")
-        a.legend(ncol=2)
+        a.set(title="A. distance from\nthe finest division", ylabel="share of the step's length", yscale="log")
         ways = {
             "commutator": "MLP before attention",
             "parallel": "both from the same state",
@@ -241,27 +239,30 @@ def integrator(result: Any) -> Figure:
         for (name, words), color, dash in zip(ways.items(), (RED, ORANGE, BLUE), dashes, strict=False):
             line(b, split, name, words, color=color, ls=dash)
         line(b, split, "commutator", ways["commutator"], "random")
-        b.set(title="B. distance from attention before MLP", ylabel="share of the step's length")
+        b.set(title="B. distance from\nattention before MLP", ylabel="share of the step's length")
         b.set_ylim(bottom=0)
-        b.legend()
         line(c, near[near.neighbours], "cosine", "next layer", color=BLUE, marker="o", ls="-")
         line(c, near[~near.neighbours], "cosine", "a random other layer", color=GREY, marker="X", ls="none")
         line(c, near[near.neighbours], "cosine", "next layer", "random")
         c.axhline(0, color=GREY, lw=1)
-        c.set(title="C. update of layer l and of another at the same state", ylabel="cosine")
-        c.legend()
+        c.set(title="C. update of layer l and of\nanother at the same state", ylabel="cosine")
         means = result.summary[result.summary["where"] == "one layer, mean"].sort_values("rise")
         for y, row in enumerate(means.itertuples()):
             control = row.program in ("dropped", "random", "exchanged far")
             d.hlines(y, row.low, row.high, color=GREY if control else BLUE, lw=2.2)
             d.plot(row.rise, y, "X" if control else "o", color=GREY if control else BLUE, ms=8)
         shared.categories(d, list(means.program))
+        d.axvline(0, color=GREY, lw=1)
         d.set_xscale("symlog", linthresh=0.1)
-        d.set(title="rise of the loss, one layer changed", xlabel="nats per token, mean over layers (grey: controls)")
+        d.xaxis.set_major_formatter("{x:g}")
+        d.set(
+            title="D. rise of the loss,\none layer changed", xlabel="nats per token, mean\nover layers (grey: controls)"
+        )
         for ax in (a, b, c):
             _whole_numbers(ax.xaxis)
             ax.grid(alpha=0.25)
             ax.set_xlabel("layer l" if ax is c else "layer")
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
         figure.suptitle(f"{shared.about_of(result)}, loss {result.parameters['nll']:.2f} nats per token")
     return figure
 
