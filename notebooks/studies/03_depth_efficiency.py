@@ -85,7 +85,7 @@ after = gone["later"].query("not off and layer > @middle[-1]").change
 print(f"layers after the gap: what they add changes by {after.min():.2f} to {after.max():.2f} of its length")
 
 # %% [markdown]
-# **Things to notice.** Left: the next word. Middle: the loss of every word of the text. Right: how much what each *later* layer adds
+# **Things to notice.** Above left: the next word. Below: the loss of every word of the text. Above right: how much what each *later* layer adds
 # changes, relative to its size; before the gap nothing can change. Which option is nearest? Look at all three lines: a mean loss
 # that stays small can go with another likeliest word, and the same word with later layers that all do something else. So "it can be
 # left out" and "it does nothing" are two claims. Section 10 lets you click layers off yourself.
