@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
@@ -24,6 +25,7 @@ LESSONS, STUDIES = (
 )
 SHIPPED = {f"studies/{name.split('/')[0]}" for name in shipped.names()}
 notebooks = pytest.mark.parametrize("name", [*STUDIES, *LESSONS])
+PAGE = 884  # pixels: a figure of 9 inches, 96 dots each, and a margin; more where something sticks out of it
 Runs = Callable[[str], tuple[subprocess.CompletedProcess, Path]]
 
 
@@ -59,7 +61,8 @@ def test_notebook_runs(ran: Runs, name: str) -> None:
     assert process.returncode == 0, process.stderr[-5000:]
     stem = name.split("/")[1]
     assert (out / f"{stem}.html").stat().st_size > 0
-    assert list(out.glob(f"{stem}-*.png"))
+    widths = {path.name: plt.imread(path).shape[1] for path in out.glob(f"{stem}-*.png")}
+    assert widths and max(widths.values()) <= PAGE, widths
 
 
 @notebooks
