@@ -1,4 +1,4 @@
-"""The command line: `python -m lab open`, `run`, `results` and `check`. Nothing here imports torch before it is needed."""
+"""The command line: `python -m lab open`, `run`, `build`, `results`, `check`. Nothing here imports torch before it is needed."""
 
 import argparse
 import ast
@@ -16,7 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lab import jupyterlab, pages, run_folders
+from lab import builds, jupyterlab, pages, run_folders
+from lab.builds import read
 from lab.cache import cache_folder
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parent
 SITE = ["index", "glossary"]  # the pages of a run beside its notebooks
-KERNELSPEC = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
             return open_notebooks(options.notebooks, extra)
         if options.command == "run":
             return run(options)
+        if options.command == "build":
+            return build_lessons(options)
         if options.command == "results":
             return results(options)
         if options.command == "clean":
@@ -59,7 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lab", description="How language models use their depth.")
     parser.add_argument("--version", action="version", version=f"depth-lab {version('depth-lab')}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="open | run | results | clean | check")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="open | run | build | results | clean | check"
+    )
     folder: dict[str, Any] = {"type": Path, "metavar": "DIR", "help": "take the notebook scripts from this folder"}
 
     text = "build the notebooks and open JupyterLab, which gets all further arguments (--no-browser, --port=8890)"
@@ -77,6 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--timeout", type=_seconds, metavar="S", help="seconds that a cell may take (default: no limit)"
     )
+    command.add_argument("--notebooks", **folder)
+
+    text = "build lessons for participants (no solutions), for instructors (with notes), or as a course for nbgrader"
+    command = commands.add_parser("build", help=text, description=text)
+    command.add_argument("names", nargs="*", metavar="LESSON", help="the start of a name, such as 01; none is all")
+    command.add_argument("--for", dest="audience", required=True, choices=builds.AUDIENCES, help="who they are for")
+    command.add_argument("--out", type=Path, metavar="DIR", help="where it goes (default depth-lab-<for whom>)")
     command.add_argument("--notebooks", **folder)
 
     text = "list the full results that the studies come with, or make those of one study anew"
@@ -166,18 +177,8 @@ def build(script: Path) -> Path:
         kept = notebook.with_name(f"{script.stem}.{day}.ipynb")
         notebook.rename(kept)
         print(f"{notebook.name}: the script is newer; built again. The notebook of before is {kept.name}.")
-    pages.write_file(notebook, nbformat.writes(read(script)) + "\n")
+    run_folders.write(notebook, nbformat.writes(read(script)) + "\n")
     os.utime(notebook, (written, written))
-    return notebook
-
-
-def read(script: Path) -> "NotebookNode":
-    """A percent script as a notebook."""
-    import jupytext
-
-    notebook = jupytext.read(script)
-    notebook.metadata.pop("jupytext", None)  # not paired: what a student saves stays out of the script
-    notebook.metadata.setdefault("kernelspec", KERNELSPEC)
     return notebook
 
 
@@ -205,7 +206,7 @@ def run(options: argparse.Namespace) -> int:
                 raise KeyboardInterrupt
         for name, page in pages.index(out, glossary()).items():
             made = run_folders.aside(out.resolve(), name)
-            pages.write_file(made / f"{name}.html", page)
+            run_folders.write(made / f"{name}.html", page)
             run_folders.put(made, out.resolve(), name, whole=True)
         print(f"all pages: {out / 'index.html'}")
     if failed:
@@ -228,6 +229,21 @@ def _run_one(
     place = out / there.relative_to(out.resolve()) / f"{script.stem}.html"
     print(f"{name}: {how}, {time.monotonic() - start:.0f} s, {place}", flush=True)
     return error, interrupted
+
+
+def build_lessons(options: argparse.Namespace) -> int:
+    """Build the chosen lessons for an audience, into a folder."""
+    groups = {script: group_of(script, options.notebooks) for script in scripts(options.notebooks)}
+    lessons = {script: group for script, group in groups.items() if group in ("lessons", "")}
+    if not lessons:
+        raise ValueError(
+            f"no lessons in {options.notebooks}: they are scripts in a folder of the name lessons, or in none"
+        )
+    chosen = choose(lessons, options.names)
+    out = options.out or Path(f"depth-lab-{options.audience}")
+    builds.write(chosen, options.audience, out)
+    print(f"{out}: {len(chosen)} lesson{'s' if len(chosen) > 1 else ''} for {options.audience}")
+    return 0
 
 
 def results(options: argparse.Namespace) -> int:

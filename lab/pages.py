@@ -7,11 +7,12 @@ other: `index` lists them, and the glossary is one of them.
 import base64
 import copy
 import html
-import os
 import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lab import run_folders
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -28,13 +29,13 @@ def write(notebook: "NotebookNode", name: str, out: Path, *, home: str = "", the
     """
     import nbformat
 
-    write_file(out / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
+    run_folders.write(out / f"{name}.ipynb", nbformat.writes(notebook) + "\n")
     shown = copy.deepcopy(notebook)
     for number, cell in enumerate((cell for cell in shown.cells if cell.cell_type == "code"), start=1):
         figures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
         for n, output in enumerate(figures, start=1):
             place = f"{name}-{number:02d}-{n}.png"
-            write_file(out / place, base64.b64decode(output.data["image/png"]))
+            run_folders.write(out / place, base64.b64decode(output.data["image/png"]))
             output.metadata["filenames"] = {"image/png": place}
             output.metadata["image/png"] = {"alt": output.data.get("text/plain", "a figure")}
         for output in cell.outputs:
@@ -45,7 +46,7 @@ def write(notebook: "NotebookNode", name: str, out: Path, *, home: str = "", the
     for cell in shown.cells:
         if cell.cell_type == "markdown":
             cell.source = _linked(cell.source, there)
-    write_file(out / f"{name}.html", page(shown, title_of(notebook, name), home=home))
+    run_folders.write(out / f"{name}.html", page(shown, title_of(notebook, name), home=home))
 
 
 def page(notebook: "NotebookNode", title: str, *, home: str = "") -> str:
@@ -105,13 +106,3 @@ def _linked(text: str, there: Collection[str]) -> str:
         return f"[{words}]({path[:-3]}.html{mark})" if Path(path).stem in there else words
 
     return re.sub(r"\[([^\]\[]+)\]\((?!https?:)([^)#\s]+\.(?:py|md))(#[^)]*)?\)", page_of, text)
-
-
-def write_file(path: Path, content: str | bytes) -> None:
-    """Write aside and rename, so that a file is whole or absent."""
-    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        aside.write_bytes(content.encode() if isinstance(content, str) else content)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""What `python -m lab run` leaves in a folder: made aside, put in its place whole, and nothing touched that isn't ours.
+"""What `python -m lab` leaves in a folder: made aside, put in its place whole, and nothing touched that isn't ours.
 
 A notebook NAME leaves NAME.ipynb, NAME.html, its figures NAME-<code cell>-<n>.png and its tables in NAME/. The record
 (`RECORD`) lists these files with their checksums. What it lists, unchanged, is ours, and the next run of this notebook
-takes its place; all else in the folder is someone's work, a listed file that was edited included.
+takes its place; all else in the folder is someone's work, a listed file that was edited included. So it is with builds.
 """
 
 import datetime
@@ -11,13 +11,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 RECORD, LOCK = ".depth-lab-run.json", ".depth-lab-run.lock"
+BUILD = "python -m lab build"  # under this the record lists the files of builds
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def claimed(out: Path, names: list[str]) -> Iterator[None]:
     if (out.exists() or out.is_symlink()) and not out.is_dir():
         raise ValueError(f"{out} is {'a file' if out.exists() else 'a link to nothing'}: give a folder with --out")
     if out.exists() and not (out / LOCK).exists():  # no run was here: nothing is added to a folder that is refused
-        _refuse_taken(out, names)
+        _refuse_taken(out, _all_not_ours(out, names))
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / LOCK)
     try:
@@ -38,17 +39,21 @@ def claimed(out: Path, names: list[str]) -> Iterator[None]:
     except Timeout:
         raise ValueError(f"another run is writing into {out}: wait for it, or give another folder with --out") from None
     try:
-        _refuse_taken(out, names)
+        _refuse_taken(out, _all_not_ours(out, names))
         yield
     finally:
         lock.release()
 
 
-def _refuse_taken(out: Path, names: list[str]) -> None:
-    if taken := [place for name in names for place in not_ours(out, name)]:
+def _all_not_ours(out: Path, names: list[str]) -> list[str]:
+    return [place for name in names for place in not_ours(out, name)]
+
+
+def _refuse_taken(out: Path, taken: list[str], who: str = "run of this notebook") -> None:
+    if taken:
         first = ", ".join(taken[:5]) + (", ..." if len(taken) > 5 else "")
         raise ValueError(
-            f"{out} holds {len(taken)} file{'s' if len(taken) > 1 else ''} that no run of this notebook left so ({first}), "
+            f"{out} holds {len(taken)} file{'s' if len(taken) > 1 else ''} that no {who} left so ({first}), "
             "and nothing of yours is written over: move them, or give another folder with --out"
         )
 
@@ -102,6 +107,50 @@ def put(made: Path, out: Path, name: str, *, whole: bool) -> Path:
     return out
 
 
+def place(out: Path, files: Mapping[str, str]) -> None:
+    """Write the files of a build, by their places in `out`, in place of those of an earlier one; all of them or none.
+
+    Raises:
+        ValueError: a place is taken by a file with another content that no build left so.
+    """
+    new = {place: hashlib.sha256(text.encode()).hexdigest() for place, text in files.items()}
+
+    def free() -> dict[str, list[str]]:
+        known = _record(out).get(BUILD, {"files": {}})["files"]
+        ours = {place: [checksum, *known.get(place, [])] for place, checksum in new.items()}
+        _refuse_taken(out, [place for place in sorted(ours) if _taken(out, place, ours[place])], "build")
+        return {**known, **ours}
+
+    if out.is_dir():
+        free()  # before a lock is made there
+    with claimed(out, []):
+        both = free()
+        _write_record(out, {**_record(out), BUILD: {"whole": False, "files": both}})
+        for place, text in files.items():
+            (out / place).parent.mkdir(parents=True, exist_ok=True)
+            write(out / place, text)
+        left = {**both, **{place: [checksum] for place, checksum in new.items()}}
+        _write_record(out, {**_record(out), BUILD: {"whole": True, "files": left}})
+
+
+def _taken(out: Path, place: str, ours: list[str]) -> bool:
+    """Whether a file cannot be written without touching what isn't ours: it, or what stands where its folders should be."""
+    path = out / place
+    if any(one.is_symlink() or (one.exists() and not one.is_dir()) for one in list(path.parents)[: place.count("/")]):
+        return True
+    return path.is_symlink() or (path.exists() and (path.is_dir() or _checksum(path) not in ours))
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write aside and rename, so that a file is whole or absent."""
+    aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def _files(root: Path, *paths: Path) -> dict[str, str]:
     """Checksums of these files, and of those in these folders, by their place in `root`."""
     every = [inner for path in paths for inner in (path, *(path.rglob("*") if not path.is_symlink() else ()))]
@@ -125,7 +174,7 @@ def _record(out: Path) -> dict[str, dict]:
 
 
 def _write_record(out: Path, notebooks: dict[str, dict]) -> None:
-    about = "files that `python -m lab run` left here, with their checksums: a later run replaces these and no others"
+    about = "files that `python -m lab` left here, with their checksums: a later run replaces these and no others"
     new = out / f"{RECORD}.partial"
     new.write_text(json.dumps({"about": about, "notebooks": notebooks}, indent=1), encoding="utf-8")
     new.replace(out / RECORD)

@@ -14,8 +14,8 @@ BUDGET = {
     "longest file": 575,
     "longest function": 105,
     "deepest nesting": 5,
-    "all": 19110,
-    "lessons": 2650,
+    "all": 19390,
+    "lessons": 2669,
 }
 NESTS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.FunctionDef, ast.ClassDef)
 

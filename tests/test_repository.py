@@ -49,7 +49,8 @@ MAY_IMPORT = {
     "checks": {"models", "texts", "states", "interventions", "runs"},
     "maps": {"cache", "identity", "models", "texts", "states", "statistics", "results"},
     "nets": {"nets", "cache", "models", "datasets", "texts"},
-    "__main__": {"cache", "jupyterlab", "run_folders", "models", "checks", "shipped"},
+    "builds": {"run_folders"},
+    "__main__": {"builds", "cache", "jupyterlab", "run_folders", "models", "checks", "shipped"},
 }
 CORE = {"checks", "identity", "interventions", "lenses", "models", "probes", "results", "runs", "states", "statistics"}
 MAY_IMPORT["lessons"] = {"lessons", "shipped", "explorers", "figures", "texts", *CORE, *SHARED, *ROOMS}

@@ -133,7 +133,10 @@ def exercise(own: Callable[..., Any]) -> Callable[[Callable[..., str | None]], C
 
 
 def unanswered(answer: Any) -> bool:
-    """Whether an exercise is as it was handed out (`...`, None, a function with `...` left in it), or holds the kit's own."""
+    """Whether an exercise is as it was handed out (`...`, None, a function with `...` left in it), or holds the kit's own.
+
+    nbgrader's usual `raise NotImplementedError()` counts like `...`.
+    """
     if answer is None or answer is ... or getattr(answer, "lab_own", False):
         return True
     if not inspect.isfunction(answer):
@@ -144,7 +147,11 @@ def unanswered(answer: Any) -> bool:
         return False
     nodes = list(ast.walk(source))  # the dots of state[..., 0] and of Callable[..., int] are Python
     index = {id(part) for node in nodes if isinstance(node, ast.Subscript) for part in ast.walk(node.slice)}
-    return any(isinstance(node, ast.Constant) and node.value is ... and id(node) not in index for node in nodes)
+    return any(
+        (isinstance(node, ast.Constant) and node.value is ... and id(node) not in index)
+        or (isinstance(node, ast.Raise) and "NotImplementedError" in ast.unparse(node))
+        for node in nodes
+    )
 
 
 def _as_own(answer: Any) -> Any:
@@ -168,6 +175,18 @@ def _stopped(error: Exception) -> str:
     if isinstance(error, KeyError) and "hook" in str(error):
         hint = " hook.name is TransformerLens's own name for a place, not the one that you asked for: use the depth instead."
     return f"Your code stopped{where}: {type(error).__name__}: {error}.{hint}"
+
+
+def right(name: str) -> bool:
+    """Whether the check of an exercise, such as "keep", has found the participant's own answer right since `start`.
+
+    Raises:
+        ValueError: this check has not run.
+    """
+    if name not in _log.exercises:
+        ran = ", ".join(_log.exercises) or "none"
+        raise ValueError(f"no check of {name!r} has run since the lesson was started; these have: {ran}")
+    return _log.exercises[name]["state"] == "right"
 
 
 def summary() -> pd.DataFrame:

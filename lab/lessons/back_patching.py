@@ -48,7 +48,7 @@ def put(answer: Any, model: TransformerBridge) -> str | None:
     if not torch.equal(state, before):
         return (
             "Your hook writes into the state that it was given. Somebody may have kept that one, and would find your vector "
-            "in it. Copy it first: state = state.clone()."
+            "in it. Copy it first, with .clone()."
         )
     changed = [at for at in range(4) if not torch.equal(new[0, at], before[0, at])]
     if not changed:
@@ -70,7 +70,7 @@ def put(answer: Any, model: TransformerBridge) -> str | None:
 def _own_patched(model: TransformerBridge, site: str = "resid_post") -> Callable[..., torch.Tensor]:
     def logits(ids: torch.Tensor, position: int, target: int, vector: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), interventions.patch(model, site, layer=target, value=vector, position=position):
-            return model(ids)[0, -1]
+            return model(ids)[0][-1]
 
     return logits
 

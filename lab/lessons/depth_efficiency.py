@@ -66,7 +66,7 @@ def without(answer: Any, model: TransformerBridge) -> str | None:
     if not torch.equal(*seen[0]):
         return (
             "Your hook writes into the very state that it was given, and somebody else may still read that one. "
-            "Take a copy first: new = state.clone()."
+            "Take a copy first, with .clone()."
         )
     if not torch.equal(found[: layer + 1], clean[: layer + 1]):
         return f"With without({layer}) a state below the block changes. Put back at hook_resid_post, not at hook_resid_pre."
@@ -265,7 +265,7 @@ def loss_in_order(answer: Any, model: TransformerBridge) -> str | None:
         finally:
             body.layers, body.config.num_hidden_layers = plain, n
         if not isinstance(found, torch.Tensor):
-            return "loss_in_order must return the loss: “return loss(model, ids)” inside the try."
+            return "loss_in_order must return the loss, inside the try. Is there a “return”?"
         if left:
             return "Afterwards the model's layers are not as before. The lines under “finally” put them back."
         if found.shape == (len(ids), ids.shape[1] - 1) and torch.allclose(found, own(model, ids, order), atol=1e-3):

@@ -160,7 +160,7 @@ def graft(answer: Any, model: TransformerBridge) -> str | None:
     if torch.equal(new[0, -1], donor[-1]) and not torch.equal(new[0, 0], donor[0]):
         return "Only the last token's state comes from the donor. Put in those of all tokens."
     if torch.equal(new, before):
-        return "Your hook returns the model's own state. Put the donor's in its place: new[0] = donor."
+        return "Your hook returns the model's own state. Write the donor into row 0 of the copy."
     if not torch.equal(new[0], donor):
         return "What your hook returns is not the donor's stream. Nothing is added or scaled: it takes the place."
     with torch.no_grad(), model.hooks(fwd_hooks=[("blocks.8.hook_resid_pre", hook)]):

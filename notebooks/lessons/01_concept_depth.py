@@ -117,11 +117,11 @@ last_states = check.last_states(last_states, model)
 #
 # ```python
 # def last_states(model, ids, last):
-#     states, rows = {}, torch.arange(len(ids))
+#     states = {}
 #
 #     def keep(depth):
 #         def hook_fn(state, hook):
-#             states[depth] = state[rows, last]
+#             states[depth] = state[torch.arange(len(ids)), last]
 #
 #         return hook_fn
 #
