@@ -183,7 +183,7 @@ def marked(exercise: str, answer: str) -> str:
     """An exercise with the lines of its solution in its gaps, between marks. A gap is a line of code with "..." in it.
 
     Raises:
-        ValueError: the solution changes a line that is no gap.
+        ValueError: the solution is another than the exercise with its gaps filled; a docstring may be missing.
     """
     if question := re.fullmatch(r"(\w+ = )\.\.\.(.*)", exercise):
         value = answer.partition(" = ")[2]
@@ -193,16 +193,28 @@ def marked(exercise: str, answer: str) -> str:
     given, full = exercise.splitlines(), answer.splitlines()
     code, wanted = ([line.split("  #")[0].rstrip() for line in lines] for lines in (given, full))
     made: list[str] = []
-    for kind, i, j, k, m in difflib.SequenceMatcher(None, code, wanted, autojunk=False).get_opcodes():
-        here = [place for place in range(i, j) if place in gaps]
-        if kind in ("replace", "insert") and not here:
-            raise ValueError(f"the solution has lines that the exercise has no gap for:\n{chr(10).join(full[k:m])}")
+    for _, i, j, k, m in difflib.SequenceMatcher(None, code, wanted, autojunk=False).get_opcodes():
+        indent = ""
         for place in range(i, j):
             line = given[place]
-            space = line[: len(line) - len(line.lstrip())]
             if place in gaps:  # what it is for stays to be read
-                line = "" if line.strip() == "..." else f"{space}# {line.strip().removeprefix('...  # ')}"
+                indent, line = re.fullmatch(r"( *)(.*)", line).groups()  # type: ignore[union-attr]
+                line = "" if line == "..." else f"{indent}# {line.removeprefix('...  # ')}"
             made += [line] if place not in gaps or line else []
-        if here:
-            made += [f"{space}{BEGIN}", *full[k:m], f"{space}{END}"]
+        if gaps & {*range(i, j)}:
+            made += [f"{indent}{BEGIN}", *full[k:m], f"{indent}{END}"]
+    if _tree("\n".join(made)) != _tree(answer) or _tree(answer) is None:
+        raise ValueError(f"a solution must be its exercise with the gaps filled, and this is another:\n{answer}")
     return "\n".join(made)
+
+
+def _tree(code: str) -> str | None:
+    """What some code does: without comments, docstrings and form; None for what is no Python."""
+    try:
+        tree = ast.parse(code)
+    except SyntaxError:
+        return None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and ast.get_docstring(node):
+            del node.body[0]
+    return ast.dump(tree)

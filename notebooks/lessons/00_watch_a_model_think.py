@@ -20,6 +20,11 @@
 # | **You will be able to** | write a [hook](../glossary.md#hook) that reads a model's states; turn a state into words; say why "late" alone is no evidence |
 # | **You need** | Python, and a rough idea of what a language model is |
 
+# %% [markdown] tags=["instructor"]
+# **For instructors: the plan.** Opening 3 minutes; step 1 with exercise 1, 8; step 2 with exercise 2, 6; ranks with exercise 3
+# and the prediction, 9; play and exercise 4, 6. Short of time: leave out exercise 3, the lesson goes on with the kit's own answer.
+# The longest wait comes behind the prediction: half of all the computing. Let them give reasons for their guess meanwhile.
+
 # %% tags=["parameters"]
 model_name = "smollm2-135m"  # or "gemma3-270m", a Hugging Face name, or a local folder
 accept_license = False  # Gemma has terms of its own: see the README
@@ -105,6 +110,11 @@ keep = check.keep(keep, model)
 # ```
 # </details>
 
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 1, 5 minutes.** Let them read the two printed names aloud first: `blocks.3.hook_in`, not what was asked for.
+# - **Wrong:** `states[hook.name]`: “which depth is that? Use the one that `keep` was called with.” `state` without `[0]`: “there is one text.”
+# - **Expect:** `states.shape` is 31 x 6 x 576, exactly; later the largest difference to the kit's states is 0 (at most 0.001).
+
 # %% [markdown]
 # **Depth** counts the blocks that were passed. Depth 0 is what goes into the first block, depth 30 what comes out of
 # the last.
@@ -160,6 +170,11 @@ lens = check.lens(lens, model)
 #         return model.unembed(model.ln_final(states)).softmax(-1)
 # ```
 # </details>
+
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 2, 4 minutes.** Two functions and a softmax; whoever asks what a norm is: it brings the numbers to one size.
+# - **Wrong:** no `ln_final`: “what does the model do after its last block?” `.softmax(0)`: “what must add up to 1: the words, or the depths?”
+# - **Expect:** the last words printed are *water* (depth 24), *hers* (27) and *wine* (30), exactly; difference to the kit's lens at most 0.00001.
 
 # %%
 probabilities = lens(states)
@@ -223,6 +238,11 @@ rank = check.rank(rank)
 #     return (p > p[:, [word]]).sum(-1) + 1
 # ```
 # </details>
+
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 3, 5 minutes.** Do it by hand for .1, .6, .3: the last word is second.
+# - **Wrong:** no `+ 1`: “which rank has the likeliest word?” `<` for `>`: “you count the words that are less likely.”
+# - **Expect:** in the figure, half way up (depth 15): rank 14 (10 to 20) trained, about 110 (50 to 300) with random weights; both at 1 at the end.
 
 # %% tags=["prediction"]
 guess = lessons.predict(
@@ -299,6 +319,11 @@ why_repeated = check.why_repeated(why_repeated)
 # `why_repeated = "b"`. In this model both tables are the same one, and a word is most like itself.
 # </details>
 
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 4, 3 minutes.** Ask first: how many blocks has a state at depth 0 passed?
+# - **Wrong:** (a): “no block has run, so nothing can expect anything.” (c): “these weights are random, and the word is there too.”
+# - **Expect:** b. In the random map *glass* stands over “glass” at depth 0 with about 0.49, *poured* with 0.60 (0.4 to 0.7).
+
 # %%
 lessons.summary()
 
@@ -312,3 +337,8 @@ lessons.summary()
 # **Exit question.** *Wine* is not in the map at depth 15. Does the model not know it there? Write two sentences.
 #
 # Next: lesson 1, which can read more than what is about to be said.
+
+# %% [markdown] tags=["instructor", "exit"]
+# **For instructors: the exit question.** A good answer has two parts, one point each. The lens shows only what the model would **say** if it
+# stopped at depth 15. So “not in the map” is not “not there”: the state may hold it in a form that later blocks read, which needs another
+# test (a probe, a patch). Wrong: “it comes late, so it is computed late”: a random model's word comes late as well.

@@ -20,6 +20,11 @@
 # | **You will be able to** | collect the states of many texts with hooks; train a probe at each depth; tell a finding from a mistake of the split |
 # | **You need** | [lesson 0](00_watch_a_model_think.py): hooks, states, depth |
 
+# %% [markdown] tags=["instructor"]
+# **For instructors: the plan.** First figure and step 1 with exercise 1, 18 minutes; step 2 with exercise 2 and the prediction, 12;
+# exercises 3 and 4 with the random weights, 14; exercise 5, 6; exercise 6 and play, 10. Short of time: leave out exercise 5.
+# The longest waits: the first figure (the prediction before it needs the time anyway) and the twin's states behind exercise 4.
+
 # %% tags=["parameters"]
 model_name = "smollm2-135m"  # or "gemma3-270m", a Hugging Face name, or a local folder
 accept_license = False  # Gemma has terms of its own: see the README
@@ -133,6 +138,11 @@ last_states = check.last_states(last_states, model)
 # ```
 # </details>
 
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 1, 8 minutes.** Draw the table of tokens with its filling; the two pieces are independent of each other.
+# - **Wrong:** `state[:, -1]`: “whose token is that in a short text?” `state[:, last]`: “that takes every `last` for every text; pair them.”
+# - **Expect:** `states.shape` is 240 x 31 x 576, exactly; later the largest difference to the kit's states is below 0.02 (numbers go up to 640).
+
 
 # %%
 def all_states(model, texts, size=40):
@@ -199,6 +209,11 @@ probe = check.probe(probe)
 # ```
 # </details>
 
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 2, 5 minutes.** Three lines. The check tries it on made-up data, so it takes no time.
+# - **Wrong:** fitted on all texts: “what has it seen before the test?” `.predict`: “that says yes or no; how sure is it?”
+# - **Expect:** at the end of the lesson the log-odds differ from the kit's by at most 0.05 (measured: 0.002; the largest is about 5).
+
 
 # %%
 def accuracy(states, labels, tests):
@@ -261,6 +276,11 @@ why_below = check.why_below(why_below)
 # `why_below = "b"`. Of its three partners, two share a name with the test statement, and both have the other label.
 # </details>
 
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 3, 4 minutes.** Let them cover the first row of the table and say what a probe learns from the other three.
+# - **Wrong:** (a): “who showed the model the labels?” (c): “noise goes up as often as down; count the depths below one half.”
+# - **Expect:** b. At depth 7 the share is 0.27 (0.25 to 0.30), and below 0.35 from depth 1 to 9.
+
 # %% [markdown]
 # ### Exercise 4: keep partners together
 #
@@ -292,6 +312,12 @@ by_group = check.by_group(by_group, groups, labels)
 #     return np.isin(groups, names[: int(0.4 * len(names))])
 # ```
 # </details>
+
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 4, 5 minutes.** Ask: what do you draw, texts or names?
+# - **Wrong:** a random choice of texts: “can a group stand on both sides?” True for training: “which side is 40 %?”
+# - **Expect:** 24 of 60 groups in the test, exactly. By group 0.81 at its top, near depth 14 (0.75 to 0.85, by the draw); random weights 0.50
+# (0.03 up or down); split at random, random weights fall to 0.22 (0.19 to 0.24).
 
 # %% tags=["prediction"]
 guess = lessons.predict(
@@ -355,6 +381,11 @@ shuffled = check.shuffled(shuffled)
 # ```
 # </details>
 
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 5, 3 minutes.** One line. Ask what a shuffle must keep: as many of each label.
+# - **Wrong:** `rng.shuffle`: “what does it return, and what happened to `labels`?” No seed: “would you get the same curve tomorrow?”
+# - **Expect:** shuffled labels 0.83 in training at depth 15 and 0.47 on unseen texts; true labels 0.86 and 0.79 (each 0.04 up or down).
+
 # %% tags=["prediction"]
 guess = lessons.predict(
     "Shuffled labels mean nothing. What does the probe reach on the texts it was TRAINED on, and on unseen ones?",
@@ -403,6 +434,11 @@ what_follows = check.what_follows(what_follows)
 # `what_follows = "c"`. Readable is not used: for that, one has to change the states (lesson 2).
 # </details>
 
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 6, 3 minutes.** The whole course stands on this one: readable is not used.
+# - **Wrong:** (a): “did we change anything in the model?” (b): “who knew the labels, the model or the probe?”
+# - **Expect:** c. At depth 15 the share on unseen groups is 0.79 (0.04 up or down).
+
 # %% [markdown]
 # ## Does the kit see the same?
 #
@@ -450,3 +486,8 @@ lessons.summary()
 # Write two sentences.
 #
 # Next: [lesson 2](02_back_patching.py) changes states. All statements: the [study](../studies/01_concept_depth.py).
+
+# %% [markdown] tags=["instructor", "exit"]
+# **For instructors: the exit question.** One point for the split: do texts that share words, with opposite labels, stand on both sides?
+# One point for a control: does a model with random weights fall below one half as well (here to 0.22)? Wrong: “more splits”, as every
+# split of this kind fails alike; “the model is confused”, as nothing was asked of the model.

@@ -80,7 +80,7 @@ def folder(tmp_path: Path) -> Path:
 def test_help_names_the_commands_and_needs_no_torch(tmp_path: Path) -> None:
     done = lab("--help", cwd=tmp_path)
     assert done.returncode == 0
-    assert all(re.search(rf"^ +{command} ", done.stdout, re.MULTILINE) for command in ("open", "run", "check"))
+    assert all(re.search(rf"^ +{command} ", done.stdout, re.MULTILINE) for command in ("open", "run", "build", "check"))
     code = "import sys, lab.__main__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0, "help waits for torch"
 

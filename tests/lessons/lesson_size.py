@@ -21,8 +21,8 @@ def tags(cell: Any) -> list[str]:
 
 
 def prose(cells: list[Any]) -> str:
-    """What is read in class: without what is folded, code in fences, formulas and addresses."""
-    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    """What is read in class: without notes for instructors, what is folded, code in fences, formulas and addresses."""
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown" and "instructor" not in tags(cell))
     for left_out in (r"<details>.*?</details>", r"```.*?```", r"\]\([^)]*\)", r"\$[^$]*\$", r"[|#*`\[\]]"):
         text = re.sub(left_out, " ", text, flags=re.DOTALL)
     return text

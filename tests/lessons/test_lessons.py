@@ -93,6 +93,29 @@ def test_the_kits_own_answer_is_nobodys(capsys: pytest.CaptureFixture) -> None:
     assert lessons.summary().answer.tolist() == ["not answered"]
 
 
+def test_right_is_for_own_answers_alone(capsys: pytest.CaptureFixture) -> None:
+    lessons.start()
+    with pytest.raises(ValueError, match="no check of 'times' has run since the lesson was started; these have: none"):
+        lessons.right("times")
+    times(times(..., 3), 3)
+    assert not lessons.right("times"), "nor is the kit's own"
+    times(lambda x: x + 3, 3)
+    assert not lessons.right("times")
+    times(lambda x: 3 * x, 3)
+    times(lambda x: x + 3, 3)
+    assert lessons.right("times"), "who tries on after a right answer loses nothing"
+    lessons.start()
+    with pytest.raises(ValueError, match="no check of 'times'"):
+        lessons.right("times")
+    assert capsys.readouterr().out.count("times: right.") == 1
+
+
+def nbgraders(x):
+    """Where nbgrader's own stub stands."""
+    # YOUR CODE HERE
+    raise NotImplementedError()
+
+
 def dotted(x: Callable[..., int]) -> int:
     return x[..., 0]  # type: ignore[index]
 
@@ -103,7 +126,7 @@ def half_done(x):
 
 
 def test_dots_that_are_python_are_an_answer() -> None:
-    assert not lessons.unanswered(dotted) and lessons.unanswered(half_done)
+    assert not lessons.unanswered(dotted) and lessons.unanswered(half_done) and lessons.unanswered(nbgraders)
 
 
 @pytest.mark.parametrize("options", ["yes", ["yes"], []])
