@@ -20,6 +20,11 @@
 # | **You will be able to** | write a [patch](../glossary.md#patch); map all pairs of layers; choose [controls](../glossary.md#control) that can prove you wrong |
 # | **You need** | [lesson 0](00_watch_a_model_think.py): hooks and states |
 
+# %% [markdown] tags=["instructor"]
+# **For instructors: the plan.** Opening 5 minutes; step 1 with exercises 1 and 2, 15; step 2 with exercise 3 and the prediction, 14;
+# step 3 with exercises 4 to 6 and two predictions, 22; step 4 and play, 9. Short of time: leave out exercise 5; the map of Wangari
+# Maathai comes all the same. Waits are short. Keep the tally of “play” on the board: it is what step 4 is about.
+
 # %% tags=["parameters"]
 model_name = "smollm2-135m"  # or "gemma3-270m", a Hugging Face name, or a local folder
 accept_license = False  # Gemma has terms of its own: see the README
@@ -90,6 +95,11 @@ put = check.put(put, model)
 # ```
 # </details>
 
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 1, 5 minutes.** Three lines. Ask what a hook that returns nothing does: it only looks.
+# - **Wrong:** no copy: “who else may hold this state?” `state[position] = ...`: “what is the first axis?” No return: “how shall the model know?”
+# - **Expect:** the check says right; there is no number yet. In the opening figure Rome goes from 9 % to 20 % (1 point up or down).
+
 # %% [markdown]
 # ### Exercise 2: the next word
 #
@@ -124,6 +134,11 @@ patched = check.patched(patched, model)
 #         return model(ids)[0, -1]
 # ```
 # </details>
+
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 2, 5 minutes.** The name of the place must hold `target`; the hook is theirs from exercise 1.
+# - **Wrong:** `model(ids)` outside the `with`: “when is your hook there?” `[0, 0]`: “the logits after which token?”
+# - **Expect:** the next cell says *Rome*, *Rome*, *a*, *not*, exactly; later the difference to the kit's patch is at most 0.001.
 
 
 # %% [markdown]
@@ -187,6 +202,11 @@ rank_map = check.rank_map(rank_map, model)
 #     return ranks
 # ```
 # </details>
+
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 3, 8 minutes.** The hardest one. Write on the board: `vectors[0]` stands **before** layer 0.
+# - **Wrong:** `vectors[source]`: “which depth comes out of layer 3?” Sources before the target: “which way is back?” No `+ 1`: “rank 0?”
+# - **Expect:** 14 of the 45 coarse pairs say Rome, and 107 of all 435, exactly (another processor may move a few by rounding).
 
 # %% tags=["prediction"]
 guess = lessons.predict(
@@ -264,6 +284,11 @@ random_like = check.random_like(random_like)
 # ```
 # </details>
 
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 4, 4 minutes.** Ask what a fair shock is: as long as the state, and with nothing of it inside.
+# - **Wrong:** the state's own numbers mixed, `torch.rand` (all one sign), length 1: “is this as strong a push as the state itself?”
+# - **Expect:** at t1 random vectors bring Rome after 0 to 7 of 435 pairs (7 in the lesson's first map), the state of Wangari Maathai after 1.
+
 # %% [markdown]
 # ### Exercise 5: somebody else's state
 #
@@ -295,6 +320,11 @@ lent = check.lent(lent, model)
 #     return states[:, position]
 # ```
 # </details>
+
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 5, 5 minutes.** The other text is longer or shorter, so its t1 and t2 are elsewhere.
+# - **Wrong:** `t1` of our own query: “where does **her** name end?” All tokens' states: “how many vectors does one patch need?”
+# - **Expect:** at t1 Wangari Maathai's state brings Rome after 1 of 435 pairs; at t2 after 55, beside 52 with the own state and 0 to 3 with random ones.
 
 # %% tags=["prediction"]
 guess = lessons.predict(
@@ -381,6 +411,12 @@ carried = check.carried(carried)
 # `carried = "c"`. A state about Kenya can't carry Rome, and a random vector is a shock and fails.
 # </details>
 
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 6, 3 minutes.** Put the six numbers on the board, t1: 107, 7, 1; t2: 52, 0, 55. Let them argue in pairs.
+# - **Wrong:** (a): “how can a state about Kenya carry Rome?” (b): “a random vector is a shock. How often did it work at t2?”
+# - **Expect:** c. The next map, Vesuvius at t1: own state 87, random 105 (95 to 163 in other draws), Wangari Maathai 5. In play, Berlusconi's state in her
+# query brings Rome after 230 pairs at t1 and after 1 at t2: content travels at t1, not at t2.
+
 # %% [markdown]
 # ## Step 4: count
 #
@@ -425,3 +461,8 @@ lessons.summary()
 # **Exit question.** A paper says: "66 % of failed queries are rescued by back-patching." Which two numbers do you ask for?
 #
 # Next: lesson 3, which leaves layers out.
+
+# %% [markdown] tags=["instructor", "exit"]
+# **For instructors: the exit question.** One point each. How many queries does a **control** rescue that has as many tries (random vectors,
+# another query's state)? And what share of single pairs works, not of queries with at least one among hundreds (here 1.9 % of
+# pairs)? As good: how the queries were chosen. Wrong: “a larger model”, which answers another question.
