@@ -20,6 +20,11 @@
 # | **You will be able to** | leave out, swap and repeat layers with [hooks](../glossary.md#hook); find what a layer is for; spot a control that cannot fail |
 # | **You need** | [lesson 0](00_watch_a_model_think.py): state, hook, depth |
 
+# %% [markdown] tags=["instructor"]
+# **For instructors: the plan.** Opening 3 minutes; step 1 with exercises 1 and 2 and the prediction, 17; step 2 with exercise 3, 9; step 3
+# with exercises 4 and 5, 13; step 4 with exercise 6 and play, 8. Short of time: leave out exercise 6. The longest waits: the thirty runs
+# behind exercise 2 and the two curves of step 3; let them write down a reason for their guess meanwhile.
+
 # %% tags=["parameters"]
 model_name = "smollm2-135m"  # or "gemma3-270m", or a local folder; the text speaks of the first
 accept_license = False  # Gemma has terms of its own: see the README
@@ -97,6 +102,12 @@ without = check.without(without, model)
 # ```
 # </details>
 
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 1, 8 minutes.** Draw one layer with its two places; the first hook keeps, the second gives back.
+# - **Wrong:** writing into `state` itself: “who else reads it?” `new[positions]`: “what is the first axis?” No return: “then nothing is replaced.”
+# - **Expect:** in the figure behind exercise 2 the loss rises by more than 0.5 without layers 0, 1, 2, 11, 28 and 29: by 7.5, 3.0, 0.5, 2.6, 1.3
+# and 0.9 (0.1 up or down; layer 2 is on the border).
+
 # %% [markdown]
 # ### Exercise 2: the loss
 #
@@ -138,6 +149,11 @@ loss = check.loss(loss, model)
 #     return -right
 # ```
 # </details>
+
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 2, 5 minutes.** Write five tokens on the board, and under each what the model says there: one place off.
+# - **Wrong:** `ids[:, :-1]`: “that asks how likely the token is that it just read.” A sign: “can a surprise be below zero?”
+# - **Expect:** the mean of `whole` is 4.52 nats (0.05 up or down). The texts start in the middle of nothing, so it is high.
 
 # %% tags=["prediction"]
 guess = lessons.predict(
@@ -222,6 +238,12 @@ watch_first = check.watch_first(watch_first, model)
 # ```
 # </details>
 
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 3, 5 minutes.** Ask what token 0 can look at: only itself, with share 1.
+# - **Wrong:** `pattern[:, :, :, 0]`: “who is counted there and has no choice?” `[:, :, 0, 1:]`: “who looks, and at whom?”
+# - **Expect:** layers 13 to 29 give the first token 0.40 to 0.86 of their attention, without layer 11 at most 0.27 (0.03 up or down). Left out
+# at the first token alone it costs 2.4 of the 2.6 nats, at all others 0.1.
+
 
 # %%
 def shares_of_first(hooks=()):
@@ -286,6 +308,11 @@ good_control = check.good_control(good_control)
 # `good_control = "b"`. A model that guesses cannot get worse. A control must be able to come out either way.
 # </details>
 
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 4, 3 minutes.** Ask what a loss of pure guessing is, before they read the printed numbers again.
+# - **Wrong:** (a): “its layers do change the states; could the loss have shown it?” (c): “would a second draw have room to rise?”
+# - **Expect:** b. Random weights 10.91 (0.1 up or down), a guess 10.80; without layers 0 and 11 it changes by 0.03 at most.
+
 # %% [markdown]
 # ### Exercise 5: a measure that can move
 #
@@ -317,6 +344,12 @@ change = check.change(change)
 #     return ((now - before).norm(dim=-1) / before.norm(dim=-1)).mean((1, 2))
 # ```
 # </details>
+
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 5, 5 minutes.** Two lines. A length of a difference, not a difference of lengths.
+# - **Wrong:** states instead of what is added: “take `.diff` first.” Divided by `now`: “relative to which run?” Mean by mean: “for each token first.”
+# - **Expect:** 0.73, 0.48, 0.11, 0.19, 0.11, 0.00 for layers 0, 1, 5, 10, 15, 29 (0.02 up or down). Random weights: 0.91, 0.75, 0.36, 0.23, 0.19,
+# 0.00 (0.05).
 
 
 # %%
@@ -410,6 +443,12 @@ loss_in_order = check.loss_in_order(loss_in_order, model)
 # ```
 # </details>
 
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 6, 4 minutes.** The trap is the number: a longer list is cut without a word.
+# - **Wrong:** `num_hidden_layers` forgotten: “how many layers does it run?” `plain[order]`: “a list takes one place at a time.”
+# - **Expect:** 14 and 15 swapped -0.03, 14 twice +0.10, the ten least missed left out +0.75 (one at a time +0.39 in all), ten backwards +4.4,
+# 0 and 1 swapped +5.7, 28 and 29 swapped +4.4 (0.1 up or down each).
+
 # %% tags=["prediction"]
 guess = lessons.predict(
     "Which of these hurts most?",
@@ -497,3 +536,8 @@ lessons.summary()
 # **Exit question.** Which part of the curve of step 3 would an untrained model show? Write two sentences.
 #
 # Next: lesson 4, what a layer is worth elsewhere.
+
+# %% [markdown] tags=["instructor", "exit"]
+# **For instructors: the exit question.** One point: it falls towards zero, and the last layer is at exactly zero, in any such stack, because
+# fewer and fewer layers come after. One point: what an untrained model would **not** show is the steep fall within the first three layers,
+# and a line below the untrained one. Wrong: “none of it, it has learnt nothing”.

@@ -20,6 +20,11 @@
 # | **You will be able to** | train a net with frozen layers; compare nets pair by pair; say which two numbers a transfer result needs beside it |
 # | **You need** | lesson 0 (hooks), and a rough idea of how a net is trained |
 
+# %% [markdown] tags=["instructor"]
+# **For instructors: the plan.** Opening 4 minutes; step 1 with exercise 1 and two predictions, 18; step 2 with exercises 2 and 3, 15; step 3
+# with exercise 4, 8; step 4 with exercise 5, 6; play, 4. Short of time: leave out exercise 3. The waits are some seconds each; the
+# longest is near the end, where the kit's numbers are held beside theirs.
+
 # %% tags=["parameters"]
 model_name = "smollm2-135m"  # or "gemma3-270m", a Hugging Face name, or a local folder
 accept_license = False  # Gemma has terms of its own: see the README
@@ -108,6 +113,12 @@ train = check.train(train)
 #     return [*weights[:frozen], *(layer.detach() for layer in free)]
 # ```
 # </details>
+
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 1, 8 minutes.** Three gaps; the middle one is the point: frozen layers run, too, but do not learn.
+# - **Wrong:** no `.clone()`: “which nets start from these weights later?” `weights[:frozen]` trained: “which of them stay?” No `.detach()`:
+# “what would the next training pull on?”
+# - **Expect:** A 0.85 and B 0.86 right (0.02 up or down), where chance is 0.2.
 
 # %%
 a, b = nets.halves(splits)
@@ -217,6 +228,12 @@ paired = check.paired(paired)
 # ```
 # </details>
 
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 2, 6 minutes.** Let them subtract split by split first: hard splits are hard for both.
+# - **Wrong:** two standard deviations put together: “why are the dots so wide?” 1.96 for `T`: “how many splits are there?” Shares: “times 100.”
+# - **Expect:** BnB - AnB 4.1, 9.6, 15.3, 19.4, 24.1 points (reach 1.6 to 2.8), AnB - random 2.2, 5.0, 6.0, 7.1, 6.5 (1.8 to 3.1); on another
+# computer each mean may differ by 1.
+
 # %%
 gaps = [paired(found["BnB", n], found["AnB", n]) for n in range(1, 6)]
 merits = [paired(found["AnB", n], found["random", n]) for n in range(1, 6)]
@@ -258,6 +275,11 @@ n_star = check.n_star(n_star)
 #     return None
 # ```
 # </details>
+
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 3, 5 minutes.** Try -1, 2, -0.5, 1, 3 by hand: the answer is 4.
+# - **Wrong:** the first above 0: “and what comes after it?” Counting from 0: “which n does the first entry belong to?” The last above 0: “from **where** on?”
+# - **Expect:** 1, exactly. (For AnB - random the first interval just touches 0, so there it is 2 or 1.)
 
 # %%
 print("n* =", n_star([mean - reach for mean, reach in gaps]))
@@ -329,6 +351,12 @@ graft = check.graft(graft, model)
 #     return hook_fn
 # ```
 # </details>
+
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 4, 4 minutes.** The same three lines as in lesson 2, for all tokens at once.
+# - **Wrong:** `state[:] = donor`: “who else holds that state?” `new[0, -1]`: “only the last token?” Own + donor: “it takes the place.”
+# - **Expect:** loss 2.29 with nothing put in; itself 8.6 at depth 4, 2.4 to 4.6 at depths 8 to 24, 10.1 at depth 28 (0.1 up or down); random
+# weights 9 to 17, where a blind guess has 10.8.
 
 # %% tags=["prediction"]
 which = lessons.predict(
@@ -406,6 +434,12 @@ between = check.between(between)
 # ```
 # </details>
 
+# %% [markdown] tags=["instructor"]
+# **For instructors: exercise 5, 4 minutes.** One line. Ask where step 0, 1 and one half are on the way.
+# - **Wrong:** `old + step * new`: “where do you arrive at step 1?” One step for all: “which step has the third layer?”
+# - **Expect:** moved pixels +10.8 points (reach 2.4), digits of A +6.0 (2.2), new names -0.6 (1.1): early is better, better, no difference; on
+# another computer each may differ by 1.
+
 # %% tags=["prediction"]
 where = lessons.predict(
     "Where should the change be kept?",
@@ -480,3 +514,8 @@ lessons.summary()
 # **Exit question.** "AnB reaches 0.78." Which two numbers do you ask for, and what would each of them say?
 #
 # Next: the [study](../studies/04a_transfer.py).
+
+# %% [markdown] tags=["instructor", "exit"]
+# **For instructors: the exit question.** One point each, with what the number says. BnB, layers of B's own net cut at the same place: what is
+# lost because the layers are A's (here 15 points at n = 3). Random layers: what the new layers on top manage alone, so what A's are worth
+# (here 6 points). Both in the same splits, with an interval. Wrong: chance or the whole net alone.

@@ -148,13 +148,14 @@ def test_a_planted_leak_in_other_lines_is_found() -> None:
 def test_instructors_get_everything_and_a_note_for_each_exercise(made: Path, script: Path) -> None:
     cells = built(made, "instructors", script).cells
     assert len(cells) == len(builds.read(script, instructor=True).cells)
+    assert tags(cells[1]) == ["instructor"] and "the plan" in cells[1].source
     at = [place for place, cell in enumerate(cells) if "solution" in tags(cell)]
     assert all("<details open>" in cells[place].source for place in at)
-    for note in (cells[place + 1] for place in at):
+    asked = re.findall(r"### (Exercise \d).*?(\d+ minutes), ", text_of(builds.read(script)), re.DOTALL)
+    for note, (exercise, minutes) in zip((cells[place + 1] for place in at), asked, strict=True):
         assert tags(note) == ["instructor"], note.source
-        assert 2 <= len(note.source.splitlines()) <= 5, note.source
-        for word in (r"\d+ minutes", "Expect", "Wrong"):
-            assert re.search(rf"\*\*.*{word}|{word}.*\*\*", note.source), (word, note.source)
+        assert f"{exercise.lower()}, {minutes}.**" in note.source and len(note.source.splitlines()) <= 5
+        assert "**Wrong:**" in note.source and re.search(r"\*\*Expect:\*\*.*(\d|[abc]\.)", note.source), note.source
     assert sum("exit" in tags(cell) for cell in cells) == 1 and "exit" in tags(cells[-1])
 
 
