@@ -1,4 +1,4 @@
-"""The command line: `python -m lab open`, `run`, `build`, `results`, `check`. Nothing here imports torch before it is needed."""
+"""The command line: `python -m lab`. Nothing here imports torch before it is needed."""
 
 import argparse
 import ast
@@ -49,6 +49,13 @@ def main(arguments: list[str] | None = None) -> int:
             return results(options)
         if options.command == "clean":
             return clean(options.names)
+        if options.command == "pack":
+            from lab.pack import pack
+
+            pack(
+                options.folder, scripts(None), options.models or ["smollm2-135m"], accept_license=options.accept_license
+            )
+            return 0
         return check(options.model, accept_license=options.accept_license)
     except (ValueError, OSError) as error:  # what a user can mend; anything else is ours and keeps its traceback
         print(f"error: {error}", file=sys.stderr)
@@ -62,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lab", description="How language models use their depth.")
     parser.add_argument("--version", action="version", version=f"depth-lab {version('depth-lab')}")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="open | run | build | results | clean | check"
+        dest="command", required=True, metavar="open | run | build | pack | results | clean | check"
     )
     folder: dict[str, Any] = {"type": Path, "metavar": "DIR", "help": "take the notebook scripts from this folder"}
 
@@ -105,6 +112,14 @@ def _parser() -> argparse.ArgumentParser:
     text = "load a model and hold it against plain Hugging Face; prints the health table"
     command = commands.add_parser("check", help=text, description=text)
     command.add_argument("model", nargs="?", default="smollm2-135m", metavar="MODEL", help="as in lab.load")
+    command.add_argument("--accept-license", action="store_true", help="accept a model's terms, if it has some (Gemma)")
+
+    text = "make a folder, for USB sticks say, from which a class installs all of it without a network"
+    command = commands.add_parser("pack", help=text, description=text)
+    command.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
+    command.add_argument(
+        "--model", action="append", dest="models", metavar="NAME", help="default smollm2-135m; may be repeated"
+    )
     command.add_argument("--accept-license", action="store_true", help="accept a model's terms, if it has some (Gemma)")
     return parser
 

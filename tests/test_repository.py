@@ -34,6 +34,8 @@ MAY_IMPORT = {
     "jupyterlab": set(),
     "identity": set(),
     "catalogue": {"cache"},
+    "packed": set(),
+    "pack": {"catalogue", "packed"},
     "datasets": {"datasets", "cache"},
     "weights": {"catalogue"},
     "models": {"cache", "catalogue", "identity", "weights"},
@@ -50,7 +52,8 @@ MAY_IMPORT = {
     "maps": {"cache", "identity", "models", "texts", "states", "statistics", "results"},
     "nets": {"nets", "cache", "models", "datasets", "texts"},
     "builds": {"run_folders"},
-    "__main__": {"builds", "cache", "jupyterlab", "run_folders", "models", "checks", "shipped"},
+    "pages": {"run_folders"},
+    "__main__": {"builds", "cache", "jupyterlab", "pages", "run_folders", "models", "checks", "shipped", "pack"},
 }
 CORE = {"checks", "identity", "interventions", "lenses", "models", "probes", "results", "runs", "states", "statistics"}
 MAY_IMPORT["lessons"] = {"lessons", "shipped", "explorers", "figures", "texts", *CORE, *SHARED, *ROOMS}

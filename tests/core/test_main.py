@@ -559,5 +559,6 @@ def test_a_wheel_carries_data_and_notebooks(tmp_path: Path) -> None:
         names = set(wheel.namelist())
     data = {f"lab/_data/{path.name}" for path in (ROOT / "data").iterdir() if path.suffix in (".csv", ".md", ".json")}
     notebooks = {f"lab/_notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.py")}
-    assert data and data | notebooks <= names
+    installers = {f"lab/packed/{path.name}" for path in (ROOT / "lab" / "packed").iterdir() if path.is_file()}
+    assert data and installers and data | notebooks | installers <= names
     assert {name.split("/")[0] for name in names} == {"lab", "depth_lab-0.1.0.dist-info"}
