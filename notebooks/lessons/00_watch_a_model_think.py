@@ -17,7 +17,7 @@
 # |---|---|
 # | **Question** | A model reads a sentence and says the next word. What would it say if it stopped earlier? |
 # | **Time** | 15 minutes of class, 10 minutes of exercises |
-# | **You will be able to** | write a [hook](../glossary.md#hook) that reads a model's states; turn a state into words; say why "late" alone is no evidence |
+# | **You will be able to** | write a [hook](../glossary.md#hook) that reads a model's [states](../glossary.md#state); turn a state into words; say why "late" alone is no evidence |
 # | **You need** | Python, and a rough idea of what a language model is |
 
 # %% [markdown] tags=["instructor"]
@@ -44,7 +44,7 @@ figure = watch.picture(seen, words=True)
 
 # %% [markdown]
 # A language model is a stack of [blocks](../glossary.md#block); this one has 30. For each word of the sentence it
-# keeps one list of numbers, the [state](../glossary.md#state). Each block reads the states and changes them a little.
+# keeps one list of numbers, the state. Each block reads the states and changes them a little.
 #
 # Every cell shows which word would come next if the model stopped there. Read the last column from bottom to top:
 # after "of" it goes from *which* to *water*, *liquid*, and at last *wine*.
@@ -73,7 +73,7 @@ with torch.no_grad(), model.hooks(fwd_hooks=[("blocks.3.hook_resid_pre", look), 
 
 # %% [markdown]
 # `hook_resid_pre` is the state that a block reads. A [token](../glossary.md#token) is a piece of text, often a word.
-# `hook.name` is **not** the name that you asked for: a hook has to remember by itself which depth it belongs to.
+# `hook.name` is **not** the name that you asked for: a hook has to remember by itself which [depth](../glossary.md#depth) it belongs to.
 #
 # ### Exercise 1: keep the states
 #
@@ -142,7 +142,7 @@ states.shape
 #
 # ### Exercise 2: the lens
 #
-# ●○○ difficulty, ●●● importance, 4 minutes, code. Norm, unembed, then `.softmax(-1)`, which makes
+# ●○○ difficulty, ●●● importance, 4 minutes, code. [Norm](../glossary.md#final-norm), [unembed](../glossary.md#unembedding), then `.softmax(-1)`, which makes
 # probabilities that add up to 1.
 
 
@@ -194,7 +194,7 @@ figure = watch.picture(replace(seen, probabilities=probabilities), words=False)
 # %% [markdown]
 # ## Does the kit see the same?
 #
-# `lab` has functions for both steps, with batches, checks and speed. They must give your numbers.
+# `lab` has functions for both steps, with [batches](../glossary.md#batch), checks and speed. They must give your numbers.
 
 # %%
 kit_states = lab.states.collect_states(model, [text], progress=False)["resid"].values[0]  # of the last token
@@ -207,7 +207,7 @@ assert torch.allclose(kit_words, probabilities, atol=1e-5)
 # %% [markdown]
 # ## How late is late?
 #
-# The last word rises to the top in the last few blocks. Is all the thinking done there? Measure the **rank** of the word
+# The last word rises to the top in the last few blocks. Is all the thinking done there? Measure the **[rank](../glossary.md#rank)** of the word
 # that the model says in the end. Rank 1 means: on top.
 #
 # ### Exercise 3: the rank of a word
@@ -332,7 +332,7 @@ lessons.summary()
 #
 # 1. A hook is a function that the model calls at one place; it can keep what it sees.
 # 2. The logit lens says what a state would become if the model stopped there.
-# 3. A curve means something only beside its control: the same with random weights.
+# 3. A curve means something only beside its [control](../glossary.md#control): the same with [random weights](../glossary.md#random-twin).
 #
 # **Exit question.** *Wine* is not in the map at depth 15. Does the model not know it there? Write two sentences.
 #

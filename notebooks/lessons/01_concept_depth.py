@@ -15,9 +15,9 @@
 #
 # | | |
 # |---|---|
-# | **Question** | A model reads "The city of Lyon is in Peru." After how many blocks can *we* read in its states that this is false? |
+# | **Question** | A model reads "The city of Lyon is in Peru." After how many [blocks](../glossary.md#block) can *we* read in its [states](../glossary.md#state) that this is false? |
 # | **Time** | 25 minutes of class, 35 minutes of exercises |
-# | **You will be able to** | collect the states of many texts with hooks; train a probe at each depth; tell a finding from a mistake of the split |
+# | **You will be able to** | collect the states of many texts with [hooks](../glossary.md#hook); train a [probe](../glossary.md#probe) at each [depth](../glossary.md#depth); tell a finding from a mistake of the split |
 # | **You need** | [lesson 0](00_watch_a_model_think.py): hooks, states, depth |
 
 # %% [markdown] tags=["instructor"]
@@ -34,8 +34,8 @@ class_mode = False  # True: a figure waits until you have predicted what it will
 # The next cell shows three kinds of statements. In the last two, nearly every word stands as often in statements of one
 # [label](../glossary.md#label) as of the other: single words give nothing away.
 #
-# A **[probe](../glossary.md#probe)** is a small classifier. It gets the [state](../glossary.md#state) of the last
-# token, here mostly the full stop, and learns to tell the labels apart. Then it is tested on statements that it has not seen.
+# A **probe** is a small classifier. It gets the state of the last
+# [token](../glossary.md#token), here mostly the full stop, and learns to tell the labels apart. Then it is tested on statements that it has not seen.
 
 # %% tags=["prediction"]
 import numpy as np
@@ -80,7 +80,7 @@ for name, found in readings.items():
 # %% [markdown]
 # ## Step 1: the states of many texts
 #
-# A batch is a table of tokens. Shorter texts are filled up on the right. No token looks to its right, so the
+# A [batch](../glossary.md#batch) is a table of tokens. Shorter texts are filled up on the right. No token looks to its right, so the
 # filling changes nothing; but in the last column most texts have only filling. `table[[0, 1, 2], [4, 6, 5]]` takes one entry from
 # each row.
 #
@@ -262,7 +262,7 @@ table[groups == groups[0]][["text", "label"]]
 # countries, two true and two false. Suppose the first statement is in the test, the other three in training. Why does the probe fail?
 #
 # (a) The model believes the opposite at depth 7. (b) The probe has learnt by heart which words were false, and the partners
-# that share words have the opposite label. (c) By chance: six splits are few.
+# that share words have the opposite label. (c) By [chance](../glossary.md#chance): six splits are few.
 
 # %% tags=["exercise"]
 why_below = ...  # "a", "b" or "c"
@@ -345,12 +345,12 @@ guess.then(lambda: read.curves(lines, looks, title, low=0))
 # would come from the split too. *Less*: yes. Even random weights keep words apart, and words are all that this mistake needs.
 # </details>
 #
-# So the low score was made by **our split**, not by the model. By group, random weights stay at one half, and the trained model rises.
+# So the low score was made by **our split**, not by the model. By group, [random weights](../glossary.md#random-twin) stay at one half, and the trained model rises.
 
 # %% [markdown]
 # ## Step 3: can the probe learn anything at all?
 #
-# A probe with hundreds of weights may learn anything. So we ask for nonsense: the same labels, shuffled.
+# A probe with hundreds of [weights](../glossary.md#weights) may learn anything. So we ask for nonsense: the same [labels, shuffled](../glossary.md#shuffled-labels).
 #
 # ### Exercise 5: shuffled labels
 #
@@ -480,7 +480,7 @@ lessons.summary()
 #
 # 1. A probe says at which depth something can be read with a straight cut. Readable is not used.
 # 2. Statements that belong together stay on one side. A score below one half is a message about the split.
-# 3. A curve needs its controls: random weights, and shuffled labels on unseen texts.
+# 3. A curve needs its [controls](../glossary.md#control): random weights, and shuffled labels on unseen texts.
 #
 # **Exit question.** A colleague finds 0.28 at one depth and says: "here the model believes the opposite". What do you ask first?
 # Write two sentences.

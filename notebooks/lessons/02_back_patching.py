@@ -15,10 +15,10 @@
 #
 # | | |
 # |---|---|
-# | **Question** | A state from a later layer, put back into an earlier one, brings out the answer. Was it the state? |
+# | **Question** | A [state](../glossary.md#state) from a later [layer](../glossary.md#layer), put back into an earlier one, brings out the answer. Was it the state? |
 # | **Time** | 30 minutes of class, 35 minutes of exercises |
 # | **You will be able to** | write a [patch](../glossary.md#patch); map all pairs of layers; choose [controls](../glossary.md#control) that can prove you wrong |
-# | **You need** | [lesson 0](00_watch_a_model_think.py): hooks and states |
+# | **You need** | [lesson 0](00_watch_a_model_think.py): [hooks](../glossary.md#hook) and states |
 
 # %% [markdown] tags=["instructor"]
 # **For instructors: the plan.** Opening 5 minutes; step 1 with exercises 1 and 2, 15; step 2 with exercise 3 and the prediction, 14;
@@ -50,7 +50,7 @@ figure = patch.opening(model, query, source=later, target=earlier)
 # by one, the model knows both. Asked at once, it says "a", and Rome is third.
 #
 # Perhaps "Italy" is found only in late layers, and those that know capitals come before. So we take the
-# [state](../glossary.md#state) after layer 19 and put it back after layer 6, a
+# state after layer 19 and put it back after layer 6, a
 # [back-patch](../glossary.md#back-patching). Now it says Rome: 20 %, from 9 %. You will build this, and then try to prove it wrong.
 #
 # ## Step 1: one back-patch
@@ -167,7 +167,7 @@ for source, target in ((later, earlier), (n_layers // 2, n_layers // 10), (n_lay
 #
 # ### Exercise 3: the map
 #
-# ●●● difficulty, ●●● importance, 8 minutes, code. `vectors` has one vector per **depth**: `vectors[0]` stands before
+# ●●● difficulty, ●●● importance, 8 minutes, code. `vectors` has one vector per **[depth](../glossary.md#depth)**: `vectors[0]` stands before
 # layer 0. Targets 0, 3, 6, ...; for each, the sources 3, 6, ... layers later.
 
 

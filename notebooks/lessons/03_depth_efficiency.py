@@ -15,10 +15,10 @@
 #
 # | | |
 # |---|---|
-# | **Question** | If a layer can go, was it useless? |
+# | **Question** | If a [layer](../glossary.md#layer) can go, was it useless? |
 # | **Time** | 20 minutes of class, 30 minutes of exercises |
-# | **You will be able to** | leave out, swap and repeat layers with [hooks](../glossary.md#hook); find what a layer is for; spot a control that cannot fail |
-# | **You need** | [lesson 0](00_watch_a_model_think.py): state, hook, depth |
+# | **You will be able to** | leave out, swap and repeat layers with [hooks](../glossary.md#hook); find what a layer is for; spot a [control](../glossary.md#control) that cannot fail |
+# | **You need** | [lesson 0](00_watch_a_model_think.py): [state](../glossary.md#state), hook, [depth](../glossary.md#depth) |
 
 # %% [markdown] tags=["instructor"]
 # **For instructors: the plan.** Opening 3 minutes; step 1 with exercises 1 and 2 and the prediction, 17; step 2 with exercise 3, 9; step 3
@@ -42,16 +42,16 @@ model = lab.load(model_name, accept_license=accept_license)
 figure = figures.without_each(layers.one_out(model))
 
 # %% [markdown]
-# Each bar is the same model without one of its 30 [layers](../glossary.md#layer) (the blocks of lesson 0).
+# Each bar is the same model without one of its 30 layers (the [blocks](../glossary.md#block) of lesson 0).
 # Without layer 24 it says *Cast* (Castile?), without layer 11 *not*. And without some layers it is *more* sure of
 # Madrid than with all of them.
 #
-# This prompt was chosen because it shows so much. You will use eight ordinary texts.
+# This [prompt](../glossary.md#prompt) was chosen because it shows so much. You will use eight ordinary texts.
 
 # %% [markdown]
 # ## Step 1: a layer that does nothing
 #
-# A layer reads the [state](../glossary.md#state) of each token and adds something to it. To
+# A layer reads the state of each [token](../glossary.md#token) and adds something to it. To
 # [skip](../glossary.md#skip) a layer, take what went in, and put it in the place of what comes out.
 #
 # ### Exercise 1: skip a layer
@@ -266,7 +266,7 @@ guess.then(lambda: figures.who_needs_it(by_place, shares, odd))
 # read no other, so it is not its content that is missed.
 # </details>
 #
-# Shares must add up to 1, so a head with nothing to look for needs a place to look at: an
+# Shares must add up to 1, so a [head](../glossary.md#head) with nothing to look for needs a place to look at: an
 # [attention sink](../glossary.md#attention-sink). Layer 11 makes the first token that place for the layers above. Without it,
 # from layer 13 on, tokens look at each other instead, and the loss rises.
 
@@ -277,7 +277,7 @@ guess.then(lambda: figures.who_needs_it(by_place, shares, odd))
 # computes at earlier ones. To test it, leave a layer out at early tokens only (2 to 12; the first is spared, you know why), and
 # measure after them.
 #
-# First, a [control](../glossary.md#control): a model with [random weights](../glossary.md#random-twin).
+# First, a control: a model with [random weights](../glossary.md#random-twin).
 
 # %%
 twin = lab.models.random_twin(model)

@@ -15,10 +15,10 @@
 #
 # | | |
 # |---|---|
-# | **Question** | A net has learnt one task. What are its first layers worth for another task? |
+# | **Question** | A net has learnt one task. What are its first [layers](../glossary.md#layer) worth for another task? |
 # | **Time** | 25 minutes of class, 27 minutes of exercises |
-# | **You will be able to** | train a net with frozen layers; compare nets pair by pair; say which two numbers a transfer result needs beside it |
-# | **You need** | lesson 0 (hooks), and a rough idea of how a net is trained |
+# | **You will be able to** | train a net with [frozen](../glossary.md#freeze) layers; compare nets pair by pair; say which two numbers a [transfer](../glossary.md#transfer) result needs beside it |
+# | **You need** | lesson 0 ([hooks](../glossary.md#hook)), and a rough idea of how a net is trained |
 
 # %% [markdown] tags=["instructor"]
 # **For instructors: the plan.** Opening 4 minutes; step 1 with exercise 1 and two predictions, 18; step 2 with exercises 2 and 3, 15; step 3
@@ -47,12 +47,12 @@ figure = carry.digits(splits[0])
 # Two tasks: A has five of the ten digits, B the other five. The images are noisy and few, 30 of each digit: so chosen that
 # no net gets everything right. We split the digits at random, twelve times. In each split one net learns A and one learns
 # B. Then we copy the first n layers of a net, put new layers on top, and train those on B. The copied layers are
-# [frozen](../glossary.md#freeze): training does not change them. The names come from
-# [Yosinski et al.](https://arxiv.org/abs/1411.1792): **BnB** has layers of B's own net, **AnB** layers of A's net.
+# frozen: training does not change them. The names come from
+# [Yosinski et al.](https://arxiv.org/abs/1411.1792): **[BnB](../glossary.md#anb-and-bnb)** has layers of B's own net, **AnB** layers of A's net.
 #
 # ## Step 1: train with frozen layers
 #
-# A net here is a list of six layers, each a table of weights. Twelve nets train side by side, one for each split: the first
+# A net here is a list of six layers, each a table of [weights](../glossary.md#weights). Twelve nets train side by side, one for each split: the first
 # axis of everything is the net.
 
 
@@ -161,7 +161,7 @@ guess.then(lambda: carry.lines(found))
 # what the frozen ones have thrown away. *From the first layer on*: yes, here.
 # </details>
 #
-# At n = 3 AnB still gets about 0.7 right, far above chance. So A's features help with B? Ask a [control](../glossary.md#control).
+# At n = 3 AnB still gets about 0.7 right, far above [chance](../glossary.md#chance). So A's features help with B? Ask a [control](../glossary.md#control).
 
 # %% tags=["prediction"]
 control = lessons.predict(
@@ -305,8 +305,8 @@ theirs.then(lambda: carry.published(gaps))
 #
 # ## Step 3: a language model
 #
-# May a language model get other first layers? Its [stream](../glossary.md#residual-stream) is one vector for each token. We
-# run a donor, take its stream at some depth, and put it into the model: a [graft](../glossary.md#graft), on one
+# May a language model get other first layers? Its [stream](../glossary.md#residual-stream) is one vector for each [token](../glossary.md#token). We
+# run a donor, take its stream at some [depth](../glossary.md#depth), and put it into the model: a [graft](../glossary.md#graft), on one
 # text. Its [loss](../glossary.md#loss) says how well it still predicts the next words.
 
 # %%
@@ -316,7 +316,7 @@ twin = lab.models.random_twin(model)  # the same shape, random weights
 # %% [markdown]
 # ### Exercise 4: the graft
 #
-# ●○○ difficulty, ●●● importance, 4 minutes, code. A hook that returns something puts it in the place of the state.
+# ●○○ difficulty, ●●● importance, 4 minutes, code. A hook that returns something puts it in the place of the [state](../glossary.md#state).
 
 
 # %% tags=["exercise"]
@@ -491,7 +491,7 @@ points = [f"{100 * row.estimate:+.1f} ± {50 * (row.high - row.low):.1f}" for ro
 shown.assign(points=points).pivot(index="curve", columns="n", values="points")
 
 # %% [markdown]
-# *over_random* is AnB minus random. The paper also has *co_adaptation* (base minus BnB) above 0 in the middle, and *boost*
+# *over_random* is AnB minus random. The paper also has *[co_adaptation](../glossary.md#co-adaptation)* (base minus BnB) above 0 in the middle, and *[boost](../glossary.md#boost)*
 # (A's layers trained on, minus B's trained on) above 0. In our nets neither stands out. The [study](../studies/04a_transfer.py) asks what the published boost was.
 #
 # ## Play

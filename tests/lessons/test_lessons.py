@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import jupytext
 import lesson_size
 import matplotlib.pyplot as plt
 import pytest
@@ -152,6 +153,47 @@ def test_links_lead_to_the_glossary(path: Path) -> None:
     assert len(links) == len(set(links)), "linked at first use only"
     pages = re.findall(r"\]\((?!https?:|\.\./glossary)([^)#]+)", path.read_text(encoding="utf-8"))
     assert not [page for page in pages if not (path.parent / page).exists()]
+
+
+# How terms stand in a sentence, where that is not the heading with an s.
+FORMS = {
+    "AnB and BnB": "AnB|BnB",
+    "Back-patching": r"back-patch\w*",
+    "Batch": "batch(es)?",
+    "Co-adaptation": "co[-_]adaptation",
+    "Final norm": "(final )?norm",
+    "Freeze": "freeze|frozen",
+    "Group split": "group split",  # a split by itself is any split
+    "Logit": r"logits?(?!\slens)",
+    "n*": r"n\\\*",
+    "Random twin": "random twin|random weights",
+    "Residual stream": "(residual )?stream",
+    "Shuffled labels": "shuffled labels|labels, shuffled",
+    "Two-hop query": "two-hop quer(y|ies)",
+    "Unembedding": r"unembed\w*",
+    "Weights": "(?<!random )weights",
+}
+
+
+@pytest.mark.parametrize("path", lesson_size.LESSONS, ids=lambda path: path.stem)
+def test_a_term_is_linked_where_a_lesson_first_uses_it(path: Path) -> None:
+    text = "\n".join(cell.source for cell in jupytext.read(path).cells if cell.cell_type == "markdown")
+    for left_out in (r"<details>.*?</details>", r"```.*?```", r"`[^`\n]*`", r"^#.*?$"):
+        text = re.sub(left_out, " ", text, flags=re.DOTALL | re.MULTILINE)
+    glossary = (path.parents[1] / "glossary.md").read_text(encoding="utf-8")
+    missing = []
+    for term in re.findall(r"^## (.*)", glossary, re.MULTILINE):
+        form = FORMS.get(term, re.escape(term).replace(r"\ ", r"\s") + "s?")
+        uses = re.finditer(rf"(?<![\w\\-])({form})(?!\w)", text, re.IGNORECASE)
+        uses = [
+            use for use in uses if text.rfind("](", 0, use.start()) <= text.rfind(")", 0, use.start())
+        ]  # no address
+        if uses:
+            used = uses[0]
+            anchor = re.sub(r"[^\w -]", "", term).strip().lower().replace(" ", "-")
+            if not text[used.end() :].lstrip("*").startswith(f"](../glossary.md#{anchor})"):
+                missing.append((term, text[used.start() - 30 : used.end() + 30]))
+    assert not missing
 
 
 def test_the_glossary_is_sorted_and_short() -> None:
