@@ -110,7 +110,7 @@ def integrated_gradients(
         parts.append(pd.DataFrame({"layer": layer, "position": range(len(ids)), "token": tokens,
                                    "attribution": attribution.tolist()}))  # fmt: skip
     frame = pd.concat(parts, ignore_index=True)
-    frame.attrs["gap"] = gaps
+    frame.attrs["gap"] = {str(layer): gap for layer, gap in gaps.items()}  # texts: so that it can be saved
     return frame
 
 

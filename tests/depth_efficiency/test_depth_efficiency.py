@@ -442,9 +442,11 @@ def test_erasure(tiny_model):
 
 
 @pytest.mark.parametrize("site", attributions.SITES)
-def test_attributions_sum_to_the_difference(tiny_model, site):
+def test_attributions_sum_to_the_difference(tiny_model, site, tmp_path):
     table = attributions.integrated_gradients(tiny_model("llama"), "Ana saw the", " sea", site=site, nodes=32)
-    assert max(table.attrs["gap"].values()) < 1e-4
+    assert max(table.attrs["gap"].values()) < 1e-4 and {int(layer) for layer in table.attrs["gap"]} == set(table.layer)
+    kept = lab.Result("table", table, table.iloc[:0], {})
+    assert lab.Result.load(kept.save(tmp_path / "kept")).table.attrs == table.attrs
     assert table.groupby("layer").attribution.sum().abs().max() > 1e-5
     assert (table[table.position == 0].attribution == 0).all(), "position 0 stays where it is"
     moved = attributions.integrated_gradients(tiny_model("llama"), "Ana saw the", " sea", site=site, position_0=True)
