@@ -11,6 +11,8 @@ import lab
 from lab import datasets, shipped
 from lab.back_patching import patching, stages, two_hop
 from lab.concept_depth import accuracy
+from lab.depth_efficiency import attributions, depth_scores, integrator
+from lab.depth_efficiency.linear_maps import linear_maps
 from lab.results import Result
 from lab.transfer import ensemble, merging, pretrained, probe_transfer, scaling, stitching
 
@@ -172,3 +174,63 @@ def test_one_n_of_the_first_blocks() -> None:
     again = pretrained.run(model(about["model"]), about["dataset"], n=[30], treatments=["P", "K"], seed=about["seed"], null=False,
                            resume=False, progress=False)  # fmt: skip
     compared(found, again, ["weights", "treatment", "n", "split", "metric"], "accuracy", 0.05)
+
+
+def test_a_prompt_of_the_skipped_layers() -> None:
+    found = shipped.shipped("03_depth_efficiency/found")
+    about = found.parameters
+    again = lab.depth_efficiency.run(model(about["model"]), about["dataset"], seed=about["seed"], n=1, kinds=["layer"],
+                                     null=False, treatments=["skip"], local=False, n_cuts=1, n_read=about["n_read"],
+                                     max_tokens=about["max_tokens"], resume=False, progress=False)  # fmt: skip
+    keys = ["example", "weights", "treatment", "kind", "mode", "scope", "skipped_layer"]
+    both = found.table.merge(again.table, on=keys, suffixes=("", "_again")).query("scope == 'all'")
+    assert len(both) == about["n_layers"]
+    np.testing.assert_allclose(both.effect, both.effect_again, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(both.output, both.output_again, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in named("depth_scores") if "k_hop" not in name and "random" not in name]
+)
+def test_the_scores_of_a_level(name: str) -> None:
+    found = shipped.shipped(name)
+    about = found.parameters
+    level = about["levels"][:2]
+    again = depth_scores(model(about["model"]), about["dataset"], levels=level, n_per_level=about["n_per_level"], known=False,
+                         seed=about["seed"], prompt_column=about["prompt_column"], progress=False)  # fmt: skip
+    both = found.table.merge(again.table, on=["example", "measure"], suffixes=("", "_again"))
+    assert len(both) >= about["n_per_level"]
+    np.testing.assert_allclose(both.score, both.score_again, rtol=1e-3)
+
+
+def test_a_map_of_the_model_to_itself() -> None:
+    found = shipped.shipped("03_depth_efficiency/maps/self")
+    prose = datasets.load("prose").sample(n=80, random_state=0)
+    one = model("smollm2-135m")
+    again = linear_maps(one, one, prose.text.tolist(), groups=prose.group.to_numpy(), seed=0, source_depths=[8, 16],
+                        target_depths=[16], progress=False)  # fmt: skip
+    both = found.table.merge(again.table, on=["source_depth", "target_depth"], suffixes=("", "_again"))
+    assert len(both) == 2
+    np.testing.assert_allclose(both.r2, both.r2_again, atol=1e-3)
+
+
+def test_an_integrators_step() -> None:
+    found = shipped.shipped("03_depth_efficiency/steps")
+    about = found.parameters
+    again = integrator.run(model(about["model"]), about["dataset"], seed=about["seed"], n_texts=about["n_texts"],
+                           layers=[5, 20], n_tokens=about["n_tokens"], n_step_texts=1, substeps=8, programs=["swapped"], progress=False)  # fmt: skip
+    keys = ["example", "program", "layer"]
+    both = found.table.merge(again.table, on=keys, suffixes=("", "_again"))
+    assert len(both) >= 2 * about["n_texts"]
+    np.testing.assert_allclose(both.rise, both.rise_again, atol=1e-3)
+
+
+def test_an_erased_state_and_shares_of_the_answer() -> None:
+    question, answer = "The capital of the country where Mumbai is located is", " New Delhi"
+    background = datasets.load("prose").text.head(10).str.split(". ", regex=False).str[0].tolist()
+    again = attributions.erasure(model("smollm2-135m"), question, answer, background=background)
+    kept = shipped.shipped("03_depth_efficiency/erased").table
+    np.testing.assert_allclose(kept.change, again.change, atol=1e-3)
+    shared = attributions.integrated_gradients(model("smollm2-135m"), question, answer, layers=[4], nodes=32)
+    kept = shipped.shipped("03_depth_efficiency/shared").table.query("layer == 4")
+    np.testing.assert_allclose(kept.attribution, shared.attribution, atol=1e-3)
