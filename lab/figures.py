@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from IPython import get_ipython
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK, GREY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000", "#7F7F7F",
@@ -84,7 +84,26 @@ def categories(ax: Axes, names: Sequence[str]) -> None:
     ax.grid(alpha=0.25, axis="x")
 
 
-def legend_below(figure: Figure, ax: Axes, columns: int) -> None:
+def logarithmic_beyond(ax: Axes, threshold: float) -> bool:
+    """Makes x logarithmic on either side of 0, linear up to the threshold, with plain ticks; tells whether it did.
+
+    Where nothing drawn lies beyond the threshold the axis stays linear: a logarithmic one would have its own ends as ticks.
+    """
+    if max(map(abs, ax.get_xlim())) <= threshold:
+        return False
+    ax.set_xscale("symlog", linthresh=threshold)
+    ax.autoscale_view(scaley=False)  # the margins were those of a linear axis
+    low, high = ax.get_xlim()
+    for steps in ((1, 2, 5), (1,)):
+        sizes = [step * threshold * 10**power for power in range(6) for step in steps]
+        ticks = [tick for tick in (*(-size for size in reversed(sizes)), 0, *sizes) if low <= tick <= high]
+        if len(ticks) <= 7:
+            break
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    return True
+
+
+def legend_below(figure: FigureBase, ax: Axes, columns: int) -> None:
     """The legend of these axes in columns below the whole figure."""
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
 

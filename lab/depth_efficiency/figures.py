@@ -178,7 +178,6 @@ def depth_scores(result: Any, *, insensitive: Sequence[str] = ()) -> Figure:
                 words += f": {row.slope:+.2f} layers per level\n[{row.low:+.2f}, {row.high:+.2f}]"
             words += "\n(insensitive: no rise in the control)" if failed else ""
             ax.set(xlabel="level (hops, steps, terms)", title=words)
-            _whole_numbers(ax.xaxis)
         axes[0].set_ylabel("depth score (mean layer of the effect)")
         figure.suptitle(f"{shared.about_of(result)}; bars: 95 %")
     return figure
@@ -252,9 +251,9 @@ def integrator(result: Any) -> Figure:
             d.hlines(y, row.low, row.high, color=GREY if control else BLUE, lw=2.2)
             d.plot(row.rise, y, "X" if control else "o", color=GREY if control else BLUE, ms=8)
         shared.categories(d, list(means.program))
+        d.tick_params(axis="y", labelsize=11)  # up to fourteen programs
         d.axvline(0, color=GREY, lw=1)
-        d.set_xscale("symlog", linthresh=0.1)
-        d.xaxis.set_major_formatter("{x:g}")
+        shared.logarithmic_beyond(d, 0.1)
         d.set(
             title="D. rise of the loss,\none layer changed", xlabel="nats per token, mean\nover layers (grey: controls)"
         )
@@ -321,6 +320,7 @@ def linear_maps(result: Any) -> Figure:
         axes[1].plot(grid.columns, grid.iloc[0], ls=(0, (5, 1.5)), marker="s", ms=5, color=ORANGE, label=words)
         axes[1].set(xlabel="depth of the target", ylabel="R2", ylim=(min(0.0, float(grid.iloc[0].min())) - 0.02, 1.02))
         axes[1].grid(alpha=0.25)
+        _whole_numbers(axes[1].xaxis)
         axes[1].legend()
     return figure
 
@@ -332,6 +332,7 @@ def _two_panels(height: int | float) -> Iterator[tuple[Figure, Any]]:
         yield figure, axes
         for ax in axes:
             ax.grid(alpha=0.25)
+            _whole_numbers(ax.xaxis)
 
 
 def _whole_numbers(*axes: Any) -> None:

@@ -173,7 +173,7 @@ def transfer_tuned(result: Any) -> Figure:
           for name, look in zip(about["sources"], SOURCES, strict=False)),
     ]  # fmt: skip
     with classroom():
-        figure, (left, right) = panels(5.4, 1, 2)
+        figure, (left, right) = panels(5.4, 1, 2, sharex=True)
         for place, (treatment, source, words, *look) in enumerate(lines):
             shift = 0.3 * (place - (len(lines) - 1) / 2)  # side by side, or the intervals hide each other
             part = rows[(rows.treatment == treatment) & (rows.source == source)].sort_values("n")

@@ -52,7 +52,6 @@ ENSEMBLE = {
     "bag_of_words": "bag of words",
     "majority": "majority",
 }
-_LINEAR = 0.1  # nats: below it the axis of KL is linear
 STITCHED = {
     "own_states": ("Y's own states (must be 0)", GREY, "*"),
     "mapped": ("X's states, mapped", BLUE, "o"),
@@ -248,11 +247,7 @@ def stitching(result: Any) -> Figure:
                 left.plot(part["mean"], [y], marker, color=color, ms=9, label=words if line == 0 else None)
                 if condition in ("mapped", "token_identity", "random_weights"):
                     right.plot(part.r2, [y], marker, color=color, ms=9)
-        wide = rows["mean"].max() > _LINEAR
-        if wide:  # small nets differ by less than a logarithmic axis has ticks for
-            left.set_xscale("symlog", linthresh=_LINEAR)
-            left.set_xticks([0, *(tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20) if tick < left.get_xlim()[1])])
-            left.xaxis.set_major_formatter("{x:g}")
+        wide = shared.logarithmic_beyond(left, 0.1)  # small nets differ by less
         left.set(
             xlabel=f"KL to the clean model (nats{'; near 0 linear' if wide else ''})", ylabel="depth of X to depth of Y"
         )

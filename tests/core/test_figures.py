@@ -5,7 +5,7 @@ import pytest
 from conftest import faults
 from matplotlib.figure import Figure
 
-from lab.figures import WIDTH, classroom, legend_below, page, panels
+from lab.figures import WIDTH, classroom, legend_below, logarithmic_beyond, page, panels
 
 matplotlib.use("Agg")
 
@@ -35,3 +35,20 @@ def test_what_is_hard_to_read_is_told(width: float, columns: int, points: int, t
     ax.set_xlabel("layer", fontsize=points)
     ax.text(0, 0, "0.5", fontsize=7)  # as in a cell of a heat map
     assert list(faults(figure)) == told
+
+
+@pytest.mark.parametrize(
+    ("ends", "logarithmic", "told"),
+    [
+        ((-3.9e-5, 0.06), False, None),  # on a logarithmic axis both ends would be its only ticks
+        ((-0.05, 6.0), True, ["0", "0.1", "0.2", "0.5", "1", "2", "5"]),
+        ((-2.0, 900.0), True, ["-1", "-0.1", "0", "0.1", "1", "10", "100"]),
+    ],
+)
+def test_an_axis_that_is_linear_near_0_has_plain_ticks(ends: tuple, logarithmic: bool, told: list[str] | None) -> None:
+    ax = Figure().subplots()
+    ax.set_xlim(*ends)
+    assert logarithmic_beyond(ax, 0.1) is logarithmic and ax.get_xscale() == ("symlog" if logarithmic else "linear")
+    assert ax.get_xlim() == ends
+    if told:
+        assert [label.get_text() for label in ax.get_xticklabels()] == told
