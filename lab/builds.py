@@ -50,7 +50,7 @@ def write(scripts: Sequence[Path], audience: str, out: Path) -> None:
     Raises:
         ValueError: a file of somebody else's is in the way, or a lesson has an exercise without its check or solution.
     """
-    run_folders.place(out, files(scripts, audience))
+    run_folders.put_files(out, files(scripts, audience))
 
 
 def files(scripts: Sequence[Path], audience: str) -> dict[str, str]:
@@ -194,14 +194,14 @@ def marked(exercise: str, answer: str) -> str:
     code, wanted = ([line.split("  #")[0].rstrip() for line in lines] for lines in (given, full))
     made: list[str] = []
     for _, i, j, k, m in difflib.SequenceMatcher(None, code, wanted, autojunk=False).get_opcodes():
-        indent = ""
         for place in range(i, j):
-            line = given[place]
-            if place in gaps:  # what it is for stays to be read
-                indent, line = re.fullmatch(r"( *)(.*)", line).groups()  # type: ignore[union-attr]
-                line = "" if line == "..." else f"{indent}# {line.removeprefix('...  # ')}"
-            made += [line] if place not in gaps or line else []
-        if gaps & {*range(i, j)}:
+            if place not in gaps:
+                made.append(given[place])
+            elif given[place].strip() != "...":  # what it is for stays to be read
+                made.append(re.sub(r"^( *)(\.\.\.  # )?", r"\1# ", given[place]))
+        if here := gaps & {*range(i, j)}:
+            line = given[min(here)]
+            indent = line[: len(line) - len(line.lstrip())]
             made += [f"{indent}{BEGIN}", *full[k:m], f"{indent}{END}"]
     if _tree("\n".join(made)) != _tree(answer) or _tree(answer) is None:
         raise ValueError(f"a solution must be its exercise with the gaps filled, and this is another:\n{answer}")

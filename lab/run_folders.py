@@ -107,11 +107,11 @@ def put(made: Path, out: Path, name: str, *, whole: bool) -> Path:
     return out
 
 
-def place(out: Path, files: Mapping[str, str]) -> None:
-    """Write the files of a build, by their places in `out`, in place of those of an earlier one; all of them or none.
+def put_files(out: Path, files: Mapping[str, str]) -> None:
+    """Write the files of a build, by their places in `out`, in place of those of an earlier one.
 
     Raises:
-        ValueError: a place is taken by a file with another content that no build left so.
+        ValueError: a place is taken by a file with another content that no build left so; then nothing is written.
     """
     new = {place: hashlib.sha256(text.encode()).hexdigest() for place, text in files.items()}
 
