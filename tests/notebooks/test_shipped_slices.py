@@ -218,7 +218,8 @@ def test_an_integrators_step() -> None:
     found = shipped.shipped("03_depth_efficiency/steps")
     about = found.parameters
     again = integrator.run(model(about["model"]), about["dataset"], seed=about["seed"], n_texts=about["n_texts"],
-                           layers=[5, 20], n_tokens=about["n_tokens"], n_step_texts=1, substeps=8, programs=["swapped"], progress=False)  # fmt: skip
+                           layers=[5, 20], n_tokens=about["n_tokens"], n_step_texts=1, substeps=8,
+                           programs=["swapped"], progress=False)  # fmt: skip
     keys = ["example", "program", "layer"]
     both = found.table.merge(again.table, on=keys, suffixes=("", "_again"))
     assert len(both) >= 2 * about["n_texts"]
