@@ -1,10 +1,10 @@
 """The command line: `python -m lab`. Nothing here imports torch before it is needed."""
 
 import argparse
-import ast
 import asyncio
 import contextlib
 import datetime
+import difflib
 import math
 import os
 import re
@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,19 @@ from typing import TYPE_CHECKING, Any
 from lab import builds, jupyterlab, pages, run_folders
 from lab.builds import read
 from lab.cache import cache_folder
+from lab.parameters import inject, values_of
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 PACKAGE = Path(__file__).resolve().parent
+COMMANDS = ("open", "run", "build", "pack", "results", "clean", "check")
+EXAMPLES = """for example:
+  python -m lab open                 the lessons, in JupyterLab
+  python -m lab run lessons/00       a lesson without a browser: a page with its figures
+  python -m lab run studies/01       a study, with the results that come with the kit
+
+python -m lab COMMAND --help says more."""
 SITE = ["index", "glossary"]  # the pages of a run beside its notebooks
 
 
@@ -33,7 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
     # is up to four times as fast; torch reads it when it is imported, here and in the kernels.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     parser = _parser()
-    options, extra = parser.parse_known_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given:
+        parser.print_help()
+        return 0
+    if given[0] not in COMMANDS and not given[0].startswith("-"):
+        parser.error(f"no command {given[0]!r}{near(given[0], COMMANDS)}; there are {', '.join(COMMANDS)}")
+    options, extra = parser.parse_known_args(given)
     if extra and options.command != "open":
         parser.error(f"unknown arguments: {' '.join(extra)}")
     try:
@@ -66,11 +81,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lab", description="How language models use their depth.")
+    parser = argparse.ArgumentParser(
+        prog="python -m lab", description="How language models use their depth.", epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"depth-lab {version('depth-lab')}")
-    commands = parser.add_subparsers(
-        dest="command", required=True, metavar="open | run | build | pack | results | clean | check"
-    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     folder: dict[str, Any] = {"type": Path, "metavar": "DIR", "help": "take the notebook scripts from this folder"}
 
     text = "build the notebooks and open JupyterLab, which gets all further arguments (--no-browser, --port=8890)"
@@ -204,7 +220,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the chosen notebooks one after the other. Names and parameters are checked before the first one starts."""
     groups = {script: group_of(script, options.notebooks) for script in scripts(options.notebooks)}
     chosen = choose(groups, options.names)
-    values = _values([*options.parameter, *(["quick=True"] if options.quick else [])])
+    values = values_of([*options.parameter, *(["quick=True"] if options.quick else [])])
     notebooks = {script: inject(read(script), script.stem, values) for script in chosen}
     out = options.out or Path("depth-lab-out") / datetime.date.today().isoformat()
     failed = []
@@ -309,6 +325,17 @@ def _ago(seconds: float) -> str:
     return "just now"
 
 
+def near(name: str, there: Iterable[str]) -> str:
+    """ ", did you mean ...?" for a name that is nearly one of these, or nothing; the last part of a name counts, too."""
+    whole = {
+        part: full
+        for full in there
+        for part in (full, full.split("/")[-1], re.sub(r"^\d+\w?_", "", full.split("/")[-1]))
+    }
+    found = difflib.get_close_matches(name.lower(), whole, n=1, cutoff=0.6)
+    return f", did you mean {whole[found[0]]!r}?" if found else ""
+
+
 def choose(groups: dict[Path, str], names: list[str]) -> list[Path]:
     """Scripts by the start of a name (01, 01_concept_depth.py), a folder (lessons) or both (lessons/01); all for no names.
 
@@ -323,99 +350,11 @@ def choose(groups: dict[Path, str], names: list[str]) -> list[Path]:
 
     for name in names:
         if not any(fits(script, name) for script in groups):
-            there = ", ".join(f"{group}/{script.stem}".lstrip("/") for script, group in groups.items())
-            raise ValueError(f"no notebook {name!r}; there are {there}")
+            there = [f"{group}/{script.stem}".lstrip("/") for script, group in groups.items()]
+            raise ValueError(
+                f"no notebook {name!r}{near(name, [*there, *set(groups.values())])}; there are {', '.join(there)}"
+            )
     return [script for script in groups if not names or any(fits(script, name) for name in names)]
-
-
-def _values(pairs: list[str]) -> dict[str, str]:
-    """KEY=VALUE texts by their keys, each given once."""
-    values: dict[str, str] = {}
-    for text in pairs:
-        key, equals, value = text.partition("=")
-        if not equals or not key.isidentifier():
-            raise ValueError(f"-p {text}: write KEY=VALUE, for example -p seed=1 or -p model_name=gemma3-270m")
-        if key in values:
-            raise ValueError(f"{key} is given twice, as {values[key]!r} and as {value!r}: give it once")
-        values[key] = value
-    return values
-
-
-def parameters(notebook: "NotebookNode") -> dict[str, Any]:
-    """Names set in the cells tagged `parameters`, with their values where those are plain constants (else `...`)."""
-    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    found: dict[str, Any] = {}
-    for line in (line for cell in cells for line in ast.parse(cell.source).body):
-        targets = line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
-        for name in [target.id for target in targets if isinstance(target, ast.Name)]:
-            try:
-                found[name] = ast.literal_eval(line.value)
-            except ValueError:
-                found[name] = ...
-    return found
-
-
-def inject(notebook: "NotebookNode", name: str, values: dict[str, str]) -> "NotebookNode":
-    """Put a cell that sets `values` after the cell tagged `parameters`; each takes the type of the parameter's default."""
-    from nbformat.v4 import new_code_cell
-
-    known = parameters(notebook)
-    lines = []
-    for key, text in values.items():
-        if key not in known:
-            has = ", ".join(f"{k}={v!r}" if v is not ... else k for k, v in known.items())
-            raise ValueError(f"{name} has no parameter {key!r}; it has {has or 'none'}")
-        try:
-            lines.append(f"{key} = {_typed(text, known[key])!r}")
-        except TypeError as error:
-            raise ValueError(f"{name}: {key}={text!r} is not {error} (its default is {known[key]!r})") from error
-    if lines:
-        at = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
-        cell = new_code_cell("\n".join(lines))
-        cell.metadata["tags"] = ["injected-parameters"]
-        notebook.cells.insert(at + 1, cell)
-    return notebook
-
-
-def _typed(text: str, default: Any) -> Any:
-    """A text from the command line as a value like `default`; a TypeError says what it should be.
-
-    A text stays as it is, unless it is quoted as in Python. Beside a default that is no constant, or None, what reads as
-    a Python constant is one, and all else is text.
-    """
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        value = text
-    if isinstance(default, str):
-        return value if isinstance(value, str) else text
-    value = _like(value, default)
-    try:
-        ast.literal_eval(repr(value))
-    except ValueError:  # inf or nan, such as 1e999: repr writes names, which mean nothing in the notebook
-        raise TypeError("made of finite numbers") from None
-    return value
-
-
-def _like(value: Any, default: Any) -> Any:
-    if default is None or default is ...:
-        return value
-    if isinstance(default, float):
-        try:
-            if type(value) in (int, float) and math.isfinite(value):
-                return float(value)
-        except OverflowError:  # a whole number beyond all floats
-            pass
-        raise TypeError("a finite number")
-    if isinstance(default, list | tuple):
-        if not isinstance(value, list | tuple):
-            raise TypeError("a list such as [1, 2] or ['a', 'b']")
-        alike = len({type(item) for item in default}) == 1  # then the items of `value` must be such ones, too
-        return type(default)(_like(item, default[0] if alike else None) for item in value)
-    if type(value) is not type(default):
-        kinds = {bool: "True or False", int: "a whole number", str: "a text in quotes"}
-        raise TypeError(kinds.get(type(default), f"a {type(default).__name__}"))
-    return value
 
 
 def execute(notebook: "NotebookNode", script: Path, out: Path, *, timeout: float | None) -> tuple[str, bool]:

@@ -53,7 +53,19 @@ MAY_IMPORT = {
     "nets": {"nets", "cache", "models", "datasets", "texts"},
     "builds": {"run_folders"},
     "pages": {"run_folders"},
-    "__main__": {"builds", "cache", "jupyterlab", "pages", "run_folders", "models", "checks", "shipped", "pack"},
+    "parameters": set(),
+    "__main__": {
+        "builds",
+        "cache",
+        "jupyterlab",
+        "pages",
+        "parameters",
+        "run_folders",
+        "models",
+        "checks",
+        "shipped",
+        "pack",
+    },
 }
 CORE = {"checks", "identity", "interventions", "lenses", "models", "probes", "results", "runs", "states", "statistics"}
 MAY_IMPORT["lessons"] = {"lessons", "shipped", "explorers", "figures", "texts", *CORE, *SHARED, *ROOMS}

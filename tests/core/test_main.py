@@ -17,7 +17,8 @@ import nbformat
 import pytest
 
 from lab import jupyterlab, run_folders
-from lab.__main__ import _typed, build
+from lab.__main__ import COMMANDS, build
+from lab.parameters import _typed
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = ("index.html", "glossary.html")
@@ -106,6 +107,30 @@ def test_a_mistake_is_told_before_anything_runs(folder: Path, arguments: list[st
     assert done.returncode != 0
     assert said in done.stderr and "Traceback" not in done.stderr
     assert not (folder.parent / "out").exists()
+
+
+def test_alone_it_says_what_one_can_do(tmp_path: Path) -> None:
+    done = lab(cwd=tmp_path)
+    assert done.returncode == 0 and "python -m lab run lessons/00" in done.stdout
+    listed = re.search(r"commands:\n(.*)for example", done.stdout, re.S)[1]
+    assert [command for command in COMMANDS if not re.search(rf"^    {command} ", listed, re.M)] == []
+    assert len(re.findall(r"^    [a-z]+ ", listed, re.M)) == len(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["opne"], "no command 'opne', did you mean 'open'?"),
+        (["run", "lesson"], "no notebook 'lesson', did you mean 'lessons'?"),
+        (["run", "04a_tranfer"], "did you mean 'studies/04a_transfer'?"),
+        (["run", "transfr"], "no notebook 'transfr', did you mean"),
+        (["run", "zebra"], "no notebook 'zebra'; there are lessons/00"),
+        (["clean", "modls"], "the cache holds nothing named 'modls'"),
+    ],
+)
+def test_names_that_are_nearly_right(tmp_path: Path, arguments: list[str], said: str) -> None:
+    done = lab(*arguments, cwd=tmp_path)
+    assert done.returncode != 0 and said in done.stderr and "Traceback" not in done.stderr
 
 
 def test_run_leaves_notebook_page_figures_and_tables(folder: Path) -> None:
