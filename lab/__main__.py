@@ -67,10 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "pack":
             from lab.pack import pack
 
-            pack(
-                options.folder, scripts(None), options.models or ["smollm2-135m"], accept_license=options.accept_license
-            )
-            return 0
+            lessons = [script for script in scripts(None) if script.parent.name == "lessons"]
+            models = options.models or ["smollm2-135m"]
+            return pack(options.folder, lessons, models, accept_license=options.accept_license)
         return check(options.model, accept_license=options.accept_license)
     except (ValueError, OSError) as error:  # what a user can mend; anything else is ours and keeps its traceback
         print(f"error: {error}", file=sys.stderr)
@@ -164,7 +163,8 @@ def open_notebooks(folder: Path | None, arguments: list[str]) -> int:
                     mine.parent.mkdir(parents=True, exist_ok=True)
                     if not mine.exists():
                         shutil.copy2(ours, mine)
-    built = [build(script) for script in scripts(folder)]
+    built = [] if any(folder.rglob("*.py")) else sorted(folder.glob("lessons/*.ipynb"))  # by `build`: they stay so
+    built = built or [build(script) for script in scripts(folder)]
     return jupyterlab.start_or_show(folder.resolve(), built[0].resolve(), arguments)
 
 

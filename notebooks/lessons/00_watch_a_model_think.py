@@ -16,7 +16,7 @@
 # | | |
 # |---|---|
 # | **Question** | A model reads a sentence and says the next word. What would it say if it stopped earlier? |
-# | **Time** | 15 minutes of class, 10 minutes of exercises |
+# | **Time** | 15 minutes of class, 17 minutes of exercises |
 # | **You will be able to** | write a [hook](../glossary.md#hook) that reads a model's [states](../glossary.md#state); turn a state into words; say why "late" alone is no evidence |
 # | **You need** | Python, and a rough idea of what a language model is |
 

