@@ -68,8 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
             from lab.pack import pack
 
             lessons = [script for script in scripts(None) if script.parent.name == "lessons"]
-            models = options.models or ["smollm2-135m"]
-            return pack(options.folder, lessons, models, accept_license=options.accept_license)
+            return pack(options.folder, lessons, options.models, accept_license=options.accept_license)
         return check(options.model, accept_license=options.accept_license)
     except (ValueError, OSError) as error:  # what a user can mend; anything else is ours and keeps its traceback
         print(f"error: {error}", file=sys.stderr)
@@ -132,9 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "make a folder, for USB sticks say, from which a class installs all of it without a network"
     command = commands.add_parser("pack", help=text, description=text)
     command.add_argument("folder", type=Path, metavar="DIR", help="a new folder")
-    command.add_argument(
-        "--model", action="append", dest="models", metavar="NAME", help="default smollm2-135m; may be repeated"
-    )
+    command.add_argument("--models", nargs="+", default=["smollm2-135m"], metavar="NAME", help="default smollm2-135m")
     command.add_argument("--accept-license", action="store_true", help="accept a model's terms, if it has some (Gemma)")
     return parser
 
@@ -164,7 +161,7 @@ def open_notebooks(folder: Path | None, arguments: list[str]) -> int:
                     if not mine.exists():
                         shutil.copy2(ours, mine)
     built = [] if any(folder.rglob("*.py")) else sorted(folder.glob("lessons/*.ipynb"))  # by `build`: they stay so
-    built = built or [build(script) for script in scripts(folder)]
+    built = built or [builds.build(script) for script in scripts(folder)]
     return jupyterlab.start_or_show(folder.resolve(), built[0].resolve(), arguments)
 
 
@@ -187,30 +184,6 @@ def group_of(script: Path, folder: Path | None) -> str:
     """The folder that a script is in, inside the folder of notebooks: lessons, studies, or "" where it is in none."""
     roots = [folder.resolve()] if folder is not None else [PACKAGE.parent / "notebooks", PACKAGE / "_notebooks"]
     return "" if script.resolve().parent in roots else script.parent.name
-
-
-def build(script: Path) -> Path:
-    """The .ipynb of a script; an .ipynb that was saved later than its script holds someone's work and stays.
-
-    A built notebook gets the time stamp of its script, so that "saved later" means "saved by a user". One that is older
-    than its script is kept under another name before the new one takes its place.
-    """
-    import nbformat
-
-    notebook, written = script.with_suffix(".ipynb"), script.stat().st_mtime
-    if notebook.exists():
-        saved = notebook.stat().st_mtime
-        if saved > written:
-            print(f"{notebook.name}: saved after its script was written; it stays as it is. Delete it to start over.")
-        if saved >= written:
-            return notebook
-        day = datetime.datetime.fromtimestamp(saved).strftime("%Y-%m-%d-%H%M%S")
-        kept = notebook.with_name(f"{script.stem}.{day}.ipynb")
-        notebook.rename(kept)
-        print(f"{notebook.name}: the script is newer; built again. The notebook of before is {kept.name}.")
-    run_folders.write(notebook, nbformat.writes(read(script)) + "\n")
-    os.utime(notebook, (written, written))
-    return notebook
 
 
 # --- run ------------------------------------------------------------------------------------------------------------

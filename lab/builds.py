@@ -5,7 +5,9 @@ answer to the exit question, which a course for nbgrader needs, too.
 """
 
 import ast
+import datetime
 import difflib
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,6 +40,30 @@ def read(script: Path, *, instructor: bool = False) -> "NotebookNode":
     for place, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{place}"  # else drawn at random: two builds of one script would differ
     notebook.cells = [cell for cell in notebook.cells if instructor or "instructor" not in _tags(cell)]
+    return notebook
+
+
+def build(script: Path) -> Path:
+    """The .ipynb of a script; an .ipynb that was saved later than its script holds someone's work and stays.
+
+    A built notebook gets the time stamp of its script, so that "saved later" means "saved by a user". One that is older
+    than its script is kept under another name before the new one takes its place.
+    """
+    import nbformat
+
+    notebook, written = script.with_suffix(".ipynb"), script.stat().st_mtime
+    if notebook.exists():
+        saved = notebook.stat().st_mtime
+        if saved > written:
+            print(f"{notebook.name}: saved after its script was written; it stays as it is. Delete it to start over.")
+        if saved >= written:
+            return notebook
+        day = datetime.datetime.fromtimestamp(saved).strftime("%Y-%m-%d-%H%M%S")
+        kept = notebook.with_name(f"{script.stem}.{day}.ipynb")
+        notebook.rename(kept)
+        print(f"{notebook.name}: the script is newer; built again. The notebook of before is {kept.name}.")
+    run_folders.write(notebook, nbformat.writes(read(script)) + "\n")
+    os.utime(notebook, (written, written))
     return notebook
 
 

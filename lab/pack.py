@@ -97,11 +97,7 @@ def _entry(name: str, accept_license: bool) -> OfflineModel:
 
 
 def needed() -> list[Distribution]:
-    """What the kit needs, and what that needs, as it is installed here; without the kit itself.
-
-    Raises:
-        ValueError: a package is missing here.
-    """
+    """What the kit needs, and what that needs, as it is installed here, without the kit itself. ValueError: one is missing."""
     found: dict[tuple[str, frozenset[str]], Distribution] = {}
     left = [Requirement(KIT)]
     while left:

@@ -95,12 +95,10 @@ def refuse(folder: Path, manifest: dict[str, Any]) -> None:
 
 def damaged(manifest: dict[str, Any]) -> list[str]:
     """The files of the manifest that are not there, or not as they were packed."""
-    found = []
-    for name, checksum in manifest["files"].items():
-        path = HERE / name
-        if not path.is_file() or checksum_of(path) != checksum:
-            found.append(name)
-    return found
+    paths = {HERE / name: checksum for name, checksum in manifest["files"].items()}
+    return [
+        str(path.relative_to(HERE)) for path, known in paths.items() if not path.is_file() or checksum_of(path) != known
+    ]
 
 
 def checksum_of(path: Path) -> str:

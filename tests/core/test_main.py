@@ -17,7 +17,8 @@ import nbformat
 import pytest
 
 from lab import jupyterlab, run_folders
-from lab.__main__ import COMMANDS, build, open_notebooks
+from lab.__main__ import COMMANDS, open_notebooks
+from lab.builds import build
 from lab.parameters import _typed
 
 ROOT = Path(__file__).resolve().parents[2]
