@@ -1,17 +1,23 @@
 """What explorers share. They take tables, draw what they are given and compute nothing.
 
-Pictures are plain images, so an explorer needs no JavaScript beyond ipywidgets and no network. What is not there yet is
-asked for through a callback that the notebook passes in.
+Pictures are plain images; the few lines of JavaScript that tell where one was clicked stand below, so no network is needed.
+What is not there yet is asked for through a callback that the notebook passes in.
 """
 
 import html
 import io
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ipywidgets as ipw
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from traitlets import Bool, Bytes, Unicode
+
+Base: Any = ipw.Image  # without anywidget a picture is a still one, and the controls beside it do the same
+with suppress(ImportError):
+    from anywidget import AnyWidget as Base
 
 TABLE = "border-collapse:collapse;font-size:14px;line-height:1.35"
 CELL = "padding:3px 10px;border-bottom:1px solid #ddd;text-align:left;color:inherit"
@@ -25,6 +31,87 @@ def wide(width: int, words: int) -> dict[str, Any]:
 def image(width: int) -> ipw.Image:
     """A place for a picture that is at most so many pixels wide."""
     return ipw.Image(format="png", layout=ipw.Layout(max_width=f"{width}px", width="100%"))
+
+
+CLICKS = """
+const ARROWS = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1]};
+export default { render({ model, el }) {
+  const picture = document.createElement("img");
+  const draw = () => {
+    URL.revokeObjectURL(picture.src);
+    picture.hidden = model.get("value").byteLength === 0;
+    picture.src = URL.createObjectURL(new Blob([model.get("value")], {type: "image/png"}));
+  };
+  Object.assign(picture, {alt: model.get("alt"), title: model.get("hint"), draggable: false});
+  Object.assign(picture.style, {width: "100%", cursor: "pointer"});
+  if (model.get("arrows")) picture.tabIndex = 0;
+  el.dataset.lmSuppressShortcuts = "true";  // an arrow key moves the choice, and not JupyterLab's cells
+  picture.addEventListener("click", (event) => {
+    const box = picture.getBoundingClientRect();
+    model.send({click: [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height]});
+  });
+  picture.addEventListener("keydown", (event) => {
+    if (!ARROWS[event.key] || !model.get("arrows")) return;
+    event.preventDefault();
+    model.send({step: ARROWS[event.key]});
+  });
+  model.on("change:value", draw);
+  draw();
+  el.append(picture);
+  return () => { model.off("change:value", draw); URL.revokeObjectURL(picture.src); };
+} };
+"""
+
+
+class ClickablePicture(Base):
+    """A place for a figure, in which a click chooses, and an arrow key goes one step from what is chosen.
+
+    Args:
+        width: pixels that it has at most.
+        alt, hint: what it shows, and what a click does, in words.
+        choose: called with x and y of a click, in data coordinates of the axes; a click beside them does nothing.
+        chosen: gives x and y of what is chosen, from where arrow keys go on; None: there are no arrow keys.
+        axes: which of the figure's axes are clicked.
+    """
+
+    _esm = CLICKS
+    value = Bytes().tag(sync=True)  # the png
+    alt, hint = Unicode().tag(sync=True), Unicode().tag(sync=True)
+    arrows = Bool().tag(sync=True)
+
+    def __init__(
+        self, width: int, alt: str, hint: str, choose: Callable[[float, float], Any],
+        chosen: Callable[[], tuple[float, float]] | None = None, axes: int = 0,
+    ) -> None:  # fmt: skip
+        layout = ipw.Layout(max_width=f"{width}px", width="100%")
+        super().__init__(alt=alt, hint=hint, arrows=chosen is not None, layout=layout)
+        self.choose, self.chosen, self.axes = choose, chosen, axes
+        self.figure: Figure | None = None
+        self.on_msg(lambda _, told, __: self._told(**told))
+
+    def _told(self, click: Any = None, step: Any = None) -> None:
+        """The front end tells where a click was, or which way an arrow key points."""
+        if click is not None:
+            self.click(*map(float, click))
+        elif self.figure is not None and self.chosen is not None:
+            self.choose(*(float(at + by) for at, by in zip(self.chosen(), step, strict=True)))
+
+    def show(self, figure: Figure | None) -> None:
+        """Show a figure, which is closed, or nothing."""
+        self.figure, self.value = figure, b"" if figure is None else png(figure)
+
+    def click(self, x: float, y: float) -> None:
+        """A click at shares of the picture's width and height, from its top left corner."""
+        if self.figure is not None:
+            ax = self.figure.axes[self.axes]
+            pixel = self.figure.transFigure.transform((x, 1 - y))
+            if ax.bbox.contains(*pixel):
+                self.choose(*map(float, ax.transData.inverted().transform(pixel)))
+
+
+def nearest(control: Any, x: float, at: Callable[[Any], float] = float) -> None:
+    """Set a list or a slider of options to the option nearest to x; `at`: where an option stands."""
+    control.value = min(control.options, key=lambda option: abs(at(option) - x))
 
 
 def button(words: str) -> ipw.Button:

@@ -108,6 +108,17 @@ def legend_below(figure: FigureBase, ax: Axes, columns: int) -> None:
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
 
 
+def stack(ax: Axes, layers: Sequence[tuple[str, bool]], title: str) -> None:
+    """Layers as a row of cells, the first at the left, cell i from x = i to i + 1; (words, whether it is filled) for each."""
+    for i, (words, filled) in enumerate(layers):
+        ax.add_patch(plt.Rectangle((i, 0), 1, 1, fc=BLUE if filled else "#EEEEEE", ec="white", lw=2))
+        color, size = "white" if filled else "#595959", 13 if len(layers) < 12 else 9.5
+        ax.text(i + 0.5, 0.46, words, ha="center", va="center", fontsize=size, color=color, linespacing=0.9)
+    ax.set(xlim=(0, len(layers)), ylim=(0, 1), xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    ax.set_title(title, fontsize=13)
+
+
 def about_of(result: Any) -> str:
     """Model and data set, for a title."""
     return f"{result.parameters['model']} on {result.parameters['dataset']}"

@@ -14,8 +14,8 @@ BUDGET = {
     "longest file": 575,
     "longest function": 105,
     "deepest nesting": 5,
-    "all": 19790,
-    "lessons": 2680,
+    "all": 19830,
+    "lessons": 2750,
 }
 NESTS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.FunctionDef, ast.ClassDef)
 

@@ -7,7 +7,7 @@ import ipywidgets as ipw
 import pandas as pd
 
 from lab.back_patching import figures
-from lab.explorers import ask, button, image, png, row_of, shown, table_of, text_of, wide
+from lab.explorers import ClickablePicture, ask, button, image, png, row_of, shown, table_of, text_of, wide
 
 
 def back_patching_explorer(
@@ -70,7 +70,11 @@ class _Explorer:
         self.position = ipw.RadioButtons(options=places, description="patched at", style=look["style"])
         self.source = ipw.IntSlider(min=1, max=1, description="source layer", continuous_update=False, **look)
         self.target = ipw.IntSlider(min=0, max=0, description="target layer", continuous_update=False, **look)
-        self.button, self.picture, self.strip = button("Run"), image(700), image(900)
+        self.button, self.strip = button("Run"), image(900)
+        self.picture = ClickablePicture(
+            700, "The answer's rank after each pair of layers", "click a pair to read what the model says after it",
+            self.choose, lambda: (self.target.value, self.source.value),
+        )  # fmt: skip
         self.message, self.said, self.log = ipw.HTML(), ipw.HTML(), ipw.Output()
         for control in (self.query, *self.fields.values(), self.position):
             control.observe(self.show, "value")
@@ -135,10 +139,15 @@ class _Explorer:
             self.place(source, min(self.target.value, source - 1), self.source.max + 1)
             self.draw()
 
+    def choose(self, x: float, y: float) -> None:
+        source = min(max(round(y), 1), self.source.max)
+        self.place(source, min(max(round(x), 0), source - 1), self.source.max + 1)
+        self.draw()
+
     def draw(self) -> None:
         asked, key, at = self.chosen(), self.keys()[0], self.position.value
         table, pair = self.tables[key], (self.source.value, self.target.value)
-        self.picture.value = png(figures.success_map(table, n_layers=self.source.max + 1, chosen=pair))
+        self.picture.show(figures.success_map(table, n_layers=self.source.max + 1, chosen=pair))
         row = table[(table.source_layer == pair[0]) & (table.target_layer == pair[1])].iloc[0]
         self.message.value = ""
         if self.generate is not None and (*key, *pair) not in self.texts:

@@ -7,7 +7,7 @@ from typing import Any
 import ipywidgets as ipw
 
 from lab.concept_depth import figures
-from lab.explorers import CELL, ask, button, image, png, row_of, shown, table_of, wide
+from lab.explorers import CELL, ClickablePicture, ask, button, nearest, row_of, shown, table_of, wide
 from lab.figures import BLACK
 
 
@@ -73,7 +73,11 @@ class _Explorer:
         self.choices = (data_set, model, glued, weights)
         self.metric = ipw.Dropdown(options=list(figures.METRICS), description="metric", **look)
         self.depth = ipw.SelectionSlider(options=[0], description="depth", continuous_update=False, **wide(720, 70))
-        self.button, self.picture = button("Compute this one"), image(900)
+        self.button = button("Compute this one")
+        self.picture = ClickablePicture(
+            900, "Probe scores by depth", "click a depth to read its statements",
+            lambda x, _: nearest(self.depth, x * self.known[self.key()].parameters["n_layers"]),
+        )  # fmt: skip
         self.message, self.table, self.log = ipw.HTML(), ipw.HTML(), ipw.Output()
         for control in self.choices:
             control.observe(self.show, "value")
@@ -108,7 +112,7 @@ class _Explorer:
         if result := self.known.get(self.key()):
             figure = figures.concept_depth(result, metric=self.metric.value)
             figure.axes[0].axvline(self.depth.value / result.parameters["n_layers"], color=BLACK, lw=1.5)
-            self.picture.value = png(figure)
+            self.picture.show(figure)
             self.table.value = _statements(result, self.depth.value)
 
     def run(self, _: Any) -> None:

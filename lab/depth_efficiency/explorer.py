@@ -6,7 +6,7 @@ from typing import Any
 import ipywidgets as ipw
 
 from lab.depth_efficiency import figures
-from lab.explorers import ask, png
+from lab.explorers import ClickablePicture, ask
 
 
 def depth_explorer(
@@ -41,7 +41,13 @@ def depth_explorer(
     preset = ipw.Dropdown(options=["choose ...", *presets], description="or", style={"description_width": "30px"},
                           layout=ipw.Layout(width="260px"))  # fmt: skip
     message, log = ipw.HTML(), ipw.Output()
-    picture = ipw.Image(format="png", layout=ipw.Layout(max_width="1250px", width="100%"))
+
+    def switch(x: float, _: float) -> None:
+        button = buttons[min(max(round(x), 0), n_layers - 1)]
+        button.value = not button.value
+
+    alt, hint = "The next token, the loss of each token, and later layers", "click a layer at the right to switch it"
+    picture = ClickablePicture(1250, alt, hint, switch, axes=2)
     known: dict[tuple[str, tuple[int, ...]], Any] = {}
     moving = False  # the explorer itself is switching layers
 
@@ -63,7 +69,7 @@ def depth_explorer(
             f"off: {', '.join(map(str, layers)) or 'none'} ({len(layers)} of {n_layers}). Mean loss "
             f"{loss.whole.mean():.2f} nats with all layers, {loss['without'].mean():.2f} without these."
         )
-        picture.value = png(figures.layers_off(known[key]))
+        picture.show(figures.layers_off(known[key]))
 
     def choose(_: Any) -> None:
         nonlocal moving

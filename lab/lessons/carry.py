@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from lab.explorers import ask, button, image, png, wide
-from lab.figures import BLACK, BLUE, GREY, ORANGE, RED, categories, classroom
+from lab.explorers import ClickablePicture, ask, button, wide
+from lab.figures import BLACK, BLUE, GREY, ORANGE, RED, categories, classroom, stack
 from lab.lessons import nets
 from lab.transfer import statistics, tasks
 from lab.transfer.tasks import Task
@@ -134,7 +134,11 @@ class Carry(ipw.VBox):
         self.nets_each = nets_each
         self.digits = [ipw.ToggleButton(d > 4, description=str(d), layout=ipw.Layout(width="44px")) for d in range(10)]
         self.n = ipw.IntSlider(3, 1, nets.LAYERS - 1, description="n", continuous_update=False, **wide(300, 20))
-        self.go, self.trouble, self.picture, self.said = button("Train"), ipw.Output(), image(900), ipw.HTML()
+        self.go, self.trouble, self.said = button("Train"), ipw.Output(), ipw.HTML()
+        self.picture = ClickablePicture(
+            900, "Each net's share right on B, by whose layers it has", "click a layer to copy those up to it",
+            lambda x, _: setattr(self.n, "value", 1 + int(x)), lambda: (self.n.value - 1, 0),
+        )  # fmt: skip
         self.bases: dict[tuple[int, ...], Any] = {}
         self.go.on_click(lambda _: self.train())
         self.n.observe(lambda _: self.train(), "value")
@@ -155,7 +159,7 @@ class Carry(ipw.VBox):
                 f"{first} - {second}: <b>{mean:+.1f}</b> points, 95 % interval {mean - reach:+.1f} to {mean + reach:+.1f}"
             )
         self.said.value = "<br>".join(parts)
-        self.picture.value = png(_dots(found, chosen, self.n.value))
+        self.picture.show(_dots(found, chosen, self.n.value))
 
     def _compared(self, chosen: tuple[int, ...], n: int) -> dict[str, Float[np.ndarray, " net"]]:
         if len(chosen) != nets.CLASSES:
@@ -182,7 +186,9 @@ class Carry(ipw.VBox):
 def _dots(found: Mapping[str, Float[np.ndarray, " net"]], chosen: Sequence[int], n: int) -> Figure:
     """Each net's share right, by whose layers it has."""
     with classroom():
-        figure, ax = plt.subplots(figsize=(9, 3.9), layout="constrained")
+        figure, (top, ax) = plt.subplots(2, figsize=(9, 4.7), layout="constrained", height_ratios=(0.13, 1))
+        said = f"B is {', '.join(map(str, chosen))}; blue: layers copied and frozen (click another)"
+        stack(top, [(str(layer), layer < n) for layer in range(nets.LAYERS)], said)
         for place, (name, (_, color, marker, _)) in enumerate(LOOKS.items()):
             values = found[name]
             ax.scatter(values, place + np.linspace(-0.2, 0.2, len(values)), color=color, marker=marker, alpha=0.6)
@@ -190,7 +196,6 @@ def _dots(found: Mapping[str, Float[np.ndarray, " net"]], chosen: Sequence[int],
         ax.axvline(found["base"].mean(), color=BLACK, ls=":", label="B's own net, uncut")
         categories(ax, [words for words, *_ in LOOKS.values()])
         ax.set(xlim=(0.2, 1), xlabel="share of B's test images right")
-        ax.set_title(f"B is {', '.join(map(str, chosen))}; the first {n} layers copied and frozen", fontsize=13)
         figure.legend(loc="outside lower center", fontsize=12)
     return figure
 

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from transformer_lens.model_bridge import TransformerBridge
 
 from lab import require
-from lab.explorers import ask, button, image, png, text_of, wide
-from lab.figures import BLUE, GREY, categories, classroom
+from lab.explorers import ClickablePicture, ask, button, text_of, wide
+from lab.figures import BLUE, GREY, categories, classroom, stack
 from lab.interventions import rewritten, skip
 from lab.texts import first_tokens, tokenize
 
@@ -40,10 +40,7 @@ def changed(
     """
     last = model.cfg.n_layers - 1
     off = require.wholes("off", off, 0, last, least=0)
-    order = list(range(last + 1))
-    if swapped is not None:
-        i, j = require.wholes("swapped", swapped, 0, last, least=2)
-        order[i], order[j] = j, i
+    order = order_of(last + 1, None if swapped is None else require.wholes("swapped", swapped, 0, last, least=2))
     times = [1 + (layer == twice and layer not in off) for layer in order]
     programs = {
         place: partial(_run, own=layer, times=n)
@@ -56,6 +53,15 @@ def changed(
         for layer in off:
             stack.enter_context(skip(model, order.index(layer), first=first))
         yield
+
+
+def order_of(n_layers: int, swapped: Sequence[int] | None) -> list[int]:
+    """Which layer stands at each place, two of them swapped or none."""
+    order = list(range(n_layers))
+    if swapped is not None:
+        i, j = swapped
+        order[i], order[j] = j, i
+    return order
 
 
 def _run(x: torch.Tensor, step: Any, *, own: int, times: int) -> torch.Tensor:
@@ -123,12 +129,16 @@ class Compared:
     now: list[float]
     loss_whole: list[float]  # of each text
     loss_now: list[float]
+    places: list[tuple[str, bool]]  # the layers as they stand, and which of them are on
 
 
 def picture(found: Compared) -> Figure:
-    """Left: the likeliest next words. Right: the loss of each text."""
+    """The layers as they stand; below them, left: the likeliest next words, right: the loss of each text."""
     with classroom():
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", width_ratios=(1.3, 1))
+        figure = plt.figure(figsize=(9, 4.9), layout="constrained")
+        grid = figure.add_gridspec(2, 2, width_ratios=(1.3, 1), height_ratios=(0.11, 1))
+        top, left, right = (figure.add_subplot(place) for place in (grid[0, :], grid[1, 0], grid[1, 1]))
+        stack(top, found.places, "click a layer to switch it off or on")
         both = ((found.whole, found.loss_whole, GREY, "all layers"), (found.now, found.loss_now, BLUE, "as you set it"))
         for side, (p, loss, color, name) in enumerate(both):
             left.barh([i + 0.4 * side - 0.2 for i in range(len(p))], p, 0.4, color=color, label=name)
@@ -156,7 +166,11 @@ class Layers(ipw.VBox):
             ipw.Dropdown(options=choices, description=words, **wide(170, 80)) for words in ("swap", "with", "run twice")
         )
         self.spare = ipw.Checkbox(False, description="spare the first token", indent=False)
-        self.reset, self.trouble, self.picture = button("All layers on"), ipw.Output(), image(900)
+        self.reset, self.trouble = button("All layers on"), ipw.Output()
+        self.picture = ClickablePicture(
+            900, "The layers; the likeliest next words and the loss of each text", "click a layer to switch it off or on",
+            lambda x, _: self.switch(int(x)),
+        )  # fmt: skip
         self.said, self.moving = ipw.HTML(), False
         self.known: dict[Any, Any] = {}  # what was measured, by prompt and settings
         self.records: dict[tuple[str, str], int] = {}  # most layers off, by prompt and answer
@@ -173,6 +187,18 @@ class Layers(ipw.VBox):
     def off(self) -> tuple[int, ...]:
         """The layers that are clicked off."""
         return tuple(layer for layer, one in enumerate(self.on) if not one.value)
+
+    @property
+    def swapped(self) -> tuple[int, int] | None:
+        """The two layers that stand in each other's place."""
+        pair = (self.swap.value, self.other.value)
+        return None if None in pair or pair[0] == pair[1] else pair
+
+    def switch(self, place: int) -> None:
+        """The layer that stands at a place off, or on again."""
+        order = order_of(len(self.on), self.swapped)
+        one = self.on[order[min(place, len(order) - 1)]]
+        one.value = not one.value
 
     def all_on(self) -> None:
         """Everything as the model came."""
@@ -192,7 +218,7 @@ class Layers(ipw.VBox):
         found, self.said.value = ask(self.trouble, self._compared)
         if found is not None:
             self.said.value = self._verdict(found)
-            self.picture.value = png(picture(found))
+            self.picture.show(picture(found))
 
     def _measure(self, prompt: str, settings: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         key = (prompt, *settings.values())
@@ -202,15 +228,18 @@ class Layers(ipw.VBox):
         return self.known[key]
 
     def _compared(self) -> Compared:
-        pair = (self.swap.value, self.other.value)
-        swapped = None if None in pair or pair[0] == pair[1] else pair
-        settings = {"off": self.off, "swapped": swapped, "twice": self.twice.value, "first": int(self.spare.value)}
+        twice = self.twice.value
+        settings = {"off": self.off, "swapped": self.swapped, "twice": twice, "first": int(self.spare.value)}
         wanted = _first_token(self.model, self.prompt.value, self.answer.value)
         nothing = {"off": (), "swapped": None, "twice": None, "first": 0}
         (whole, loss_whole), (now, loss_now) = (self._measure(self.prompt.value, one) for one in (nothing, settings))
         best = list(dict.fromkeys([wanted, *now.topk(5).indices.tolist()]))[:6]
         words = [self.model.tokenizer.decode(i).strip().replace("\n", "↵")[:12] or "␣" for i in best]
-        return Compared(words, whole[best].tolist(), now[best].tolist(), loss_whole.tolist(), loss_now.tolist())
+        places = [
+            (f"{i}\n×2" if i == twice else str(i), self.on[i].value) for i in order_of(len(self.on), self.swapped)
+        ]
+        p, loss = (whole[best].tolist(), now[best].tolist()), (loss_whole.tolist(), loss_now.tolist())
+        return Compared(words, *p, *loss, places)
 
     def _verdict(self, found: Compared) -> str:
         kept, about = found.now[0] == max(found.now), (self.prompt.value, self.answer.value)

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch as Square
 from transformer_lens.model_bridge import TransformerBridge
 
 from lab import back_patching, datasets, interventions
-from lab.explorers import ask, button, image, png, row_of, shown, table_of, text_of, wide
+from lab.explorers import ClickablePicture, ask, button, row_of, shown, table_of, text_of, wide
 from lab.figures import BLUE, GREY, RED, classroom
 from lab.runs import clean_run, generate, why_plain
 from lab.texts import first_tokens, tokenize
@@ -162,7 +162,7 @@ PLACES = [("t1: where the name ends", "t1"), ("t2: the last word", "t2")]
 
 
 class Patch(ipw.VBox):
-    """Choose a query, a place and a pair of layers; see the map of all pairs, and read what the model then says."""
+    """Choose a query and a place; see the map of all pairs of layers, click one, and read what the model then says."""
 
     def __init__(self, model: TransformerBridge) -> None:
         self.model = model
@@ -179,8 +179,13 @@ class Patch(ipw.VBox):
         self.source = ipw.IntSlider(2 * top // 3, 1, top, description="taken after layer", **look)
         self.target = ipw.IntSlider(top // 5, 0, top - 1, description="put after layer", **look)
         self.noise = button("Try a random vector")
-        self.said, self.tally, self.trouble, self.picture = ipw.HTML(), ipw.HTML(), ipw.Output(), image(700)
+        self.said, self.tally, self.trouble = ipw.HTML(), ipw.HTML(), ipw.Output()
+        self.picture = ClickablePicture(
+            700, "The answer's rank after each pair of layers", "click a pair to read what the model says after it",
+            self.choose, lambda: (self.target.value, self.source.value),
+        )  # fmt: skip
         self.maps: dict[tuple, torch.Tensor] = {}
+        self.moving = False  # both sliders change, and it is drawn once
         self.noises: dict[tuple, list[str]] = {}
         for control in (self.query, self.place, self.donor):
             control.observe(lambda _: self.read(), "value")
@@ -210,7 +215,8 @@ class Patch(ipw.VBox):
     def read(self) -> None:
         """The map of what is chosen, from the model or from before."""
         shown(not self.query.value, self.own, self.go)
-        self.picture.value, self.tally.value = b"", ""
+        self.picture.show(None)
+        self.tally.value = ""
         if not all(self.asked):
             self.said.value = "Type a text, the words in it where t1 ends, and the answer. Then press Show."
             return
@@ -264,13 +270,20 @@ class Patch(ipw.VBox):
         self.noises.setdefault(self.key[:4], []).append(found.split()[0])
         self.draw()
 
+    def choose(self, x: float, y: float) -> None:
+        """The pair at a place of the map."""
+        self.moving = True
+        self.target.value, self.source.value = int(x), int(y)
+        self.moving = False
+        self.draw()
+
     def draw(self) -> None:
         """The map with the chosen pair framed, what the model says after it, and what was counted so far."""
-        if self.key not in self.maps:
+        if self.moving or self.key not in self.maps:
             return
         text, e1, answer = self.asked
         source, target, ranks = self.source.value, self.target.value, self.maps[self.key]
-        self.picture.value = png(maps({f"{e1} at {self.place.value}": ranks}, answer, chosen=(source, target)))
+        self.picture.show(maps({f"{e1} at {self.place.value}": ranks}, answer, chosen=(source, target)))
         rows = []
         for (*query, place, donor), found in self.maps.items():
             drawn = ", ".join(self.noises.get((*query, place), [])) or "not tried"
@@ -278,7 +291,9 @@ class Patch(ipw.VBox):
         head = row_of(["<b>query</b>", "<b>at</b>", "<b>state of</b>", "<b>hits</b>", "<b>random vectors</b>"])
         self.tally.value = table_of([head, *rows])
         if target >= source:
-            self.said.value = f"Layer {target} is not before layer {source}: a back-patch goes back. Move a slider."
+            self.said.value = (
+                f"Layer {target} is not before layer {source}: a back-patch goes back. Choose another pair."
+            )
             return
         lender, at = self._lender(), self._at(text, e1)
         donor = {} if lender is None else {"donor": lender.text, "donor_position": self._at(lender.text, lender.e1)}

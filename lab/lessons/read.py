@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from transformer_lens.model_bridge import TransformerBridge
 
 from lab import datasets, probes
-from lab.explorers import ask, button, image, png, row_of, table_of, text_of, wide
+from lab.explorers import ClickablePicture, ask, button, row_of, table_of, text_of, wide
 from lab.figures import BLUE, GREEN, GREY, ORANGE, RED, classroom
 from lab.states import collect_states
 from lab.statistics import corrected_interval
@@ -167,15 +167,18 @@ def three(readings: Mapping[str, Reading]) -> Figure:
 
 
 def beliefs(
-    odds: Float[np.ndarray, "text depth"], texts: Sequence[str], names: tuple[str, str], *, probability: bool = False
-) -> Figure:
-    """What probes say of statements at each depth, one line for each; names: of labels 0 and 1."""
+    odds: Float[np.ndarray, "text depth"], texts: Sequence[str], names: tuple[str, str], *, probability: bool = False,
+    mark: int | None = None,
+) -> Figure:  # fmt: skip
+    """What probes say of statements at each depth, one line for each; names: of labels 0 and 1; mark: a depth."""
     shown, middle = (1 / (1 + np.exp(-odds)), 0.5) if probability else (odds, 0.0)
     with classroom():
         figure, ax = plt.subplots(figsize=(9, 5), layout="constrained")
         for line, text, color, marker in zip(shown, texts, (BLUE, ORANGE, GREEN, RED), "o^sD", strict=False):
             ax.plot(line, marker=marker, color=color, label=text if len(text) <= 90 else f"{text[:88]} …", markersize=5)
         ax.axhline(middle, color=GREY, lw=1.5)
+        if mark is not None:
+            ax.axvline(mark, color="k", lw=1, ls=":")
         low, high = names
         if probability:
             ax.set(ylim=(-0.03, 1.03), ylabel=f"probability that it is {high}")
@@ -210,7 +213,11 @@ class Read(ipw.VBox):
         self.texts = ipw.Textarea(
             "\n".join(STARTS[self.kind.value]), rows=MOST, description="statements", **wide(640, 80)
         )
-        self.go, self.trouble, self.picture = button("Read"), ipw.Output(), image(880)
+        self.go, self.trouble = button("Read"), ipw.Output()
+        self.picture = ClickablePicture(
+            880, "What the probe of each depth says of your statements", "click a depth to read what its probe is sure of",
+            lambda x, _: setattr(self.depth, "value", round(x)), lambda: (self.depth.value, 0),
+        )  # fmt: skip
         self.said, self.table = ipw.HTML(), ipw.HTML()
         depths = next(iter(readings.values())).states.shape[1]
         self.depth = ipw.IntSlider(2 * depths // 3, 0, depths - 1, description="depth", **wide(420, 50))
@@ -223,6 +230,7 @@ class Read(ipw.VBox):
         self.kind.observe(lambda _: self.changed(), "value")
         for control in (self.depth, self.side):
             control.observe(lambda _: self.browse(), "value")
+        self.depth.observe(lambda _: self.draw(), "value")
         self.pick.observe(lambda _: self.picked(), "value")
         hint = ipw.HTML("One statement on each line, four at most, in the style of the data: with a full stop.")
         rows = [ipw.HBox([self.kind, self.measure, self.go]), self.texts, hint]
@@ -259,7 +267,7 @@ class Read(ipw.VBox):
             return
         names = KINDS[self.kind.value][2]
         probability = self.measure.value == "probability"
-        self.picture.value = png(beliefs(self.odds, self.asked, names, probability=probability))
+        self.picture.show(beliefs(self.odds, self.asked, names, probability=probability, mark=self.depth.value))
 
     def browse(self) -> None:
         """The statements of the data that the probe at this depth is surest of."""

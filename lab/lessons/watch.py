@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from transformer_lens.model_bridge import TransformerBridge
 
 from lab import lenses
-from lab.explorers import ask, button, image, png, row_of, table_of, text_of, wide
+from lab.explorers import ClickablePicture, ask, button, row_of, table_of, text_of, wide
 from lab.figures import BLUE, GREY, RED, classroom
 from lab.runs import clean_run
 from lab.texts import tokenize
@@ -96,7 +96,7 @@ def late(ranks: Mapping[str, Float[torch.Tensor, "depth position"]]) -> Figure:
 
 
 class Watch(ipw.VBox):
-    """Type a sentence, see its map, choose a cell and read the five likeliest words there."""
+    """Type a sentence, see its map, click a cell and read the five likeliest words there."""
 
     def __init__(self, model: TransformerBridge, text: str) -> None:
         self.model = model
@@ -104,7 +104,11 @@ class Watch(ipw.VBox):
         self.words = ipw.Checkbox(True, description="whole words only", indent=False)
         self.token = ipw.Dropdown(description="token", **wide(260, 50))
         self.depth = ipw.IntSlider(model.cfg.n_layers, 0, model.cfg.n_layers, description="depth", **wide(420, 50))
-        self.go, self.trouble, self.picture = button("Show"), ipw.Output(), image(900)
+        self.go, self.trouble = button("Show"), ipw.Output()
+        self.picture = ClickablePicture(
+            900, "The likeliest next word at each depth and token", "click a cell to read its five likeliest words",
+            self.choose, lambda: (self.token.value, self.depth.value),
+        )  # fmt: skip
         self.five, self.said = ipw.HTML(), ipw.HTML()
         self.found: LensMap | None = None
         self.go.on_click(lambda _: self.read())
@@ -132,6 +136,14 @@ class Watch(ipw.VBox):
             raise ValueError(f"this sentence has {len(found.tokens)} tokens; the map is legible up to 16. Shorten it.")
         return found
 
+    def choose(self, x: float, y: float) -> None:
+        """The cell at a place of the map."""
+        if found := self.found:
+            self.found = None
+            self.token.value, self.depth.value = min(max(int(x), 0), len(found.tokens) - 1), int(y)
+            self.found = found
+            self.draw()
+
     def draw(self) -> None:
         """The map with the chosen cell framed, and what it holds."""
         if self.found is None or self.token.value is None:
@@ -143,7 +155,7 @@ class Watch(ipw.VBox):
             row_of([text_of(self.found.vocabulary[i].strip() or "␣"), f"{q:.3f}"]) for i, q in zip(ids, p, strict=True)
         ]
         self.five.value = f"After “{read}”, {depth} blocks passed, the lens reads: {table_of(rows)}"
-        self.picture.value = png(picture(self.found, words=self.words.value, marked=(depth, at)))
+        self.picture.show(picture(self.found, words=self.words.value, marked=(depth, at)))
 
 
 def watch(model: TransformerBridge, text: str = "He poured himself a glass of") -> Watch:

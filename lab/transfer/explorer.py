@@ -6,7 +6,7 @@ from typing import Any
 
 import ipywidgets as ipw
 
-from lab.explorers import CELL, TABLE, png
+from lab.explorers import CELL, TABLE, ClickablePicture, image, nearest, png
 from lab.figures import BLACK
 from lab.transfer import figures, merging_figures
 
@@ -28,7 +28,11 @@ def transfer_explorer(
     nets = list(items[["split", "seed", "target"]].drop_duplicates().itertuples(index=False, name=None))
     named = [("split {}, seed {}, target {}".format(*net), place) for place, net in enumerate(nets)]
     where, message, table = _menu("nets", named, width=330), ipw.HTML(), ipw.HTML()
-    picture, images = _image(1150), _image(1000)
+    picture = ClickablePicture(
+        1150, "The difference by n, and each pair at one n", "click an n at the left to see its pairs",
+        lambda x, _: nearest(n, x, lambda one: 0.5 if one == "E" else int(one)),
+    )  # fmt: skip
+    images = image(1000)
 
     def common() -> list[str]:
         one, two = ([f for f in at[name.value] if f] for name in (first, second))
@@ -57,7 +61,8 @@ def transfer_explorer(
         here = "split == @split and seed == @seed and target == @target"
         mine, task = items.query(here), task_of(int(split), int(seed))
         flipped, side = mine[(mine[names[0]] != mine.label) != (mine[names[1]] != mine.label)], task.sides[target]
-        message.value, picture.value = _said(names, flips(*names).query(here).iloc[0]), png(figure)
+        message.value = _said(names, flips(*names).query(here).iloc[0])
+        picture.show(figure)
         for part, shown in ((picture, True), (images, task.patches), (table, not task.patches)):
             part.layout.display = "" if shown else "none"
         if task.patches:
@@ -83,14 +88,18 @@ def probe_transfer_explorer(result: Any) -> ipw.VBox:
         options=sorted(int(depth) for depth in set(rows.depth)), description="depth", continuous_update=False,
         layout=ipw.Layout(width="720px"), style={"description_width": "80px"},
     )  # fmt: skip
-    picture, table = _image(900), ipw.HTML()
+    picture = ClickablePicture(
+        900, "AUC by depth, there and back", "click a depth to see every measure there",
+        lambda x, _: nearest(depth, x * result.parameters["n_layers"]),
+    )  # fmt: skip
+    table = ipw.HTML()
 
     def draw(_: Any = None) -> None:
         a, b = trained.value, tested.value
         both = [(a, b), (b, a)] if a != b else [(a, b)]
         figure = merging_figures.probe_transfer_by_depth(result, pairs=both, probe=probe.value)
         figure.axes[0].axvline(depth.value / result.parameters["n_layers"], color=BLACK, lw=1.5)
-        picture.value = png(figure)
+        picture.show(figure)
         here = rows[(rows.trained_on == a) & (rows.tested_on == b)]
         here = here[(here.probe == probe.value) & (here.depth == depth.value) & here.difference.notna()]
         cells = [(row.metric, f"{row.mean:.2f}", f"{row.low:.2f} to {row.high:.2f}", f"{row.difference:+.2f}",
@@ -117,10 +126,6 @@ def _runs(items: Any) -> dict[str, list[str]]:
 def _menu(description: str, options: Sequence[Any], *, width: int = 230, label: int = 60, **more: Any) -> ipw.Dropdown:
     look = {"style": {"description_width": f"{label}px"}, "layout": ipw.Layout(width=f"{width}px")}
     return ipw.Dropdown(options=options, description=description, **look, **more)
-
-
-def _image(width: int) -> ipw.Image:
-    return ipw.Image(format="png", layout=ipw.Layout(max_width=f"{width}px", width="100%"))
 
 
 def _said(names: Sequence[str], row: Any) -> str:

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from clicking import click, press
 from test_concept_figures import controls
 
 import lab
@@ -322,6 +323,12 @@ def test_explorer_runs_on_demand_and_follows_the_sliders():
     source.value = 2
     assert (target.value, target.max) == (1, 1) and asked.generations[1:] == [(MUMBAI, "Mumbai", "t1", 2, 1)]
     assert bytes(picture.value) != drawn and ">no<" in said.value and ">1,000 (1 =" in said.value
+    click(picture, -0.4, 5.4)
+    assert (source.value, target.value, target.max) == (5, 0, 4) and asked.generations.pop()[3:] == (5, 0)
+    click(picture, 5, 1)  # forward: the layer before the source
+    assert (source.value, target.value) == (1, 0) and asked.generations.pop()[3:] == (1, 0)
+    press(picture, 0, 1)
+    assert (source.value, target.value) == (2, 0) and asked.generations.pop()[3:] == (2, 0)
     source.value = 5
     target.value = 2
     target.value = 1

@@ -6,6 +6,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from clicking import click
 from test_concept_depth import letters, run
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -81,6 +82,9 @@ def test_explorer_shows_statements_of_the_chosen_depth_and_computes_on_demand(re
     assert any(text in first for text in letters().text)
     at["depth"].value = 0
     assert table.value != first and bytes(picture.value) != drawn and "Depth 0" in table.value
+    for depth, x in {4: 1.01, 3: 0.7, 0: -0.01}.items():
+        click(picture, x, 0.5)
+        assert at["depth"].value == depth and f"Depth {depth}" in table.value
     drawn = bytes(picture.value)
     at["metric"].value = "auc"
     assert bytes(picture.value) != drawn and asked == []

@@ -5,6 +5,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from clicking import click
 from test_concept_figures import controls
 from test_depth_efficiency import SMALL, TEXTS
 from test_two_hop_figures import words
@@ -140,8 +141,12 @@ def test_explorer_switches_layers(tiny_model):
     assert asked[1:] == [(TEXT, [1, 2])] and bytes(picture.value) != drawn
     at["1"].value = True
     assert len(asked) == 2 and bytes(picture.value) == drawn, "remembered"
-    at["or"].value = "second half off"
-    assert len(asked) == 3 and asked[2] == (TEXT, [2, 3])
+    for layer, x in {0: 0.2, 3: 3.1}.items():
+        click(picture, x, 0.1)
+        assert not at[str(layer)].value and asked.pop()[1] == sorted({2, layer})
+        at[str(layer)].value = True
+    at["or"].value = "first half off"
+    assert len(asked) == 3 and asked[2] == (TEXT, [0, 1])
     at["text"].value = "T"
     assert message.value.startswith("<b>ValueError</b>: the text has one token")
     with pytest.raises(ValueError, match="at least one text"):

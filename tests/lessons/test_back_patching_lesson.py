@@ -10,6 +10,7 @@ import jupytext
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from clicking import click, press
 from lesson_size import LESSONS
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -266,6 +267,19 @@ def test_explorer_reads_another_pair(explorer: patch.Patch) -> None:
     explorer.target.value = 28
     assert "is not before" in explorer.said.value
     explorer.source.value, explorer.target.value = 19, 6
+
+
+def test_a_click_in_the_map_chooses_a_pair(explorer: patch.Patch) -> None:
+    for (source, target), (x, y) in {(29, 0): (0.01, 29.99), (29, 28): (28.5, 29.5), (1, 0): (0.5, 0.01)}.items():
+        said = explorer.said.value
+        click(explorer.picture, x, y)
+        assert (explorer.source.value, explorer.target.value) == (source, target)
+        assert explorer.said.value != said and "has rank" in explorer.said.value
+    click(explorer.picture, 20.5, 10.5)
+    assert "Layer 20 is not before layer 10" in explorer.said.value
+    click(explorer.picture, 5.5, 19.5)
+    press(explorer.picture, 1, 0)
+    assert (explorer.source.value, explorer.target.value) == (19, 6) and "rank 1 " in explorer.said.value
 
 
 def test_explorer_takes_another_place_and_another_state(explorer: patch.Patch) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from clicking import click, press
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -263,3 +264,18 @@ def test_the_explorer(smollm2, small) -> None:
     explorer.texts.value = ""
     explorer.go.click()
     assert "you gave 0 statements" in explorer.said.value
+
+
+def test_a_click_in_the_picture_chooses_a_depth(smollm2, small) -> None:
+    explorer = read.read(smollm2, {"cities": small})
+    for depth, x in {7: 7.3, 0: -0.4, 30: 30.4, 12: 11.6}.items():
+        before = explorer.table.value, bytes(explorer.picture.value)
+        click(explorer.picture, x, 0)
+        assert explorer.depth.value == depth
+        assert (explorer.table.value, bytes(explorer.picture.value)) != before
+        assert explorer.picture.figure.axes[0].lines[-1].get_xdata() == [depth, depth]
+    click(explorer.picture, 0, 0)
+    press(explorer.picture, -1, 0)
+    assert explorer.depth.value == 0
+    press(explorer.picture, 1, 0)
+    assert explorer.depth.value == 1

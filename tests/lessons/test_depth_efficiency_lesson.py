@@ -6,6 +6,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from clicking import click
 
 from lab import lessons
 from lab.lessons import depth_efficiency as check
@@ -323,4 +324,23 @@ def test_the_explorer_answers(smollm2) -> None:
     assert "“Paris”" in explorer.said.value
     explorer.answer.value = " "
     assert "no token of its own" in explorer.said.value
+
+
+def test_a_click_in_the_picture_switches_a_layer(smollm2) -> None:
+    explorer = layers.layers(smollm2, check._ids(smollm2))
+    drawn = bytes(explorer.picture.value)
+    for layer, x in {0: 0.01, 29: 29.99, 17: 17.5}.items():
+        click(explorer.picture, x, 0.5)
+        assert not explorer.on[layer].value
+    assert explorer.off == (0, 17, 29) and "3 of 30 layers off" in explorer.said.value
+    for x in (0.5, 17.5, 29.5):
+        click(explorer.picture, x, 0.5)
+    assert explorer.off == () and bytes(explorer.picture.value) == drawn
+    explorer.swap.value, explorer.other.value = 3, 8
+    click(explorer.picture, 3.5, 0.5)  # where layer 8 stands now
+    assert explorer.off == (8,)
+    words = [text.get_text() for text in explorer.picture.figure.axes[0].texts]
+    assert words == [*"0128456739", *map(str, range(10, 30))]
+    explorer.twice.value = 12
+    assert explorer.picture.figure.axes[0].texts[12].get_text() == "12\n×2"
     assert hooks_left(smollm2) == 0

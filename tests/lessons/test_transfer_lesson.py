@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from clicking import click, press
 from scipy import stats
 
 from lab import lessons
@@ -285,6 +286,13 @@ def test_the_explorer_trains_on_other_halves() -> None:
     assert first.startswith(b"\x89PNG") and re.search(r"BnB - AnB: <b>\+\d", words)
     explorer.n.value = 5
     assert bytes(explorer.picture.value) != first and explorer.said.value != words and len(explorer.bases) == 1
+    for n, x in {1: 0.01, 5: 5.99}.items():  # the last layer is never copied
+        click(explorer.picture, x, 0.5)
+        assert explorer.n.value == n and [one.get_text() for one in explorer.picture.figure.axes[0].texts] == [
+            *"012345"
+        ]
+    press(explorer.picture, -1, 0)
+    assert explorer.n.value == 4
     explorer.digits[0].value = True
     explorer.go.click()
     assert "choose five digits for B" in explorer.said.value

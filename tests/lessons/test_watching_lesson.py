@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from clicking import click, press
 
 from lab import lessons
 from lab.lessons import watch
@@ -118,3 +119,25 @@ def test_the_explorer_reads_other_sentences(smollm2) -> None:
     assert "ValueError" in explorer.said.value
     explorer.text.value = "The sun is"
     assert explorer.said.value == "" and explorer.token.value == 2
+
+
+def test_a_click_in_the_map_chooses_a_cell(smollm2) -> None:
+    explorer = watch.watch(smollm2)
+    picture = explorer.picture
+    for (at, depth), (x, y) in {
+        (5, 24): (5.5, 24.5), (0, 0): (0.01, 0.01), (5, 30): (5.99, 30.99), (0, 30): (0.01, 30.99), (5, 0): (5.99, 0.01),
+    }.items():  # fmt: skip
+        click(picture, x, y)
+        assert (explorer.token.value, explorer.depth.value) == (at, depth)
+        assert f"”, {depth} blocks passed" in explorer.five.value
+    click(picture, 5.5, 24.5)
+    drawn = bytes(picture.value)
+    assert "water" in explorer.five.value
+    press(picture, 0, 1)
+    press(picture, 1, 0)  # there is no further token
+    assert (explorer.token.value, explorer.depth.value) == (5, 25) and bytes(picture.value) != drawn
+    click(picture, 5.5, 24.5)
+    assert bytes(picture.value) == drawn
+    explorer.text.value = "The sun is"
+    click(picture, 1.5, 3.5)
+    assert (explorer.token.value, explorer.depth.value) == (1, 3) and "After “The sun”" in explorer.five.value

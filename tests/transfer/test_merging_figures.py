@@ -5,6 +5,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from clicking import click
 from test_concept_figures import controls
 from test_two_hop_figures import words
 
@@ -132,6 +133,9 @@ def test_probe_explorer_shows_the_chosen_pair_and_depth(carried):
     before = picture.value
     at["depth"].value = 4
     assert picture.value != before and table.value.count("+0.30") == 2  # auc and accuracy
+    for depth, x in {at["depth"].options[0]: -0.01, at["depth"].options[-1]: 1.01}.items():
+        click(picture, x, 0.5)
+        assert at["depth"].value == depth
 
 
 def test_stitching_draws_kl_with_r2_beside():

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from clicking import click
 from matplotlib.image import imread
 from test_concept_figures import controls
 from test_two_hop_figures import words
@@ -116,6 +117,11 @@ def test_explorer_of_digits_shows_the_items_that_flip(digits):
     assert picture.value == before[0] and images.value != before[1], "the curve stays, the items are another net's"
     at["n"].value = "E"
     assert picture.value != before[0] and "BnB@E" in message.value
+    y = np.mean(picture.figure.axes[0].get_ylim())
+    click(picture, 1.8, y)
+    assert at["n"].value == "2"
+    click(picture, 0.6, y)
+    assert at["n"].value == "E"
     at["minus"].value = "BnB"
     assert "two different treatments" in message.value and picture.layout.display == "none"
     at["minus"].value = "base"
