@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lab import builds, jupyterlab, pages, run_folders
+from lab import apps, builds, jupyterlab, pages, run_folders
 from lab.builds import read
 from lab.cache import cache_folder
 from lab.parameters import inject, values_of
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 PACKAGE = Path(__file__).resolve().parent
-COMMANDS = ("open", "run", "build", "pack", "results", "clean", "check")
+COMMANDS = ("open", "app", "run", "build", "pack", "results", "clean", "check")
 EXAMPLES = """for example:
   python -m lab open                 the lessons, in JupyterLab
+  python -m lab app watch            type a sentence, see a model think: an explorer on a page of its own
   python -m lab run lessons/00       a lesson without a browser: a page with its figures
   python -m lab run studies/01       a study, with the results that come with the kit
 
@@ -56,6 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
             os.environ["LAB_CACHE"] = str(cache_folder())
         if options.command == "open":
             return open_notebooks(options.notebooks, extra)
+        if options.command == "app":
+            return app(options)
         if options.command == "run":
             return run(options)
         if options.command == "build":
@@ -90,6 +93,14 @@ def _parser() -> argparse.ArgumentParser:
     text = "build the notebooks and open JupyterLab, which gets all further arguments (--no-browser, --port=8890)"
     command = commands.add_parser("open", help=text, description=text)
     command.add_argument("--notebooks", **folder)
+
+    text = "list the applications, or open one in the browser: an explorer on a page of its own, without code"
+    command = commands.add_parser("app", help=text, description=text)
+    command.add_argument("name", nargs="?", metavar="NAME", help=", ".join(apps.APPS))
+    command.add_argument(
+        "--port", type=int, help=f"where it is served on this machine (default {apps.PORTS[0]} or next)"
+    )
+    command.add_argument("--no-browser", action="store_true", help="only say where it is")
 
     text = "run notebooks without a browser; leaves .ipynb, .html, figures and tables in a folder"
     command = commands.add_parser("run", help=text, description=text)
@@ -163,6 +174,14 @@ def open_notebooks(folder: Path | None, arguments: list[str]) -> int:
     built = [] if any(folder.rglob("*.py")) else sorted(folder.glob("lessons/*.ipynb"))  # by `build`: they stay so
     built = built or [builds.build(script) for script in scripts(folder)]
     return jupyterlab.start_or_show(folder.resolve(), built[0].resolve(), arguments)
+
+
+def app(options: argparse.Namespace) -> int:
+    """List the applications, or serve one until it is stopped; returns the exit status."""
+    if options.name is None:
+        print(apps.listed())
+        return 0
+    return apps.serve(options.name, port=options.port, browser=not options.no_browser)
 
 
 def scripts(folder: Path | None) -> list[Path]:

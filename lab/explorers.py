@@ -19,13 +19,18 @@ Base: Any = ipw.Image  # without anywidget a picture is a still one, and the con
 with suppress(ImportError):
     from anywidget import AnyWidget as Base
 
-TABLE = "border-collapse:collapse;font-size:14px;line-height:1.35"
+TABLE = "border-collapse:collapse;font-size:calc(1.08 * var(--jp-widgets-font-size));line-height:1.35"
 CELL = "padding:3px 10px;border-bottom:1px solid #ddd;text-align:left;color:inherit"
 
 
 def wide(width: int, words: int) -> dict[str, Any]:
-    """Of a control so many pixels wide, `words` of them for its description."""
-    return {"style": {"description_width": f"{words}px"}, "layout": ipw.Layout(width=f"{width}px")}
+    """Of a control so many pixels wide, `words` of them for its description; it grows with the type."""
+    return {"style": {"description_width": grown(words)}, "layout": ipw.Layout(width=grown(width))}
+
+
+def grown(pixels: int) -> str:
+    """So many pixels where type is 13 pixels high, as in JupyterLab, and more where it is larger."""
+    return f"calc({pixels / 13:.4g} * var(--jp-widgets-font-size))"
 
 
 def image(width: int) -> ipw.Image:
@@ -109,6 +114,13 @@ class ClickablePicture(Base):
                 self.choose(*map(float, ax.transData.inverted().transform(pixel)))
 
 
+def beside(picture: ipw.DOMWidget, *parts: ipw.Widget) -> ipw.Box:
+    """A picture with parts at its right; where there is no room, over it."""
+    picture.layout.flex = "1 1 700px"
+    side = ipw.VBox(parts, layout=ipw.Layout(width=grown(230)))
+    return ipw.Box([picture, side], layout=ipw.Layout(flex_flow="row wrap-reverse", align_items="flex-end"))
+
+
 def nearest(control: Any, x: float, at: Callable[[Any], float] = float) -> None:
     """Set a list or a slider of options to the option nearest to x; `at`: where an option stands."""
     control.value = min(control.options, key=lambda option: abs(at(option) - x))
@@ -116,7 +128,7 @@ def nearest(control: Any, x: float, at: Callable[[Any], float] = float) -> None:
 
 def button(words: str) -> ipw.Button:
     """What starts something that takes a while."""
-    return ipw.Button(description=words, button_style="primary", layout=ipw.Layout(width="180px"))
+    return ipw.Button(description=words, button_style="primary", layout=ipw.Layout(width=grown(180)))
 
 
 def shown(there: bool, *parts: ipw.Widget) -> None:

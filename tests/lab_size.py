@@ -14,7 +14,7 @@ BUDGET = {
     "longest file": 575,
     "longest function": 105,
     "deepest nesting": 5,
-    "all": 19830,
+    "all": 20050,
     "lessons": 2750,
 }
 NESTS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.FunctionDef, ast.ClassDef)

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "cache": set(),
     "run_folders": set(),
     "jupyterlab": set(),
+    "apps": {"cache", "catalogue"},
     "identity": set(),
     "catalogue": {"cache"},
     "packed": set(),
@@ -55,6 +56,7 @@ MAY_IMPORT = {
     "pages": {"run_folders"},
     "parameters": set(),
     "__main__": {
+        "apps",
         "builds",
         "cache",
         "jupyterlab",

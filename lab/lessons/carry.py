@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from lab.explorers import ClickablePicture, ask, button, wide
+from lab.explorers import ClickablePicture, ask, button, grown, wide
 from lab.figures import BLACK, BLUE, GREY, ORANGE, RED, categories, classroom, stack
 from lab.lessons import nets
 from lab.transfer import statistics, tasks
@@ -132,7 +132,9 @@ class Carry(ipw.VBox):
 
     def __init__(self, nets_each: int = 8) -> None:
         self.nets_each = nets_each
-        self.digits = [ipw.ToggleButton(d > 4, description=str(d), layout=ipw.Layout(width="44px")) for d in range(10)]
+        self.digits = [
+            ipw.ToggleButton(d > 4, description=str(d), layout=ipw.Layout(width=grown(44))) for d in range(10)
+        ]
         self.n = ipw.IntSlider(3, 1, nets.LAYERS - 1, description="n", continuous_update=False, **wide(300, 20))
         self.go, self.trouble, self.said = button("Train"), ipw.Output(), ipw.HTML()
         self.picture = ClickablePicture(

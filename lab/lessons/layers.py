@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from transformer_lens.model_bridge import TransformerBridge
 
-from lab import require
-from lab.explorers import ClickablePicture, ask, button, text_of, wide
+from lab import datasets, require
+from lab.explorers import ClickablePicture, ask, button, grown, text_of, wide
 from lab.figures import BLUE, GREY, categories, classroom, stack
 from lab.interventions import rewritten, skip
 from lab.texts import first_tokens, tokenize
@@ -155,11 +155,14 @@ def picture(found: Compared) -> Figure:
 class Layers(ipw.VBox):
     """Click layers off, swap two, run one twice; see the next word of a prompt and the loss of some texts."""
 
-    def __init__(self, model: TransformerBridge, ids: Int[torch.Tensor, "text position"]) -> None:
+    def __init__(self, model: TransformerBridge, ids: Int[torch.Tensor, "text position"] | None = None) -> None:
+        if ids is None:
+            texts = datasets.load("prose").text.str.slice(0, 150).tolist()[:4]
+            ids = tokenize(model, texts).ids[:, :24]
         self.model, self.ids, n = model, ids, model.cfg.n_layers
         self.prompt = ipw.Text(PROMPT, description="prompt", continuous_update=False, **wide(520, 60))
         self.answer = ipw.Text(ANSWER, description="keep", continuous_update=False, **wide(220, 50))
-        small = ipw.Layout(width="54px")
+        small = ipw.Layout(width=grown(54))
         self.on = [ipw.ToggleButton(True, description=str(i), tooltip=f"layer {i}", layout=small) for i in range(n)]
         choices = [("none", None), *((str(i), i) for i in range(n))]
         self.swap, self.other, self.twice = (
@@ -177,7 +180,7 @@ class Layers(ipw.VBox):
         self.reset.on_click(lambda _: self.all_on())
         for control in (self.prompt, self.answer, *self.on, self.swap, self.other, self.twice, self.spare):
             control.observe(lambda _: self.draw(), "value")
-        grid = ipw.Box(self.on, layout=ipw.Layout(flex_flow="row wrap", width="900px"))
+        grid = ipw.Box(self.on, layout=ipw.Layout(flex_flow="row wrap", width=grown(900)))
         rows = [ipw.HBox([self.prompt, self.answer]), grid]
         rows.append(ipw.HBox([self.swap, self.other, self.twice, self.spare, self.reset]))
         super().__init__([*rows, self.trouble, self.said, self.picture])
@@ -252,6 +255,6 @@ class Layers(ipw.VBox):
         )
 
 
-def layers(model: TransformerBridge, ids: Int[torch.Tensor, "text position"]) -> Layers:
-    """The explorer, with texts whose loss it shows."""
+def layers(model: TransformerBridge, ids: Int[torch.Tensor, "text position"] | None = None) -> Layers:
+    """The explorer, with texts whose loss it shows (None: the first 24 tokens of four texts of `prose`)."""
     return Layers(model, ids)

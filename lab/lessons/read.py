@@ -173,7 +173,7 @@ def beliefs(
     """What probes say of statements at each depth, one line for each; names: of labels 0 and 1; mark: a depth."""
     shown, middle = (1 / (1 + np.exp(-odds)), 0.5) if probability else (odds, 0.0)
     with classroom():
-        figure, ax = plt.subplots(figsize=(9, 5), layout="constrained")
+        figure, ax = plt.subplots(figsize=(9, 4.4), layout="constrained")
         for line, text, color, marker in zip(shown, texts, (BLUE, ORANGE, GREEN, RED), "o^sD", strict=False):
             ax.plot(line, marker=marker, color=color, label=text if len(text) <= 90 else f"{text[:88]} …", markersize=5)
         ax.axhline(middle, color=GREY, lw=1.5)
@@ -204,10 +204,10 @@ class Read(ipw.VBox):
     """Type statements and see at which depth a probe believes what; browse those that it is sure of and wrong."""
 
     def __init__(self, model: TransformerBridge, readings: Mapping[str, Reading]) -> None:
-        self.model, self.readings = model, readings
-        kinds = [(KINDS[name][0], name) for name in readings]
+        self.model, self.readings = model, dict(readings)
+        kinds = [(KINDS[name][0], name) for name in readings or KINDS]
         self.kind = ipw.Dropdown(options=kinds, description="probe for", **wide(300, 80))
-        if "cities" in readings:
+        if "cities" in readings or not readings:
             self.kind.value = "cities"
         self.measure = ipw.Dropdown(options=["log-odds", "probability"], description="show", **wide(220, 50))
         self.texts = ipw.Textarea(
@@ -219,8 +219,8 @@ class Read(ipw.VBox):
             lambda x, _: setattr(self.depth, "value", round(x)), lambda: (self.depth.value, 0),
         )  # fmt: skip
         self.said, self.table = ipw.HTML(), ipw.HTML()
-        depths = next(iter(readings.values())).states.shape[1]
-        self.depth = ipw.IntSlider(2 * depths // 3, 0, depths - 1, description="depth", **wide(420, 50))
+        n = model.cfg.n_layers
+        self.depth = ipw.IntSlider(2 * (n + 1) // 3, 0, n, description="depth", **wide(420, 50))
         self.side = ipw.Dropdown(options=["sure and wrong", "sure and right"], **wide(180, 0))
         self.pick = ipw.Dropdown(description="look at", **wide(640, 80))
         self.odds: Float[np.ndarray, "text depth"] | None = None
@@ -241,8 +241,11 @@ class Read(ipw.VBox):
 
     @property
     def known(self) -> Reading:
-        """The data set that is chosen."""
-        return self.readings[self.kind.value]
+        """The data set that is chosen, read and probed now if nobody has."""
+        name = self.kind.value
+        if name not in self.readings:
+            self.readings[name] = reading(self.model, name)
+        return self.readings[name]
 
     def read(self) -> None:
         """Run the model on the statements, and ask a probe of each depth."""
@@ -257,6 +260,9 @@ class Read(ipw.VBox):
 
     def changed(self) -> None:
         """Another data set: its probes, its statements."""
+        found, self.said.value = ask(self.trouble, lambda: self.known)
+        if found is None:
+            return
         self.texts.value = "\n".join(STARTS[self.kind.value])
         self.browse()
         self.read()
@@ -280,6 +286,7 @@ class Read(ipw.VBox):
             )
         self.table.value = table_of(lines)
         self.pick.options = [("choose one to draw it with its twins", None), *((text, text) for text in rows.text)]
+        self.pick.index = 0
 
     def picked(self) -> None:
         """A statement of the data with the others of its group, drawn."""
@@ -293,5 +300,5 @@ class Read(ipw.VBox):
 
 
 def read(model: TransformerBridge, readings: Mapping[str, Reading]) -> Read:
-    """The explorer for statements of one's own."""
+    """The explorer for statements of one's own. Without readings it offers every kind, and reads each when it is chosen."""
     return Read(model, readings)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from transformer_lens.model_bridge import TransformerBridge
 
 from lab import lenses
-from lab.explorers import ClickablePicture, ask, button, row_of, table_of, text_of, wide
+from lab.explorers import ClickablePicture, ask, beside, button, row_of, table_of, text_of, wide
 from lab.figures import BLUE, GREY, RED, classroom
 from lab.runs import clean_run
 from lab.texts import tokenize
@@ -116,7 +116,7 @@ class Watch(ipw.VBox):
         for control in (self.words, self.token, self.depth):
             control.observe(lambda _: self.draw(), "value")
         rows = [ipw.HBox([self.text, self.go, self.words]), ipw.HBox([self.token, self.depth])]
-        super().__init__([*rows, self.trouble, self.said, self.five, self.picture])
+        super().__init__([*rows, self.trouble, self.said, beside(self.picture, self.five)])
         self.read()
 
     def read(self) -> None:
@@ -152,9 +152,10 @@ class Watch(ipw.VBox):
         p, ids = (one[depth, at].tolist() for one in self.found.best(words=self.words.value, k=5))
         read = text_of("".join(self.found.tokens[: at + 1]))
         rows = [
-            row_of([text_of(self.found.vocabulary[i].strip() or "␣"), f"{q:.3f}"]) for i, q in zip(ids, p, strict=True)
+            row_of([text_of(self.found.vocabulary[i].strip() or "␣"), f"{q:.3f}" if q >= 0.001 else "below 0.001"])
+            for i, q in zip(ids, p, strict=True)
         ]
-        self.five.value = f"After “{read}”, {depth} blocks passed, the lens reads: {table_of(rows)}"
+        self.five.value = f"After “{read}”, {depth} blocks passed, the lens reads:{table_of(rows)}"
         self.picture.show(picture(self.found, words=self.words.value, marked=(depth, at)))
 
 
