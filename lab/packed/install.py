@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def install(folder: Path, *, accept_license: bool) -> None:
         arguments = ["--no-index", "--find-links", str(HERE / WHEELS), f"depth-lab=={manifest['depth_lab']}"]
         command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
         hint = "This system may be older than the one that this folder was packed on"
-        step(command, ours, hint, count=(python.parents[1], manifest["packages"]))
+        packages = sysconfig.get_path("purelib", "venv", {"base": str(python.parents[1])})
+        step(command, ours, hint, count=(Path(packages), manifest["packages"]))
         shutil.copytree(HERE / NOTEBOOKS, folder / NOTEBOOKS)
         for name in manifest["models"]:
             if name in manifest["terms"] and not accept_license:
@@ -113,7 +115,7 @@ def step(command: list[str], environment: dict[str, str], hint: str, count: tupl
     try:
         while count and process.poll() is None:
             time.sleep(0.5)
-            installed = sum(1 for _ in count[0].rglob("*.dist-info"))
+            installed = sum(1 for _ in count[0].glob("*.dist-info"))
             print(f"\rInstalled {min(installed, count[1])} of {count[1]} packages ", end="", flush=True)
         failed = process.wait()
     finally:
