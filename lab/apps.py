@@ -51,15 +51,13 @@ PAGE = """{% extends "voila/templates/lab/index.html.j2" %}
 <style>
   #rendered_cells { --jp-widgets-font-size: 16px; --jp-content-font-size1: 18px; --jp-widgets-inline-height: 34px; }
   #rendered_cells { max-width: 1200px; margin: 0 auto; padding: 0 20px 40px; }
-  #rendered_cells h1 { font-size: 30px; margin: 0; }
-  #rendered_cells p { margin: 8px 0; }
+  #rendered_cells h1 { font-size: 30px; margin: 0; } #rendered_cells p { margin: 8px 0; }
   body, #main { background: white !important; }
   .jupyter-widgets img { max-height: 92vh; width: auto !important; max-width: 100%; }
   .widget-box > .widget-vbox:last-child { position: sticky; top: 8px; }
   .jp-InputPrompt, .jp-OutputPrompt, .jp-mod-noOutputs.jp-mod-noInput { display: none !important; }
   .widget-box.widget-hbox { flex-wrap: wrap; }
-  #loading_text { font-size: 0; }
-  #loading_text::after { content: "One moment ..."; font-size: 24px; }
+  #loading_text { font-size: 0; } #loading_text::after { content: "One moment ..."; font-size: 24px; }
 </style>
 {% endblock %}
 """
@@ -80,10 +78,8 @@ def notebook_of(app: App) -> "NotebookNode":
         "from transformers.utils import logging\n\nlogging.disable_progress_bar()\n"
         f"with capture_output(display=False):  # other progress bars\n{load}    explorer = {app.call}\nexplorer"
     )
-    metadata = {"title": app.title, "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    return new_notebook(
-        cells=[new_markdown_cell(f"# {app.title}\n\n{app.todo}"), new_code_cell(code)], metadata=metadata
-    )
+    about = {"title": app.title, "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    return new_notebook(cells=[new_markdown_cell(f"# {app.title}\n\n{app.todo}"), new_code_cell(code)], metadata=about)
 
 
 def serve(name: str, *, port: int | None = None, browser: bool = True) -> int:
