@@ -109,7 +109,7 @@ def test_other_ways_to_the_answer() -> None:
 def compared(found: Result, again: Result, keys: list[str], metric: str, within: float) -> None:
     """Values of the rows that both have; `within`: what rounding, carried on by steps of training, may change."""
     both = found.table.merge(again.table, on=keys, suffixes=("", "_again")).query("metric == @metric")
-    assert len(both) >= 4
+    assert len(both) >= 3
     assert np.abs(both.value - both.value_again).max() <= within + 1e-9
 
 
@@ -179,12 +179,12 @@ def test_one_n_of_the_first_blocks() -> None:
 def test_a_prompt_of_the_skipped_layers() -> None:
     found = shipped.shipped("03_depth_efficiency/found")
     about = found.parameters
-    again = lab.depth_efficiency.run(model(about["model"]), about["dataset"], seed=about["seed"], n=1, kinds=["layer"],
+    again = lab.depth_efficiency.run(model(about["model"]), about["dataset"], seed=about["seed"], n=2, kinds=["layer"],
                                      null=False, treatments=["skip"], local=False, n_cuts=1, n_read=about["n_read"],
                                      max_tokens=about["max_tokens"], resume=False, progress=False)  # fmt: skip
     keys = ["example", "weights", "treatment", "kind", "mode", "scope", "skipped_layer"]
     both = found.table.merge(again.table, on=keys, suffixes=("", "_again")).query("scope == 'all'")
-    assert len(both) == about["n_layers"]
+    assert len(both) in (about["n_layers"], 2 * about["n_layers"])
     np.testing.assert_allclose(both.effect, both.effect_again, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(both.output, both.output_again, rtol=1e-3, atol=1e-4)
 
@@ -208,21 +208,21 @@ def test_a_map_of_the_model_to_itself() -> None:
     prose = datasets.load("prose").sample(n=80, random_state=0)
     one = model("smollm2-135m")
     again = linear_maps(one, one, prose.text.tolist(), groups=prose.group.to_numpy(), seed=0, source_depths=[8, 16],
-                        target_depths=[16], progress=False)  # fmt: skip
+                        target_depths=[8, 16], progress=False)  # fmt: skip
     both = found.table.merge(again.table, on=["source_depth", "target_depth"], suffixes=("", "_again"))
-    assert len(both) == 2
+    assert len(both) == 4
     np.testing.assert_allclose(both.r2, both.r2_again, atol=1e-3)
 
 
 def test_an_integrators_step() -> None:
     found = shipped.shipped("03_depth_efficiency/steps")
     about = found.parameters
-    again = integrator.run(model(about["model"]), about["dataset"], seed=about["seed"], n_texts=about["n_texts"],
+    again = integrator.run(model(about["model"]), about["dataset"], seed=about["seed"], n_texts=about["n"],
                            layers=[5, 20], n_tokens=about["n_tokens"], n_step_texts=1, substeps=8,
                            programs=["swapped"], progress=False)  # fmt: skip
     keys = ["example", "program", "layer"]
     both = found.table.merge(again.table, on=keys, suffixes=("", "_again"))
-    assert len(both) >= 2 * about["n_texts"]
+    assert len(both) >= 2 * about["n"]
     np.testing.assert_allclose(both.rise, both.rise_again, atol=1e-3)
 
 
