@@ -310,7 +310,7 @@ def linear_maps(result: Any) -> Figure:
         rows_of_best = [list(grid.index).index(depth) for depth in best]
         axes[0].plot(np.arange(len(best)), rows_of_best, "o", color="white", mec=BLACK, ms=6, ls="none")
         for ticks, depths in ((axes[0].set_xticks, grid.columns), (axes[0].set_yticks, grid.index)):
-            stride = max(1, len(depths) // 10)
+            stride = -(-len(depths) // 8)  # at most eight names
             ticks(np.arange(len(depths))[::stride], depths[::stride])
         axes[0].set(xlabel="depth of the target", ylabel="depth of the source", title="R2; dots: best source")
         figure.colorbar(image, ax=axes[0], label="R2 on unseen documents")
