@@ -87,18 +87,16 @@ def categories(ax: Axes, names: Sequence[str]) -> None:
 def logarithmic_beyond(ax: Axes, threshold: float) -> bool:
     """Makes x logarithmic on either side of 0, linear up to the threshold, with plain ticks; tells whether it did.
 
-    Where nothing drawn lies beyond the threshold the axis stays linear: a logarithmic one would have its own ends as ticks.
+    Where nothing drawn lies far beyond it the axis stays linear: a logarithmic one could have its own ends as ticks.
     """
-    if max(map(abs, ax.get_xlim())) <= threshold:
+    if max(map(abs, ax.get_xlim())) <= 5 * threshold:
         return False
     ax.set_xscale("symlog", linthresh=threshold)
     ax.autoscale_view(scaley=False)  # the margins were those of a linear axis
     low, high = ax.get_xlim()
-    for steps in ((1, 2, 5), (1,)):
-        sizes = [step * threshold * 10**power for power in range(6) for step in steps]
-        ticks = [tick for tick in (*(-size for size in reversed(sizes)), 0, *sizes) if low <= tick <= high]
-        if len(ticks) <= 7:
-            break
+    steps = (1, 2, 5) if -threshold < low and high < 100 * threshold else (1,)  # more than fit stand on one another
+    sizes = [step * threshold * 10**power for power in range(6) for step in steps]
+    ticks = [tick for tick in (*(-size for size in reversed(sizes)), 0, *sizes) if low <= tick <= high]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     return True
 

@@ -41,6 +41,7 @@ def test_what_is_hard_to_read_is_told(width: float, columns: int, points: int, t
     ("ends", "logarithmic", "told"),
     [
         ((-3.9e-5, 0.06), False, None),  # on a logarithmic axis both ends would be its only ticks
+        ((-0.4, 0.3), False, None),
         ((-0.05, 6.0), True, ["0", "0.1", "0.2", "0.5", "1", "2", "5"]),
         ((-2.0, 900.0), True, ["-1", "-0.1", "0", "0.1", "1", "10", "100"]),
     ],
