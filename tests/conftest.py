@@ -42,6 +42,7 @@ from xdist.scheduler import LoadScopeScheduling  # noqa: E402
 
 import lab  # noqa: E402
 
+pytest_plugins = ["served_pages"]  # fixtures of tests/browser; a second conftest would take the name of this one
 FAMILIES = ("llama", "gpt2", "neox", "qwen3", "gemma2", "gemma3", "olmo2")
 
 
