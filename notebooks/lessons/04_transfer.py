@@ -21,7 +21,7 @@
 # | **You need** | lesson 0 ([hooks](../glossary.md#hook)), and a rough idea of how a net is trained |
 
 # %% [markdown] tags=["instructor"]
-# **For instructors: the plan.** Opening 4 minutes; step 1 with exercise 1 and two predictions, 18; step 2 with exercises 2 and 3, 15; step 3
+# **For instructors: the plan.** Opening 3 minutes; step 1 with exercise 1 and two predictions, 17; step 2 with exercises 2 and 3, 14; step 3
 # with exercise 4, 8; step 4 with exercise 5, 6; play, 4. Short of time: leave out exercise 3. The waits are some seconds each; the
 # longest is near the end, where the kit's numbers are held beside theirs.
 
