@@ -13,6 +13,7 @@ import platform
 import shutil
 import sys
 import tempfile
+import tomllib
 from collections.abc import Sequence
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -99,7 +100,8 @@ def _entry(name: str, accept_license: bool) -> OfflineModel:
 def needed() -> list[Distribution]:
     """What the kit needs, and what that needs, as it is installed here, without the kit itself. ValueError: one is missing."""
     found: dict[tuple[str, frozenset[str]], Distribution] = {}
-    left = [Requirement(KIT)]
+    project = tomllib.loads((SOURCE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    left = [Requirement(text) for text in project["dependencies"]]  # what is installed may be from an older source
     while left:
         wanted = left.pop()
         key = canonicalize_name(wanted.name), frozenset(wanted.extras)
@@ -114,7 +116,7 @@ def needed() -> list[Distribution]:
             if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in ("", *wanted.extras)):
                 left.append(one)
     named = {name: package for (name, _), package in found.items()}
-    return [named[name] for name in sorted(named) if name != KIT]
+    return [named[name] for name in sorted(named)]
 
 
 def _size(package: Distribution) -> int:
