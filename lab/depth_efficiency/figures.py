@@ -293,7 +293,7 @@ def layers_off(tables: Any) -> Figure:
         c.set_xticks(loss.position[::stride], [repr(t) for t in loss.token[::stride]], rotation=60, ha="right")
         c.set(ylabel="loss (nats)", title="loss of each token")
         c.set_ylim(bottom=0)
-        c.legend()
+        shared.legend_below(figure, c, 2)
         for ax in (b, c):
             ax.grid(alpha=0.25)
     return figure
@@ -305,7 +305,7 @@ def linear_maps(result: Any) -> Figure:
     grid = rows.pivot(index="source_depth", columns="target_depth", values="r2")
     best = grid.idxmax()
     with shared.classroom():
-        figure, axes = shared.panels(4.6, 1, 2)
+        figure, axes = shared.panels(4.8, 1, 2)
         image = axes[0].imshow(grid.to_numpy(), origin="lower", cmap="viridis", vmin=0, vmax=1, aspect="auto")
         rows_of_best = [list(grid.index).index(depth) for depth in best]
         axes[0].plot(np.arange(len(best)), rows_of_best, "o", color="white", mec=BLACK, ms=6, ls="none")
@@ -321,7 +321,7 @@ def linear_maps(result: Any) -> Figure:
         axes[1].set(xlabel="depth of the target", ylabel="R2", ylim=(min(0.0, float(grid.iloc[0].min())) - 0.02, 1.02))
         axes[1].grid(alpha=0.25)
         _whole_numbers(axes[1].xaxis)
-        axes[1].legend()
+        shared.legend_below(figure, axes[1], 2)
     return figure
 
 
