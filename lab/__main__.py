@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,14 @@ def main(arguments: list[str] | None = None) -> int:
     # Waiting threads give up their core instead of spinning on it. Beside a browser or another notebook on two cores this
     # is up to four times as fast; torch reads it when it is imported, here and in the kernels.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    parser = _parser()
+    try:
+        parser = _parser()
+    except PackageNotFoundError:
+        print(
+            f"error: {sys.executable} has no depth-lab: use the Python of its environment, .venv/bin/python say",
+            file=sys.stderr,
+        )
+        return 1
     given = sys.argv[1:] if arguments is None else arguments
     if not given:
         parser.print_help()
@@ -120,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("names", nargs="*", metavar="LESSON", help="the start of a name, such as 01; none is all")
     command.add_argument("--for", dest="audience", required=True, choices=builds.AUDIENCES, help="who they are for")
     command.add_argument("--out", type=Path, metavar="DIR", help="where it goes (default depth-lab-<for whom>)")
+    command.add_argument("--class-mode", action="store_true", help="figures wait until a prediction is made")
     command.add_argument("--notebooks", **folder)
 
     text = "list the full results that the studies come with, or make those of one study anew"
@@ -264,7 +272,7 @@ def build_lessons(options: argparse.Namespace) -> int:
         )
     chosen = choose(lessons, options.names)
     out = options.out or Path(f"depth-lab-{options.audience}")
-    builds.write(chosen, options.audience, out)
+    builds.write(chosen, options.audience, out, class_mode=options.class_mode)
     print(f"{out}: {len(chosen)} lesson{'s' if len(chosen) > 1 else ''} for {options.audience}")
     return 0
 
@@ -319,11 +327,12 @@ def _ago(seconds: float) -> str:
 
 def near(name: str, there: Iterable[str]) -> str:
     """ ", did you mean ...?" for a name that is nearly one of these, or nothing; the last part of a name counts, too."""
-    whole = {
-        part: full
-        for full in there
-        for part in (full, full.split("/")[-1], re.sub(r"^\d+\w?_", "", full.split("/")[-1]))
-    }
+    whole: dict[str, str] = {}
+    for full in there:
+        group, _, last = full.rpartition("/")
+        number, _, words = last.partition("_")
+        parts = (full, f"{group}/{number}") if "/" in name else (full, last, words or last)
+        whole |= {part: full for part in parts if ("/" in part) == ("/" in name)} or {full: full}
     found = difflib.get_close_matches(name.lower(), whole, n=1, cutoff=0.6)
     return f", did you mean {whole[found[0]]!r}?" if found else ""
 

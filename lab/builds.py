@@ -67,19 +67,19 @@ def build(script: Path) -> Path:
     return notebook
 
 
-def write(scripts: Sequence[Path], audience: str, out: Path) -> None:
+def write(scripts: Sequence[Path], audience: str, out: Path, *, class_mode: bool = False) -> None:
     """Build lessons into a folder; a file there that differs and that no build left so is named, and nothing is written.
 
     audience: participants or instructors (lessons/NAME.ipynb), or nbgrader (source/NAME/NAME.ipynb and its settings); each
-    with the glossary where the links lead.
+    with the glossary where the links lead. class_mode: figures wait until a prediction is made.
 
     Raises:
         ValueError: a file of somebody else's is in the way, or a lesson has an exercise without its check or solution.
     """
-    run_folders.put_files(out, files(scripts, audience))
+    run_folders.put_files(out, files(scripts, audience, class_mode=class_mode))
 
 
-def files(scripts: Sequence[Path], audience: str) -> dict[str, str]:
+def files(scripts: Sequence[Path], audience: str, *, class_mode: bool = False) -> dict[str, str]:
     """The texts of a build by their places in its folder."""
     import nbformat
 
@@ -101,6 +101,8 @@ def files(scripts: Sequence[Path], audience: str) -> dict[str, str]:
         for cell in notebook.cells:
             if cell.cell_type == "markdown":
                 cell.source = linked(cell.source, pages)
+            elif class_mode and "parameters" in _tags(cell):
+                cell.source = cell.source.replace("class_mode = False", "class_mode = True")
         made[f"{folder}/{script.stem}.ipynb"] = nbformat.writes(notebook) + "\n"
     return made
 

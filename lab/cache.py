@@ -160,7 +160,7 @@ def free(names: Sequence[str]) -> tuple[list[Held], list[Held]]:
     """
     there = held()
     for name in names:
-        if not name or not any(one.name.startswith(name) for one in there):
+        if name not in KINDS and not (name and any(one.name.startswith(name) for one in there)):
             raise ValueError(f"the cache holds nothing named {name!r}; python -m lab clean lists it")
     chosen = [one for one in there if one.name.startswith(tuple(names))]
     gone, used = ([one for one in chosen if (one.age < RECENT) == recent] for recent in (False, True))

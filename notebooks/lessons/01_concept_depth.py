@@ -16,7 +16,7 @@
 # | | |
 # |---|---|
 # | **Question** | A model reads "The city of Lyon is in Peru." After how many [blocks](../glossary.md#block) can *we* read in its [states](../glossary.md#state) that this is false? |
-# | **Time** | 25 minutes of class, 35 minutes of exercises |
+# | **Time** | 32 minutes of class, 28 minutes of exercises |
 # | **You will be able to** | collect the states of many texts with [hooks](../glossary.md#hook); train a [probe](../glossary.md#probe) at each [depth](../glossary.md#depth); tell a finding from a mistake of the split |
 # | **You need** | [lesson 0](00_watch_a_model_think.py): hooks, states, depth |
 

@@ -16,7 +16,7 @@
 # | | |
 # |---|---|
 # | **Question** | A [state](../glossary.md#state) from a later [layer](../glossary.md#layer), put back into an earlier one, brings out the answer. Was it the state? |
-# | **Time** | 30 minutes of class, 35 minutes of exercises |
+# | **Time** | 35 minutes of class, 30 minutes of exercises |
 # | **You will be able to** | write a [patch](../glossary.md#patch); map all pairs of layers; choose [controls](../glossary.md#control) that can prove you wrong |
 # | **You need** | [lesson 0](00_watch_a_model_think.py): [hooks](../glossary.md#hook) and states |
 

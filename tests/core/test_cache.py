@@ -159,6 +159,10 @@ def test_what_is_named_is_freed_and_what_may_be_in_use_stays(kept):
     assert [path.name for path in (kept / "runs").iterdir()] == ["bb"]
 
 
+def test_a_kind_of_which_there_is_none(kept):
+    assert cache.free(["datasets"]) == ([], [])
+
+
 @pytest.mark.parametrize("name", ["mine.txt", "..", "models/other", ""])
 def test_only_what_is_listed_can_be_freed(kept, name):
     before = sorted(kept.rglob("*"))

@@ -409,3 +409,11 @@ def test_nbgrader_gives_nothing_for_nothing_and_all_for_the_solutions(made: Path
         failed = {cell["id"] for cell in ran.cells for one in cell.get("outputs", []) if one.output_type == "error"}
         assert all(cell.endswith("-points") for cell in failed), "what students see never stops"
         assert (course / "feedback" / student / name / f"{name}.html").stat().st_size > 10_000
+
+
+def test_class_mode_is_set_where_it_is_asked_for() -> None:
+    for audience in builds.AUDIENCES:
+        for waits in (False, True):
+            made = builds.files(LESSONS, audience, class_mode=waits)
+            pages = [text for name, text in made.items() if name.endswith(".ipynb")]
+            assert len(pages) == len(LESSONS) and all(f"class_mode = {waits}" in text for text in pages)
