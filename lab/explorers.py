@@ -116,8 +116,8 @@ class ClickablePicture(Base):
 
 def beside(picture: ipw.DOMWidget, *parts: ipw.Widget) -> ipw.Box:
     """A picture with parts at its right; where there is no room, over it."""
-    picture.layout.flex = "1 1 700px"
-    side = ipw.VBox(parts, layout=ipw.Layout(width=grown(230)))
+    picture.layout.flex = "10 1 700px"
+    side = ipw.VBox(parts, layout=ipw.Layout(flex=f"1 1 {grown(230)}"))
     return ipw.Box([picture, side], layout=ipw.Layout(flex_flow="row wrap-reverse", align_items="flex-end"))
 
 
