@@ -115,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         "names", nargs="*", metavar="NAME", help="lessons, studies, or the start of a name, such as 01; none is all"
     )
     command.add_argument("--quick", action="store_true", help="small settings, for a look or a test (-p quick=True)")
+    command.add_argument("--without-solutions", action="store_true", help="leave solutions out, for participants")
     command.add_argument("-p", "--parameter", action="append", default=[], metavar="KEY=VALUE", help="set a parameter")
     command.add_argument("--out", type=Path, metavar="DIR", help="where it goes (default depth-lab-out/<today>)")
     command.add_argument(
@@ -221,7 +222,8 @@ def run(options: argparse.Namespace) -> int:
     groups = {script: group_of(script, options.notebooks) for script in scripts(options.notebooks)}
     chosen = choose(groups, options.names)
     values = values_of([*options.parameter, *(["quick=True"] if options.quick else [])])
-    notebooks = {script: inject(read(script), script.stem, values) for script in chosen}
+    shown = builds.for_participants if options.without_solutions else lambda notebook: notebook
+    notebooks = {script: inject(shown(read(script)), script.stem, values) for script in chosen}
     out = options.out or Path("depth-lab-out") / datetime.date.today().isoformat()
     failed = []
     with contextlib.ExitStack() as claims:

@@ -110,6 +110,15 @@ def test_a_mistake_is_told_before_anything_runs(folder: Path, arguments: list[st
     assert not (folder.parent / "out").exists()
 
 
+def test_solutions_can_be_left_out(folder: Path) -> None:
+    text = "# %% tags=['solution']\nprint('the answer')\n# %% [markdown] tags=['solution']\n# the words\n# %%\nprint('done')\n"
+    (folder / "03_solved.py").write_text(text)
+    for flags, there in (([], True), (["--without-solutions"], False)):
+        assert lab("run", "03", *flags, "--notebooks", folder, "--out", "out", cwd=folder.parent).returncode == 0
+        page = (folder.parent / "out" / "03_solved.html").read_text(encoding="utf-8")
+        assert ("the answer" in page) == ("the words" in page) == there and "done" in page
+
+
 def test_alone_it_says_what_one_can_do(tmp_path: Path) -> None:
     done = lab(cwd=tmp_path)
     assert done.returncode == 0 and "python -m lab run lessons/00" in done.stdout
