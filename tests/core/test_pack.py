@@ -1,6 +1,6 @@
 """`python -m lab pack`: what it refuses, what an interrupted one leaves, the installers, and one whole round offline."""
 
-import contextlib
+import functools
 import json
 import os
 import re
@@ -85,19 +85,17 @@ def test_an_interrupted_pack_leaves_nothing(tmp_path: Path) -> None:
         index = f"http://127.0.0.1:{silent.getsockname()[1]}/simple"
         pip = {"PIP_INDEX_URL": index, "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "PIP_NO_CACHE_DIR": "1"}
         command = [sys.executable, "-m", "lab", "pack", "usb"]
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env={**os.environ, **pip}, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
+        listening = functools.partial(
+            signal.signal, signal.SIGINT, signal.SIG_DFL
+        )  # a shell's background jobs ignore it
+        process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **pip}, stderr=subprocess.PIPE, text=True,
+                                   start_new_session=True, preexec_fn=listening)  # fmt: skip
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob(".usb.partial-*/wheels")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
-        said = ""
-        for _ in range(4):  # on a busy machine one may come before pip listens; then one presses again
-            os.killpg(process.pid, signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                said = process.communicate(timeout=30)[1]
-                break
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
     assert process.returncode == 130 and said.endswith("interrupted\n"), said
     assert not list(tmp_path.iterdir())
 
