@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -79,9 +80,10 @@ def served(tmp_path: Path) -> Iterator[Callable[..., str]]:
     started: list[subprocess.Popen] = []
 
     def start(address: str, *command: str, **environment: str) -> str:
+        around = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"} | {"TMPDIR": str(tmp_path)}
         with open(tmp_path / "server.log", "w") as log:
             started.append(subprocess.Popen(
-                [sys.executable, "-m", *command], cwd=tmp_path, env=without_backend() | environment, stdout=log,
+                [sys.executable, "-m", *command], cwd=tmp_path, env=around | environment, stdout=log,
                 stderr=subprocess.STDOUT, start_new_session=True))  # fmt: skip
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end and started[-1].poll() is None:
@@ -93,17 +95,13 @@ def served(tmp_path: Path) -> Iterator[Callable[..., str]]:
 
     yield start
     for process in started:
-        os.killpg(process.pid, signal.SIGTERM)  # `lab open` and the JupyterLab that it started
+        with suppress(ProcessLookupError):  # it ended by itself
+            os.killpg(process.pid, signal.SIGTERM)  # `lab open` and the JupyterLab that it started
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise
-
-
-def without_backend() -> dict[str, str]:
-    """This environment, in which nobody chose where figures go."""
-    return {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
 
 
 @pytest.fixture

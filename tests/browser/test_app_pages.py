@@ -60,7 +60,7 @@ def test_transfer(opened: Callable[[str], Any]) -> None:
 def test_layers(opened: Callable[[str], Any]) -> None:
     page = opened("layers")
     root = page.locator("body")
-    picture, said = page.locator("img"), page.get_by_text("of 30 layers off.")
+    picture, said = page.locator("img"), page.locator(".widget-html-content").filter(has_text="layers off")
     assert "0 of 30" in said.inner_text()
     with redrawn(picture):
         click_at(picture, 0.64, 0.1)
@@ -155,7 +155,7 @@ def test_patch(opened: Callable[[str], Any]) -> None:
     with redrawn(picture):
         choose(root, "state of", "Wangari Maathai")
     page.get_by_role("button", name="Try a random vector").click()
-    page.locator("table").get_by_text("not tried").first.wait_for(state="detached")
+    page.locator("table tr").last.get_by_text("not tried").wait_for(state="detached")
     choose(root, "query", "a query of your own")
     page.get_by_text("Type a text, the words in it where t1 ends, and the answer").wait_for()
     for name, text in {"text": "The capital of Italy is", "t1 ends": "Italy", "answer": "Rome"}.items():
