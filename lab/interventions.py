@@ -23,6 +23,7 @@ from transformers.cache_utils import Cache
 from lab import require
 from lab.models import SITES, alone, hooked, require_site
 
+Reweight = Callable[[list[torch.Tensor]], list[torch.Tensor]]  # of a block's matrices: see `reweighted`
 Program = Callable[[torch.Tensor, Any], torch.Tensor]  # of a block's input and a function `step`: see `rewritten`
 WRITABLE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
@@ -214,46 +215,80 @@ def rewritten(model: TransformerBridge, programs: Mapping[int, Program]) -> Iter
 
 
 @contextmanager
-def quantized(model: TransformerBridge, bits: int, *, group_size: int = 64) -> Iterator[None]:
-    """Weights of every block's matrices rounded to `bits` bits inside the block of code, and back to the bit after it.
+def reweighted(model: TransformerBridge, changes: Mapping[int, Reweight]) -> Iterator[None]:
+    """Other weights in the matrices of some blocks inside the block of code, and the very same ones after it.
 
-    Round to nearest on 2^bits levels between the least and the greatest of each group of `group_size` neighbouring inputs
-    (embeddings, norms and biases stay). The offline SmolLM2 comes with 4 bits and groups of 32 (Q4_1): there these settings
-    change nothing.
+    changes: for a layer a function of its matrices, in the order of its modules, each `[output input]`, that returns as many
+        of the same shapes (new tensors). Embeddings, norms and biases stay.
     """
-    weights = quantizable(model, bits, group_size=group_size)
-    before: list[torch.Tensor] = []
+    changes = {_check(model, "resid_post", layer): change for layer, change in changes.items()}
+    matrices = [(layer, block_matrices(model, layer)) for layer in changes]
+    before: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
 
-    def round_off() -> None:
-        before[:] = [weight.detach().clone() for weight, _ in weights]
-        with torch.no_grad():
-            for weight, linear in weights:  # GPT-2's Conv1D holds its matrix the other way round: [input output]
-                rounded = _round_to_grid(weight if linear else weight.T, bits, group_size)
-                weight.copy_(rounded if linear else rounded.T)
+    def put() -> None:
+        before.clear()
+        for layer, found in matrices:
+            for (weight, linear), new in zip(found, changes[layer](_values(found)), strict=True):
+                if new.shape != (weight.shape if linear else weight.T.shape):
+                    raise ValueError(
+                        f"a matrix of layer {layer} came back with shape {tuple(new.shape)}: keep its shape"
+                    )
+                before.append((weight, weight.data))
+                weight.data = (new if linear else new.T).to(weight)
 
-    with _entered(model, "quantized", round_off) as stack:
+    with _entered(model, "reweighted", put) as stack:
         try:
-            round_off()
+            put()
             yield
         finally:
-            with torch.no_grad():
-                for (weight, _), old in zip(weights, before, strict=False):  # none if there was no memory for them
-                    weight.copy_(old)
-            for later in stack[stack.index(round_off) + 1 :]:  # entered inside this block and still open
+            for weight, old in reversed(before):
+                weight.data = old
+            for later in stack[stack.index(put) + 1 :]:  # entered inside this block and still open
                 later()
 
 
-def quantizable(model: TransformerBridge, bits: int, *, group_size: int) -> list[tuple[torch.Tensor, bool]]:
-    """The matrices that `quantized` would round, each with whether it is stored `[output input]`; raises what it raises."""
+@contextmanager
+def quantized(
+    model: TransformerBridge, bits: int, *, group_size: int = 64, layers: Sequence[int] | None = None
+) -> Iterator[None]:
+    """Weights of blocks' matrices rounded to `bits` bits inside the block of code, and back to the bit after it.
+
+    Round to nearest on 2^bits levels between the least and the greatest of each group of `group_size` neighbouring inputs
+    (embeddings, norms and biases stay). layers: None is all. The offline SmolLM2 comes with 4 bits and groups of 32 (Q4_1):
+    there these settings change nothing.
+    """
+    require_groups(model, bits, group_size=group_size)
+    every = range(model.cfg.n_layers)
+    layers = require.wholes("layers", every if layers is None else layers, 0, every[-1], least=0)
+
+    def rounded(weights: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [_round_to_grid(weight, bits, group_size) for weight in weights]
+
+    with reweighted(model, dict.fromkeys(layers, rounded)):
+        yield
+
+
+def require_groups(model: TransformerBridge, bits: int, *, group_size: int) -> None:
+    """A ValueError for bits or groups that `quantized` would not take."""
     bits, group_size = require.whole("bits", bits, 2, 8), require.whole("group_size", group_size, 1)
-    blocks = {id(module) for module in model.blocks.modules()}
-    matrices = [m for m in model.original_model.modules() if _is_matrix(m) and id(m) in blocks]
-    weights = [(matrix.weight, isinstance(matrix, torch.nn.Linear)) for matrix in matrices]
-    for weight, linear in weights:
-        width = weight.shape[1 if linear else 0]
-        if width % group_size:
-            raise ValueError(f"group_size={group_size} does not divide a matrix's input width {width}; try 16 or 32")
-    return weights
+    for layer in range(model.cfg.n_layers):
+        for weight in _values(block_matrices(model, layer)):
+            if weight.shape[1] % group_size:
+                raise ValueError(
+                    f"group_size={group_size} does not divide a matrix's input width {weight.shape[1]}; try 16 or 32"
+                )
+
+
+def block_matrices(model: TransformerBridge, layer: int) -> list[tuple[torch.nn.Parameter, bool]]:
+    """The matrices of a block, each with whether it is stored `[output input]`; GPT-2's Conv1D holds `[input output]`."""
+    mine = {id(module) for module in model.blocks[layer].modules()}
+    found = [m for m in model.original_model.modules() if _is_matrix(m) and id(m) in mine]
+    return [(matrix.weight, isinstance(matrix, torch.nn.Linear)) for matrix in found]
+
+
+def _values(matrices: Sequence[tuple[torch.nn.Parameter, bool]]) -> list[torch.Tensor]:
+    """As `[output input]`."""
+    return [weight.data if linear else weight.data.T for weight, linear in matrices]
 
 
 def _round_to_grid(weight: Float[torch.Tensor, "output input"], bits: int, group_size: int) -> torch.Tensor:

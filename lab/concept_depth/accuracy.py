@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lab import datasets, models, probes, require, statistics
 from lab.identity import identity
-from lab.interventions import quantizable, quantized
+from lab.interventions import quantized, require_groups
 from lab.results import Result, joined, keep, study, versions
 from lab.states import collect_states
 from lab.texts import tokenize
@@ -92,7 +92,7 @@ def run(
     depths = _depths(model, sites, depths)
     if bits is not None:
         bits, group_size = require.whole("bits", bits, 2, 8), require.whole("group_size", group_size, 1)
-        quantizable(model, bits, group_size=group_size)
+        require_groups(model, bits, group_size=group_size)
     limit = None if limit is None else require.whole("limit", limit, 1)
     frame, name = _frame(data, limit, seed)
     labels, groups = frame.label.to_numpy(), frame.group.to_numpy(str)
