@@ -24,7 +24,7 @@ CORE = (
     "statistics",
     "texts",
 )
-ROOMS = ("concept_depth", "back_patching", "depth_efficiency", "transfer")  # one room a question
+ROOMS = ("concept_depth", "back_patching", "depth_efficiency", "transfer", "depth_budget")  # one room a question
 __all__ = [*CORE, *ROOMS, "datasets", "explorers", "figures", "lessons", "maps", "nets", "Result", "check", "load"]
 
 

@@ -21,7 +21,7 @@ LESSONS, STUDIES = (sorted((ROOT / "notebooks" / group).glob("*.py")) for group 
 NOTEBOOKS = LESSONS + STUDIES
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-ROOMS = {"concept_depth", "back_patching", "depth_efficiency", "transfer"}
+ROOMS = {"concept_depth", "back_patching", "depth_efficiency", "transfer", "depth_budget"}
 SHARED = {"datasets", "nets", "maps"}
 # Which modules of ours a module may import besides the guards. Notebooks stand on top and may import all of them.
 MAY_IMPORT = {

@@ -1,0 +1,16 @@
+"""Where depth needs bits, weights or whole blocks: what each costs when it is saved, and what beats a random order."""
+
+from lab import at_first_use
+from lab.depth_budget.changes import SKIP as SKIP
+from lab.depth_budget.changes import Bits as Bits
+from lab.depth_budget.changes import Noise as Noise
+from lab.depth_budget.changes import Pruned as Pruned
+from lab.depth_budget.changes import bits_a_weight as bits_a_weight
+from lab.depth_budget.changes import round_to_nearest as round_to_nearest
+from lab.depth_budget.evaluation import Evaluator as Evaluator
+from lab.depth_budget.evaluation import texts_of as texts_of
+
+FIGURES: dict[str, str] = {}
+RUNS: dict[str, str] = {}  # results by kind: the module that makes them, with its COLUMNS
+
+__getattr__ = at_first_use(__name__)
