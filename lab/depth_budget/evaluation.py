@@ -17,6 +17,7 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from lab import datasets, require
-from lab.depth_budget.changes import Change, Skip
+from lab.depth_budget.changes import Change, FixedNorms, Skip
 from lab.interventions import block_matrices, reweighted, rewritten
 from lab.lenses import unembed
 from lab.states import require_finite
@@ -191,7 +192,12 @@ class Evaluator:
 
         programs |= {layer: program(layer) for layer in range(start, self.n)}
         weights = {i: key[i].weights for i in range(start, self.n) if hasattr(key[i], "weights")}  # type: ignore[union-attr]
-        with torch.inference_mode(), reweighted(self.model, weights), rewritten(self.model, programs):
+        with ExitStack() as stack:
+            for one in (torch.inference_mode(), reweighted(self.model, weights), rewritten(self.model, programs)):
+                stack.enter_context(one)
+            for layer in range(start, self.n):
+                if isinstance(change := key[layer], FixedNorms):
+                    stack.enter_context(change.entered(self.model, layer))
             out = self.model.original_model.base_model(input_ids=self.ids, use_cache=False).last_hidden_state
         self._last = key
         self.passes, self.full = self.passes + self.n - start, self.full + self.n
