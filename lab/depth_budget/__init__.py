@@ -13,7 +13,9 @@ from lab.depth_budget.exits import norms as norms
 from lab.depth_budget.exits import prefix_exits as prefix_exits
 
 FIGURES = dict.fromkeys(("prefix_exits", "fixed_norms"), "lab.depth_budget.exits_figures")
+FIGURES |= {"layer_bits": "lab.depth_budget.bits_figures"}
 RUNS = {
+    "layer_bits": "lab.depth_budget.quantisation",
     "prefix_exits": "lab.depth_budget.exits",
     "fixed_norms": "lab.depth_budget.exits",
 }  # results by kind: the module that makes them, with its COLUMNS

@@ -121,6 +121,7 @@ class Evaluator:
         self.model, self.ids, self.progress = model, ids, progress
         self.n, self.first = model.cfg.n_layers, require.whole("first", first, 0, ids.shape[1] - 2)
         self.passes = self.full = 0
+        self._fits: set[tuple[int, int]] = set()  # layers and sizes of groups that are known to go together
         self._inputs: list[torch.Tensor | None] = [None] * self.n  # of each block, in the configuration that ran last
         self._last: tuple[Change | None, ...] | None = None
         self._hidden = self._run((None,) * self.n)
@@ -171,9 +172,10 @@ class Evaluator:
             if not isinstance(change, Change):
                 raise ValueError(f"layer {layer} gets {change!r}: give Bits(...), Pruned(...), Noise(...) or SKIP")
             size = getattr(getattr(change, "like", change), "group_size", 1)
-            for weight, linear in block_matrices(self.model, layer):
+            for weight, linear in block_matrices(self.model, layer) if (layer, size) not in self._fits else ():
                 if weight.shape[1 if linear else 0] % size:
                     raise ValueError(f"group_size={size} does not divide a matrix of layer {layer}; try 16 or 32")
+            self._fits.add((layer, size))  # looking for matrices takes longer than running a block
         return tuple(configuration.get(layer) for layer in range(self.n))
 
     def _run(self, key: tuple[Change | None, ...]) -> torch.Tensor:
