@@ -8,6 +8,7 @@ A configuration maps layers to changes; a layer that is not in it stays as it is
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from transformer_lens.model_bridge import TransformerBridge
@@ -37,15 +38,19 @@ class Bits:
 
 @dataclass(frozen=True)
 class Pruned:
-    """In every matrix the `share` of its weights that are least in magnitude set to zero."""
+    """In every matrix the `share` of its weights that are least in magnitude set to zero; or a share for each matrix."""
 
-    share: float
+    share: float | tuple[float, ...]
 
     def __post_init__(self) -> None:
-        require.number("share", self.share, 0, 1)
+        for share in self.share if isinstance(self.share, tuple) else (self.share,):
+            require.number("share", share, 0, 1)
 
     def weights(self, matrices: list[torch.Tensor]) -> list[torch.Tensor]:
-        return [_pruned(w, round(self.share * w.numel())) for w in matrices]
+        shares = self.share if isinstance(self.share, tuple) else (self.share,) * len(matrices)
+        if len(shares) != len(matrices):
+            raise ValueError(f"share has {len(shares)} numbers: a block has {len(matrices)} matrices")
+        return [_pruned(w, round(share * w.numel())) for w, share in zip(matrices, shares, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -121,8 +126,11 @@ def bits_a_weight(bits: float | int, group_size: int) -> float | int:
 
 
 def _pruned(weight: torch.Tensor, n_zero: int) -> torch.Tensor:
-    if n_zero == 0:
-        return weight
-    new = weight.clone().reshape(-1)
-    new[new.abs().argsort(stable=True)[:n_zero]] = 0  # of equals, the first ones: exactly as many as asked for
-    return new.reshape(weight.shape)
+    if n_zero in (0, weight.numel()):
+        return weight if n_zero == 0 else torch.zeros_like(weight)
+    size = weight.reshape(-1).abs().float()
+    edge = float(np.partition(size.cpu().numpy(), n_zero - 1)[n_zero - 1])
+    zero = size < edge
+    ties = (size == edge).nonzero()[:, 0]
+    zero[ties[: n_zero - int(zero.sum())]] = True  # of equals, the first ones: exactly as many as asked for
+    return weight.masked_fill(zero.reshape(weight.shape), 0)
