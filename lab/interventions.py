@@ -215,6 +215,38 @@ def rewritten(model: TransformerBridge, programs: Mapping[int, Program]) -> Iter
 
 
 @contextmanager
+def fixed_norms(
+    model: TransformerBridge, layer: int, squares: Mapping[str, Float[torch.Tensor, " channel"]], *, first: int = 0
+) -> Iterator[None]:
+    """RMS norms of one block divide by a fixed size, in place of each token's own, from position `first` on.
+
+    squares: mean square of what goes into a norm, by its name: "ln1" before attention, "ln2" before the MLP; `[d_model]` for
+        each channel by itself, `[1]` for one number. Its gain stays as it is.
+    """
+    layer, first = _check(model, "resid_post", layer), require.whole("first", first, 0)
+    if model.cfg.normalization_type != "RMS":
+        raise ValueError(f"this model's norms are {model.cfg.normalization_type}; fixed_norms takes RMS norms")
+    own: dict[str, torch.Tensor] = {}
+
+    def enter(name: str) -> Any:
+        return lambda x, hook: own.update({name: x.float().square().mean(-1, keepdim=True)})
+
+    def leave(name: str) -> Any:
+        def write(out: torch.Tensor, hook: Any) -> torch.Tensor:
+            ratio = ((own.pop(name) + model.cfg.eps) / (squares[name].to(out.device) + model.cfg.eps)).sqrt()
+            return torch.cat([out[:, :first], (out * ratio.to(out))[:, first:]], 1)
+
+        return write
+
+    hooks = [
+        (f"blocks.{layer}.{name}.hook_in", enter(name)) for name in require.some_of("squares", squares, ("ln1", "ln2"))
+    ]
+    hooks += [(f"blocks.{layer}.{name}.hook_out", leave(name)) for name in squares]
+    with alone(model), hooked(model, hooks):
+        yield
+
+
+@contextmanager
 def reweighted(model: TransformerBridge, changes: Mapping[int, Reweight]) -> Iterator[None]:
     """Other weights in the matrices of some blocks inside the block of code, and the very same ones after it.
 

@@ -9,8 +9,15 @@ from lab.depth_budget.changes import bits_a_weight as bits_a_weight
 from lab.depth_budget.changes import round_to_nearest as round_to_nearest
 from lab.depth_budget.evaluation import Evaluator as Evaluator
 from lab.depth_budget.evaluation import texts_of as texts_of
+from lab.depth_budget.exits import norms as norms
+from lab.depth_budget.exits import prefix_exits as prefix_exits
 
-FIGURES: dict[str, str] = {}
-RUNS: dict[str, str] = {}  # results by kind: the module that makes them, with its COLUMNS
+FIGURES = dict.fromkeys(("prefix_exits", "fixed_norms"), "lab.depth_budget.exits_figures")
+FIGURES |= {"layer_bits": "lab.depth_budget.bits_figures"}
+RUNS = {
+    "layer_bits": "lab.depth_budget.quantisation",
+    "prefix_exits": "lab.depth_budget.exits",
+    "fixed_norms": "lab.depth_budget.exits",
+}  # results by kind: the module that makes them, with its COLUMNS
 
 __getattr__ = at_first_use(__name__)

@@ -5,13 +5,16 @@ A configuration maps layers to changes; a layer that is not in it stays as it is
     {5: Bits(3), 17: Pruned(0.5), 20: SKIP}
 """
 
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from transformer_lens.model_bridge import TransformerBridge
 
 from lab import require
+from lab.interventions import fixed_norms
 
 OFFSETS = ("whole", "least")
 
@@ -74,8 +77,20 @@ class Skip:
     """The block left out: what goes in comes out."""
 
 
+@dataclass(frozen=True)
+class FixedNorms:
+    """The block's two norms divide by sizes measured elsewhere (`lab.interventions.fixed_norms`), which `name` tells."""
+
+    name: str
+    squares: tuple[torch.Tensor, torch.Tensor] = field(repr=False, compare=False)
+    first: int = 1
+
+    def entered(self, model: TransformerBridge, layer: int) -> AbstractContextManager[None]:
+        return fixed_norms(model, layer, dict(zip(("ln1", "ln2"), self.squares, strict=True)), first=self.first)
+
+
 SKIP = Skip()
-Change = Bits | Pruned | Noise | Skip
+Change = Bits | Pruned | Noise | Skip | FixedNorms
 
 
 def round_to_nearest(

@@ -16,7 +16,8 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,13 +30,14 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from lab import datasets, require
-from lab.depth_budget.changes import Change, Skip
+from lab.depth_budget.changes import Change, FixedNorms, Skip
 from lab.interventions import block_matrices, reweighted, rewritten
 from lab.lenses import unembed
 from lab.states import require_finite
 from lab.texts import tokenize
 
 Configuration = Mapping[int, Any]  # layer to `changes.Change`
+_ROWS = 512  # positions whose logits are held at once: 100 MB at 50,000 words
 _EVERY = 20  # seconds of work that an interruption may cost
 
 
@@ -119,6 +121,7 @@ class Evaluator:
         self.model, self.ids, self.progress = model, ids, progress
         self.n, self.first = model.cfg.n_layers, require.whole("first", first, 0, ids.shape[1] - 2)
         self.passes = self.full = 0
+        self._fits: set[tuple[int, int]] = set()  # layers and sizes of groups that are known to go together
         self._inputs: list[torch.Tensor | None] = [None] * self.n  # of each block, in the configuration that ran last
         self._last: tuple[Change | None, ...] | None = None
         self._hidden = self._run((None,) * self.n)
@@ -169,9 +172,10 @@ class Evaluator:
             if not isinstance(change, Change):
                 raise ValueError(f"layer {layer} gets {change!r}: give Bits(...), Pruned(...), Noise(...) or SKIP")
             size = getattr(getattr(change, "like", change), "group_size", 1)
-            for weight, linear in block_matrices(self.model, layer):
+            for weight, linear in block_matrices(self.model, layer) if (layer, size) not in self._fits else ():
                 if weight.shape[1 if linear else 0] % size:
                     raise ValueError(f"group_size={size} does not divide a matrix of layer {layer}; try 16 or 32")
+            self._fits.add((layer, size))  # looking for matrices takes longer than running a block
         return tuple(configuration.get(layer) for layer in range(self.n))
 
     def _run(self, key: tuple[Change | None, ...]) -> torch.Tensor:
@@ -191,46 +195,54 @@ class Evaluator:
 
         programs |= {layer: program(layer) for layer in range(start, self.n)}
         weights = {i: key[i].weights for i in range(start, self.n) if hasattr(key[i], "weights")}  # type: ignore[union-attr]
-        with torch.inference_mode(), reweighted(self.model, weights), rewritten(self.model, programs):
+        with ExitStack() as stack:
+            for one in (torch.inference_mode(), reweighted(self.model, weights), rewritten(self.model, programs)):
+                stack.enter_context(one)
+            for layer in range(start, self.n):
+                if isinstance(change := key[layer], FixedNorms):
+                    stack.enter_context(change.entered(self.model, layer))
             out = self.model.original_model.base_model(input_ids=self.ids, use_cache=False).last_hidden_state
         self._last = key
         self.passes, self.full = self.passes + self.n - start, self.full + self.n
         return out[:, self.first : -1].clone()
 
+    def _logits(self, hidden: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Logits and their log-normaliser, some rows at once: many, since each time all of the unembedding is read."""
+        for rows in hidden.flatten(0, 1).split(_ROWS):
+            logits = unembed(self.model, rows)
+            yield logits, torch.cat([some.logsumexp(-1) for some in logits.split(64)])  # what a processor's cache holds
+
     def _of_intact(self) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Expected unembedding [text position d_model] under the intact model's words, and its log-normaliser."""
+        """Expected unembedding [row d_model] under the intact model's words, and its log-normaliser [row]."""
         expected, base = [], []
         with torch.inference_mode():
-            for states in self._hidden:  # a text at once, as in `_compare`: what did not change gives exactly 0
-                logits = unembed(self.model, states)
-                base.append(logits.logsumexp(-1))
+            for logits, top in self._logits(self._hidden):
+                base.append(top)
                 if self._linear:
-                    expected.append(logits.softmax(-1) @ _matrix(self.model))
-        return torch.stack(expected) if expected else None, torch.stack(base)
+                    expected.append((logits - top[:, None]).exp() @ _matrix(self.model))
+        return torch.cat(expected) if expected else None, torch.cat(base)
 
     def _compare(self, hidden: torch.Tensor, key: Any) -> np.ndarray:
         """[loss, KL, distortion; text]."""
-        found = []
-        targets = self.ids[:, self.first + 1 :]
+        targets, nll, tops, kl, square = self.ids[:, self.first + 1 :].flatten(), [], [], [], []
         with torch.inference_mode():
-            for text in range(len(hidden)):  # a text's positions at once
-                logits = unembed(self.model, hidden[text])
-                top = logits.logsumexp(-1)
-                nll = top - logits.gather(-1, targets[text][:, None])[:, 0]
-                apart = (hidden[text] - self._hidden[text]).double()
-                if self._linear:
-                    assert self._expected is not None and self._metric is not None
-                    kl = top - self._base[text] - (self._expected[text].double() * apart).sum(-1)
-                    square = ((apart @ self._metric) * apart).sum(-1)
-                else:
-                    before = unembed(self.model, self._hidden[text]).double()
-                    kl = (before.softmax(-1) * (before.log_softmax(-1) - logits.double().log_softmax(-1))).sum(-1)
-                    change = logits.double() - before
-                    square = (change - change.mean(-1, keepdim=True)).square().mean(-1)
-                found.append(torch.stack([nll.double().mean(), kl.double().mean(), square.mean()]))
-        values = torch.stack(found)
-        require_finite(values, lambda text, _: f"the loss of text {text} with {_named(key)}")
-        return values.T.cpu().numpy()
+            for part, (logits, top) in enumerate(self._logits(hidden)):
+                rows = slice(part * _ROWS, part * _ROWS + len(top))
+                nll.append(top - logits.gather(-1, targets[rows, None])[:, 0])
+                tops.append(top)
+                if not self._linear:
+                    before = unembed(self.model, self._hidden.flatten(0, 1)[rows]).double()
+                    after = logits.double()
+                    kl.append((before.softmax(-1) * (before.log_softmax(-1) - after.log_softmax(-1))).sum(-1))
+                    square.append((after - before).var(-1, correction=0))
+            if self._linear:
+                assert self._expected is not None and self._metric is not None
+                apart = (hidden - self._hidden).flatten(0, 1).double()
+                kl = [torch.cat(tops).double() - self._base - (self._expected * apart).sum(-1)]
+                square = [((apart @ self._metric) * apart).sum(-1)]
+        found = torch.stack([torch.cat(one).double().reshape(hidden.shape[:2]).mean(1) for one in (nll, kl, square)])
+        require_finite(found.T, lambda text, _: f"the loss of text {text} with {_named(key)}")
+        return found.cpu().numpy()
 
     # --- what is kept ---
 
