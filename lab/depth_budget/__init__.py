@@ -14,10 +14,13 @@ from lab.depth_budget.exits import prefix_exits as prefix_exits
 
 FIGURES = dict.fromkeys(("prefix_exits", "fixed_norms"), "lab.depth_budget.exits_figures")
 FIGURES |= {"layer_bits": "lab.depth_budget.bits_figures"}
+FIGURES |= dict.fromkeys(("rate_distortion", "additivity"), "lab.depth_budget.pruning_figures")
 RUNS = {
     "layer_bits": "lab.depth_budget.quantisation",
     "prefix_exits": "lab.depth_budget.exits",
     "fixed_norms": "lab.depth_budget.exits",
+    "rate_distortion": "lab.depth_budget.pruning",
+    "additivity": "lab.depth_budget.additivity",
 }  # results by kind: the module that makes them, with its COLUMNS
 
 __getattr__ = at_first_use(__name__)
