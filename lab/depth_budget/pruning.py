@@ -35,7 +35,7 @@ METHODS = {
     "more of early blocks": "control: shares fall evenly with depth",
     "programme reversed": "control: the programme's shares, the greatest where it has the least",
 }
-RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+RATES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _STEPS = (5, 10)  # hundredths of a block that move in a swap
 COLUMNS = {
     "budget": "share of the blocks' weights that goes", "method": "of `METHODS`; random: shares drawn at random",
@@ -49,8 +49,8 @@ COLUMNS = {
     "than_uniform_low": "lower end", "than_uniform_high": "upper end",
     "worse_than_random": "share of the random allocations that lose less",
     "evaluations": "passes over the search text that it took beyond the curves",
-    "rate": "share of the block's weights set to zero", "raw": "distortion on search text, mean over texts: measured, or on a "
-    "line between neighbours", "monotone": "least raw value at this rate or a higher one", "is_measured": "whether raw is",
+    "rate": "share of the block's weights set to zero", "raw": "distortion on search text, mean over texts: measured, or "
+    "interpolated", "monotone": "least raw value at this rate or a higher one", "is_measured": "whether raw is",
     "curves.low": "lower end over texts of raw, where measured", "curves.high": "upper end",
     "curves.rise": "rise of the loss, search text, where measured", "curves.kl": "KL, search text, where measured",
     "share": "of the block's weights set to zero (over its matrices, where they differ)",
@@ -70,7 +70,7 @@ def run(
 
     Args:
         sizes: texts on which curves and swaps are measured, and others on which losses are reported.
-        rates: where curves are measured; between them, on hundredths, they are straight lines from D(0) = 0 on.
+        rates: where curves are measured; on the hundredths between them they are `interpolated`.
         budgets: shares of all blocks' weights that go, whole hundredths.
         n_random: random allocations of each budget. n_swaps: swaps that the local search may try.
 
@@ -166,13 +166,37 @@ def _curves(evaluate: Evaluator, rates: list[float], texts: Texts, seed: int) ->
         mine = [i for i, (block, _) in enumerate(asked) if block == layer]
         at = np.round(100 * np.array(measured)).astype(int)
         frame = pd.DataFrame({"layer": layer, "rate": grid, "is_measured": False,
-                              "raw": np.interp(grid, measured, found.distortion[mine].mean(1))})  # fmt: skip
+                              "raw": interpolated(grid, measured, found.distortion[mine].mean(1))})  # fmt: skip
         frame["monotone"] = monotone_curve(frame.raw.to_numpy())
         frame.loc[at, "is_measured"] = True
         for name, values in {"low": drawn.low, "high": drawn.high, "rise": rise, "kl": found.kl.mean(1)}.items():
             frame.loc[at, name] = np.asarray(values)[mine]
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
+
+
+def interpolated(
+    grid: Shaped[np.ndarray, " place"], rates: Sequence[float], values: Shaped[np.ndarray, " rate"]
+) -> Shaped[np.ndarray, " place"]:
+    """Powers of the rate between measured ones (log D is a line in log r), the first power going on down to D(0) = 0.
+
+    Curves are convex at small rates; straight lines would lie far above them and draw the programme to measured rates.
+    Next to a zero there is no power: there it is a straight line. `rates` begin with 0.
+
+    >>> interpolated(np.array([0.0, 0.1, 0.2, 0.3, 0.4]), [0.0, 0.2, 0.4], np.array([0.0, 4.0, 16.0])).round(3).tolist()
+    [0.0, 1.0, 4.0, 9.0, 16.0]
+    """
+    found = np.interp(grid, rates, values)
+    for left in range(1, len(rates) - 1):
+        (a, b), (low, high) = rates[left : left + 2], values[left : left + 2]
+        if low > 0 and high > 0 and values[0] == 0:
+            power = np.log(high / low) / np.log(b / a)
+            inside = (grid > a) & (grid < b)
+            found[inside] = low * (grid[inside] / a) ** power
+            if left == 1:
+                below = (grid > 0) & (grid < a)
+                found[below] = low * (grid[below] / a) ** max(power, 1)
+    return found
 
 
 def monotone_curve(raw: Shaped[np.ndarray, " rate"]) -> Shaped[np.ndarray, " rate"]:

@@ -45,7 +45,15 @@ def test_pruning_nothing_costs_exactly_nothing_and_curves_rise(pruned):
         assert (np.diff(mine.monotone) >= 0).all() and (mine.monotone <= mine.raw).all()
         assert mine.rate[mine.is_measured].tolist() == [0, 0.3, 0.6, 0.9, 1]
         between = mine.set_index("rate").raw
-        assert between[0.45] == pytest.approx((between[0.3] + between[0.6]) / 2)
+        power = np.log(between[0.6] / between[0.3]) / np.log(2)
+        assert between[0.45] == pytest.approx(between[0.3] * 1.5**power)
+
+
+def test_between_a_zero_and_a_value_there_is_a_straight_line():
+    grid = np.array([0, 0.05, 0.1, 0.15, 0.2, 0.3])
+    found = pruning.interpolated(grid, [0, 0.1, 0.2, 0.3], np.array([0, 0, 2.0, 0]))
+    assert found.tolist() == pytest.approx([0, 0, 0, 1, 2, 0])
+    assert pruning.interpolated(grid, [0, 0.1, 0.2], np.array([0, 4, 2.0]))[1] == pytest.approx(2)  # at least linear
 
 
 def test_curves_are_those_of_the_evaluator(pruned, tiny_model, prose):
