@@ -38,7 +38,7 @@ def rate_distortion(result: Any) -> Figure:
             points = mine[mine.is_measured.astype(bool)]
             b.plot(100 * points.rate, points.raw, marker, color=color, ms=7)
         b.set(xlabel="% of the block's weights gone", ylabel="distortion of the logits", yscale="log")
-        b.set_title("points: measured; lines: monotone")
+        b.set_title("points measured,\nlines monotone")
         b.grid(alpha=0.25)
         b.legend()
         figure.suptitle(f"{shared.about_of(result)}, {result.parameters['n_search']} texts")
