@@ -99,8 +99,9 @@ def work(
         texts: to search and order by, to report on, and a second set to order by.
     """
     began, size = time.monotonic(), parameters["group_size"]
-    search, report, second = (Evaluator(model, one.ids, first=parameters["first"], folder=scratch,
-                                        progress=progress) for one in texts)  # fmt: skip
+    options = {"first": parameters["first"], "folder": scratch, "progress": progress}
+    search = Evaluator(model, texts[0].ids, **options)
+    report, second = (Evaluator(model, one.ids, **options, beside=search) for one in texts[1:])
     if sweep == CONTROL:
         found = _controls(model, search, report, second, texts[1].table, scores, parameters)
     else:
