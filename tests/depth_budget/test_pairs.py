@@ -86,14 +86,27 @@ def near(n, rng):
     return (noise + noise.T) * np.exp(-distance / 2) * (distance > 0)
 
 
+def p_of(weights, seed=0, permutations=39):
+    return pairs.community_test(weights, permutations=permutations, seed=seed)[1]["p"]
+
+
 def test_planted_communities_are_found_and_near_blocks_alone_are_none():
     rng, planted = np.random.default_rng(0), np.array([0, 1, 0, 0, 1, 0, 1, 1, 0, 1, 1, 0, 0, 1])
     weights = near(14, rng) + 0.5 * (planted[:, None] == planted) * (1 - np.eye(14))
     community, test = pairs.community_test(weights, permutations=99, seed=0)
     assert len(set(zip(community, planted, strict=True))) == 2 and test["p"] == 0.01
-    p = [pairs.community_test(near(14, rng), permutations=39, seed=seed)[1]["p"] for seed in range(12)]
-    assert np.mean(p) > 0.25 and min(p) > 0.01 and np.mean(np.array(p) <= 0.1) <= 0.35
-    assert pairs.community_test(np.zeros((5, 5)), permutations=3, seed=0)[1]["p"] == 1
+    p = np.array([p_of(near(14, rng), seed) for seed in range(12)])
+    assert p.mean() > 0.25 and min(p) > 0.01 and np.mean(p <= 0.1) <= 0.35
+    assert p_of(np.zeros((5, 5)), permutations=3) == 1
+
+
+def test_a_block_that_interacts_with_all_hides_communities_until_it_is_left_out():
+    rng, planted = np.random.default_rng(0), np.array([0, 1, 0, 0, 1, 0, 1, 1, 0, 1, 1, 0, 0, 1])
+    weights = near(14, rng) + 1.0 * (planted[:, None] == planted) * (1 - np.eye(14))
+    weights[5] *= 20
+    weights[:, 5] = weights[5]
+    others = np.delete(np.arange(14), 5)
+    assert p_of(weights) > 0.5 and p_of(weights[np.ix_(others, others)]) <= 0.05
 
 
 def test_the_null_keeps_every_distance():
