@@ -16,6 +16,7 @@ from lab.depth_budget.search import block_search as block_search
 
 FIGURES = dict.fromkeys(("prefix_exits", "fixed_norms"), "lab.depth_budget.exits_figures")
 FIGURES |= {"layer_bits": "lab.depth_budget.bits_figures"}
+FIGURES |= dict.fromkeys(("pair_table", "block_search", "submodularity"), "lab.depth_budget.search_figures")
 RUNS = {
     "layer_bits": "lab.depth_budget.quantisation",
     "prefix_exits": "lab.depth_budget.exits",

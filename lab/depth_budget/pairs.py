@@ -165,7 +165,8 @@ def texts_behind(model: TransformerBridge, pairs: Result, data: str | pd.DataFra
         )
     found = texts_of(model, data, sizes=told["sizes"], n_tokens=told["n_tokens"], seed=told["seed"])
     drawn = [list(one.table.example) for one in found]
-    if drawn != [list(pairs.tables["texts"].query("text_set == @name").example) for name in SETS]:
+    table = pairs.tables["texts"]
+    if drawn != [list(table[table.text_set == name].example) for name in SETS]:
         raise ValueError("data does not give the texts of the pair table: pass the data that it was measured on")
     return dict(zip(SETS, found, strict=True))
 

@@ -244,3 +244,12 @@ def test_without_pymoo_the_line_that_installs_it_is_told(searched, monkeypatch, 
     with pytest.raises(ValueError, match="most"):
         block_search(model, pairs, frame, methods=["greedy"], most=1)
     assert not passes
+
+
+def test_the_figure_draws_every_method(searched):
+    figure = searched[3].plot()
+    drawn = {text.get_text() for ax in figure.axes if ax.get_legend() for text in ax.get_legend().get_texts()}
+    assert drawn == set(METHODS)
+    front = searched[3].tables["fronts"].query("method == 'greedy'")
+    line = next(line for line in figure.axes[2].lines if line.get_label() == "greedy")
+    np.testing.assert_array_equal(line.get_ydata(), front.report_rise)
