@@ -42,8 +42,8 @@ def pair_table(result: Any, *, text_set: str = "report", clip: float = 0.98) -> 
     by = signs[signs.by == "distance"].assign(distance=lambda part: part["part"].astype(int))
     with shared.classroom():
         figure = shared.page(10.4)
-        parts: Any = figure.subfigures(2, 1, height_ratios=[1.5, 1])
-        matrix, (means, shares) = parts[0].subplots(), parts[1].subplots(1, 2)
+        places_of = [["matrix", "matrix"], ["means", "shares"]]
+        matrix, means, shares = figure.subplot_mosaic(places_of, height_ratios=[1.6, 1]).values()
         matrix.set_facecolor("#E4E4E4")
         image = matrix.imshow(grid, cmap="PuOr_r", vmin=-end, vmax=end)
         stride = -(-len(blocks) // 10)
@@ -52,7 +52,7 @@ def pair_table(result: Any, *, text_set: str = "report", clip: float = 0.98) -> 
         words = ", ".join(f"{row.p:.2g} ({row.blocks})" for row in test.itertuples())
         matrix.set(xlabel="block", ylabel="block", title=f"second difference of each pair\ncommunities: p = {words}")
         label = f"nats per token; colours end at {end:.2g}\n(the largest: {rows.second_difference.abs().max():.2g})"
-        parts[0].colorbar(image, ax=matrix, label=label, extend="both", shrink=0.9)
+        figure.colorbar(image, ax=matrix, label=label, extend="both", shrink=0.9)
         means.plot(by.distance, by["mean"], "-o", color=BLUE, ms=5)
         means.fill_between(by.distance, by.mean_low, by.mean_high, color=BLUE, alpha=0.15, lw=0)
         means.set(ylabel="mean, nats per token", title="by distance: mean (band: 95 %)")
@@ -64,7 +64,7 @@ def pair_table(result: Any, *, text_set: str = "report", clip: float = 0.98) -> 
             shares.plot(by.distance, by[column], color=color, ls=dash, marker=marker, ms=5, label=name)
         shares.axhline(0.025, color=GREY, lw=1.5, ls=":", label="either, by chance")
         shares.set(ylabel="share of pairs", title="whole interval on one side", ylim=(-0.03, 1.03))
-        shares.legend(loc="upper center", bbox_to_anchor=(0.3, -0.25), fontsize=11)
+        shared.legend_below(figure, shares, 1)
         for ax in (means, shares):
             ax.set_xlabel("distance of the two blocks")
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
