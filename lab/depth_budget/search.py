@@ -23,6 +23,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from lab import models, require, results, statistics
 from lab.depth_budget.evaluation import Evaluator, Texts
 from lab.depth_budget.pairs import SETS, Removed, losses, named, skipping, texts_behind
+from lab.depth_budget.scores import lim
 from lab.depth_budget.search_methods import (
     METHODS,
     RANDOM,
@@ -118,11 +119,11 @@ def work(
     """All searches, one after the other, on losses that they share; a search that is begun again finds them measured."""
     told = parameters
     loss = {name: Losses(model, sets[name], table[table.text_set == name], told["first"], scratch) for name in SETS}
-    lim = block_lim(model, sets["search"])
+    importance = block_lim(model, sets["search"])
     reference = (n_layers + 1, float(np.log(told["d_vocab"])))
     blocks = tuple(told["blocks"])
     price = (reference[1] - float(loss["search"]([()])[0])) / n_layers  # what all blocks are worth, shared equally
-    space = Space(blocks, told["most"], lim, price, told["window"], told["shift"], told["population"])
+    space = Space(blocks, told["most"], importance, price, told["window"], told["shift"], told["population"])
     ledgers: dict[tuple[str, int], Ledger] = {}
     for method in told["methods"]:
         chance = method in RANDOM
@@ -140,7 +141,7 @@ def work(
         "curves": _curves(curves),
         "regret": _regret(chosen, loss, sets["report"], told),
         "predictor": _predictor(equal, space),
-        "lim": pd.DataFrame({"block": list(lim), "lim": list(lim.values())}),
+        "lim": pd.DataFrame({"block": list(importance), "lim": list(importance.values())}),
     }
     summary = _summary(chosen, curves, told["evaluations"], n_layers, reference)
     return Result("block_search", chosen, summary, {}, tables)
@@ -167,10 +168,9 @@ class Losses:
 
 
 def block_lim(model: TransformerBridge, texts: Texts) -> dict[int, float]:
-    """-cosine(input, output) of each block, mean over the tokens of all texts (LIM, arXiv 2406.17415)."""
-    found = [clean_run(model, row).states.double() for row in texts.ids]  # each [depth position d_model]
-    cosines = [np.asarray((one[:-1] * one[1:]).sum(-1) / one[:-1].norm(dim=-1) / one[1:].norm(dim=-1)) for one in found]
-    return {block: -float(value) for block, value in enumerate(np.mean(cosines, (0, 2)))}
+    """LIM of each block, read over tokens (`scores.lim`), mean over texts."""
+    found = [lim(clean_run(model, row).states)["tokens"] for row in texts.ids]
+    return dict(enumerate(map(float, np.mean(found, 0))))
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------

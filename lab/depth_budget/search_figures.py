@@ -42,7 +42,7 @@ def pair_table(result: Any, *, text_set: str = "report", clip: float = 0.98) -> 
     by = signs[signs.by == "distance"].assign(distance=lambda part: part["part"].astype(int))
     with shared.classroom():
         figure = shared.page(10.4)
-        places_of = [["matrix", "matrix"], ["means", "shares"]]
+        places_of: Any = [["matrix", "matrix"], ["means", "shares"]]
         matrix, means, shares = figure.subplot_mosaic(places_of, height_ratios=[1.6, 1]).values()
         matrix.set_facecolor("#E4E4E4")
         image = matrix.imshow(grid, cmap="PuOr_r", vmin=-end, vmax=end)
