@@ -69,14 +69,10 @@ def measured_importance(search: Evaluator, second: Evaluator, high: Bits, low: B
 def orders_of(importance: Mapping[str, np.ndarray], n_random: int, seed: int) -> dict[str, tuple[str, list[int]]]:
     """Kind (score, reverse, depth, random) and blocks from the least important one, by name; equal scores by depth.
 
-    Readings of a score that agree in the order of all blocks share one, under the name of the first.
+    Readings that give one order are measured once, as configurations are remembered, and listed each.
     """
     n = len(next(iter(importance.values())))
-    found: dict[str, tuple[str, list[int]]] = {}
-    for name, values in importance.items():
-        order = np.argsort(values, kind="stable").tolist()
-        if not any(order == other for _, other in found.values()):
-            found[name] = ("score", order)
+    found = {name: ("score", np.argsort(values, kind="stable").tolist()) for name, values in importance.items()}
     found |= {f"reverse of {name}": ("reverse", order[::-1]) for name, (_, order) in list(found.items())}
     found |= dict(zip(ENDS, (("depth", list(range(n))), ("depth", list(range(n))[::-1])), strict=True))
     draw = np.random.default_rng([seed, 17])

@@ -91,9 +91,16 @@ def test_a_planted_block_is_found_by_damage_and_by_rescue(tiny_folder):
     assert orders["planted"][1] == [0, 3, 1, 2] and orders["reverse of planted"][1] == [2, 1, 3, 0]
 
 
-def test_readings_of_one_order_are_measured_once():
-    orders = lowering.orders_of({"a": np.array([1.0, 2, 3]), "b": np.array([10.0, 20, 30])}, 2, seed=0)
-    assert "a" in orders and "b" not in orders
+def test_readings_of_one_order_are_measured_once(tiny_model):
+    model = tiny_model("llama")
+    texts = texts_of(model, data(), sizes=(4, 6, 4), n_tokens=12)
+    evaluate = Evaluator(model, texts[1].ids, first=3, progress=False)
+    orders = lowering.orders_of({"a": np.array([1.0, 2, 3, 4]), "b": np.array([10.0, 20, 30, 40])}, 2, seed=0)
+    steps = [(name, "score", 2, lowering.lowered(orders[name][1], 2, Bits(4, 16), Bits(2, 16))) for name in "ab"]
+    before = evaluate.full
+    found = lowering._by_text(model, evaluate, texts[1].table, "4/2", steps)
+    assert evaluate.full == before + 2 * model.cfg.n_layers  # one configuration, and the intact model
+    assert found.rise[:6].tolist() == found.rise[6:].tolist()
 
 
 def test_bits_of_smollm2_by_hand():
