@@ -62,6 +62,7 @@ COLUMNS = {
     "on_search": "rise on the texts that were searched, nats",
     "predicted": "sum of single blocks' rises on the search texts, nats",
     "change": "what is done to this block alone", "loss": "rise of the loss on the search texts, nats",
+    "KL": "KL(intact || changed) on the search texts, nats",
     "left_out": "rise where k blocks are left out", "two_bits": "rise where k blocks have 2 bits",
     "seconds": "of work, without what an earlier run had kept", "passes": "passes done, counted in blocks run",
     "full": "passes if every configuration had run from the first block on",
