@@ -199,11 +199,14 @@ def test_agreement_with_and_without_the_ends():
     damage = rng.normal(size=n)
     other = rng.normal(size=n)
     damage[[0, -1]], other[[0, -1]] = 9, 9  # only the ends agree
-    rows = [("all", "LIM", "a", other), ("all", "ZD", "b", damage**3), ("4/2", "damage", "measured", damage)]
+    rows = [("all", "LIM", "a", other), ("all", "ZD", "b", damage**3), ("4/2", "damage", "measured", damage),
+            ("4/2", "damage, KL", "measured", -damage)]  # fmt: skip
     table = pd.concat([pd.DataFrame({"sweep": sweep, "score": score, "reading": reading, "layer": range(n), "importance": values})
                        for sweep, score, reading, values in rows])  # fmt: skip
     table["end"] = table.layer.isin([0, n - 1])
-    found = quantisation._agreement(table, 0).set_index(["blocks", "score"])
+    both = quantisation._agreement(table, 0)
+    found, turned = (both[both.target == name].set_index(["blocks", "score"]) for name in ("damage", "damage, KL"))
+    assert turned.rho["all", "damage"] == pytest.approx(-1) and turned.rho["all", "ZD"] == pytest.approx(-1)
     wanted = pd.Series(damage[1:-1]).corr(pd.Series(other[1:-1]), method="spearman")
     assert found.rho["without ends", "LIM"] == pytest.approx(wanted) and found.n["without ends", "LIM"] == n - 2
     assert found.rho["all", "LIM"] > wanted and found.rho["all", "ZD"] == pytest.approx(1)
