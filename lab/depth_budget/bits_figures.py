@@ -92,15 +92,15 @@ def prune_or_quantise(result: Any) -> Figure:
         _nats(ax, rows.high.max())
         ax.set(xlabel="blocks changed, by measured damage, the others intact", ylabel="rise of the loss, nats a token")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.legend()
-        figure.suptitle(_about(result))
+        ax.legend(loc="upper left")
+        figure.suptitle(f"Blocks left out, or kept at 2 bits\n{_about(result)}")
     return figure
 
 
 def _nats(ax: Axes, largest: float) -> None:
     """From 0 on a linear scale to 0.1 and a logarithmic one beyond, where that is needed."""
     if largest > 1:
-        ax.set_yscale("symlog", linthresh=0.1)
+        ax.set_yscale("symlog", linthresh=0.1, linscale=0.5)
         ticks = [tick for tick in (0, 0.05, 0.1, 0.3, 1, 3, 10, 30) if tick < 1.5 * largest]
         ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.set_yticks([], minor=True)
