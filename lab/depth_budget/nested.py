@@ -57,7 +57,7 @@ def run(
     """
     seeds, n_layers = require.wholes("seeds", seeds, 0, 2**32 - 1), require.whole("n_layers", n_layers, 2, 10)
     sampled = require.whole("sampled", sampled, 1, n_layers)
-    known = {
+    known: dict[str, Any] = {
         "n_layers": n_layers, "d_model": require.whole("d_model", d_model, 4), "steps": require.whole("steps", steps, 1),
         "batch": require.whole("batch", batch, 1), "length": require.whole("length", length, 2, 512),
         "rate": require.number("rate", rate, above=0), "sampled": sampled, "held": require.whole("held", held, 1, 60),

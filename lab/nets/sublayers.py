@@ -203,7 +203,7 @@ class Characters:
 
 
 def characters(documents: Sequence[str], *, seed: int, held: int = 15, length: int = 64) -> Characters:
-    """Shuffle the documents and hold out twice `held`; a line end closes each. Stretches have one character more than `length`."""
+    """Documents in a random order, twice `held` of them held out; a line end closes each. Stretches hold `length` + 1."""
     held = require.whole("held", held, 1, (len(documents) - 1) // 2, hint=f" (there are {len(documents)} documents)")
     codes = {character: code for code, character in enumerate(sorted({"\n"}.union(*documents)))}
     order = np.random.default_rng([seed, 0]).permutation(len(documents))
