@@ -60,8 +60,9 @@ def run(
     nets, seeds = require.some_of("nets", nets, NETS), require.wholes("seeds", seeds, 0, 2**32 - 1)
     known: dict[str, Any] = {
         "n": require.whole("n", n, 2, 24), "modulus": require.whole("modulus", modulus, 3),
-        "steps": require.whole("steps", steps, 1), "batch": require.whole("batch", batch, 1), "rate": require.number("rate", rate, above=0),
-        "hidden": require.whole("hidden", hidden, 1), "tested": require.whole("tested", tested, 1),
+        "steps": require.whole("steps", steps, 1), "batch": require.whole("batch", batch, 1),
+        "rate": require.number("rate", rate, above=0), "hidden": require.whole("hidden", hidden, 1),
+        "tested": require.whole("tested", tested, 1),
     }  # fmt: skip
     if "triples 1" not in nets:
         raise ValueError(f"nets={nets}: triples 1 is what the others are compared with")
