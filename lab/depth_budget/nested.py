@@ -149,5 +149,6 @@ def _subsets(table: pd.DataFrame, n_layers: int) -> pd.DataFrame:
 
 
 def _named(table: pd.DataFrame) -> pd.DataFrame:
-    words = table["name"].str.split(" ")
-    return table.assign(method=words.str[0], size=words.str[1].astype(int), which=words.str[2].fillna("prefix"))
+    words = [name.split(" ") for name in table["name"]]
+    which = [word[2] if len(word) > 2 else "prefix" for word in words]
+    return table.assign(method=[word[0] for word in words], size=[int(word[1]) for word in words], which=which)

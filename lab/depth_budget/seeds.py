@@ -41,7 +41,7 @@ def compared(runs: pd.DataFrame, pairs: Sequence[tuple[str, str | None]]) -> pd.
     """A row for each (name, against): of runs [seed, name] the mean, and its paired difference from the other; None: none."""
     rows = []
     for name, against in pairs:
-        row = [name, *map(float, t_interval(runs[name]))]
+        row = [name, *map(float, t_interval(runs[name].to_numpy(float)))]
         if against is None:
             rows.append([*row, "", *[np.nan] * 4])
             continue

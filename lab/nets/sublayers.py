@@ -199,7 +199,7 @@ class Characters:
     n_tokens: int
     train: Int[torch.Tensor, " character"]
     choose: Int[torch.Tensor, "stretch position"]
-    report: Int[torch.Tensor, "stretch position"]
+    report: Int[torch.Tensor, "stretch_r position"]
 
 
 def characters(documents: Sequence[str], *, seed: int, held: int = 15, length: int = 64) -> Characters:

@@ -1,4 +1,4 @@
-"""Comparisons of small trained nets and of the depth that a probe reads: what is compared with what, and who may choose by what."""
+"""Comparisons of small trained nets, and of depths that a probe reads: what is compared with what, and chosen by what."""
 
 from dataclasses import replace
 
@@ -72,13 +72,13 @@ def test_nested_chooses_the_best_other_subset_on_other_documents(nets):
 
 
 def test_nested_spends_what_it_says():
-    result = nested.run(seeds=[0], n_layers=2, sampled=1, resume=False, **{**SMALL, "steps": 40})
+    result = nested.run(seeds=[0], n_layers=2, sampled=1, resume=False, **{**SMALL, "steps": 20})
     costs = result.tables["costs"].set_index("method")
     assert costs.relative_compute["standard"] == 1
-    assert costs.relative_compute[["separate_shared", "sorted_longer"]].tolist() == pytest.approx([1, 1], abs=0.03)
+    assert costs.relative_compute[["separate_shared", "sorted_longer"]].tolist() == pytest.approx([1, 1], abs=0.05)
     layer, head = 4 * 16**2 + 2 * 16 * 64, 16 * 59
-    assert costs.multiplications["separate"] == 40 * 2 * 16 * (3 * layer + 2 * head)
-    assert costs.multiplications["sorted"] == 40 * 2 * 16 * (1.5 * layer + head)
+    assert costs.multiplications["separate"] == 20 * 2 * 16 * (3 * layer + 2 * head)
+    assert costs.multiplications["sorted"] == 20 * 2 * 16 * (1.5 * layer + head)
 
 
 def test_a_part_is_a_method_and_a_seed_and_is_kept(nets):
@@ -90,8 +90,13 @@ def test_a_part_is_a_method_and_a_seed_and_is_kept(nets):
 
 @pytest.mark.parametrize(
     "options, message",
-    [({"n_layers": 1}, "n_layers=1"), ({"sampled": 7}, "sampled=7"), ({"d_model": 18}, "multiple of 4"), ({"seeds": [0, 0]}, "seeds=")],
-)  # fmt: skip
+    [
+        ({"n_layers": 1}, "n_layers=1"),
+        ({"sampled": 7}, "sampled=7"),
+        ({"d_model": 18}, "multiple of 4"),
+        ({"seeds": [0, 0]}, "seeds="),
+    ],
+)
 def test_nested_says_what_it_takes(options, message):
     with pytest.raises(ValueError, match=message):
         nested.run(**options)
@@ -102,9 +107,12 @@ def test_macaron_chooses_a_rate_without_the_reported_text():
         "A": {0.1: (1.0, 3.0), 0.2: (2.0, 1.0), 0.3: (3.0, 0.0)},
         "B": {0.1: (2.0, 0.0), 0.2: (1.0, 5.0), 0.3: (2.0, 0.0)},
     }
-    rows = [{"layer": layer, "rate": rate, "choose_nll": choose, "report_nll": report + seed * (1 + (layer == "B")), "parameters": 9, "seed": seed}
-            for layer, rates in cells.items() for rate, (choose, report) in rates.items() for seed in (0, 1)]  # fmt: skip
-    summary = macaron._summarise(pd.DataFrame(rows), ["A", "B"]).set_index("layer")
+    rows = [
+        (layer, rate, choose, report + seed * (1 + (layer == "B")), 9, seed)
+        for layer, rates in cells.items() for rate, (choose, report) in rates.items() for seed in (0, 1)
+    ]  # fmt: skip
+    rows = pd.DataFrame(rows, columns=["layer", "rate", "choose_nll", "report_nll", "parameters", "seed"])
+    summary = macaron._summarise(rows, ["A", "B"]).set_index("layer")
     assert summary.rate.to_dict() == {"A": 0.1, "B": 0.2} and summary.at_edge.to_dict() == {"A": True, "B": False}
     assert summary.loc["B", ["mean", "difference"]].tolist() == [6.0, 2.5]
 
@@ -135,7 +143,7 @@ def test_triples_against_pairs():
         triples.run(nets=["pairs 1"])
 
 
-OPTIONS = {"seed": 0, "repeats": 3, "test_fraction": 0.4, "folds": 4, "components": 8}
+OPTIONS = {"seed": 0, "repeats": 2, "test_fraction": 0.4, "folds": 2, "components": 8}
 
 
 def test_the_policy_finds_a_planted_rule_and_its_controls_do_not():
