@@ -203,6 +203,17 @@ def test_pruning_takes_the_least_and_as_many_as_asked_for(share):
         assert w[found == 0].abs().max() <= w[found != 0].abs().min()
 
 
+def test_a_share_for_each_matrix():
+    one, two = torch.randn(20, 10), torch.randn(4, 25)
+    found = Pruned((0.25, 0.5)).weights([one, two])
+    assert [(w == 0).sum().item() for w in found] == [50, 50]
+    assert torch.equal(found[0], Pruned(0.25).weights([one])[0])
+    with pytest.raises(ValueError, match="2 numbers: a block has 1"):
+        Pruned((0.25, 0.5)).weights([one])
+    with pytest.raises(ValueError, match="share"):
+        Pruned((0.25, 1.5))
+
+
 def test_noise_has_the_norm_of_what_it_stands_for():
     w = torch.randn(16, 64)
     (found,), (rounded,) = Noise(Bits(3), seed=2).weights([w]), Bits(3).weights([w])
