@@ -1,0 +1,86 @@
+"""The figures of lesson 05: weights on few levels, blocks at few bits, and scores against chance."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lab.figures import BLACK, BLUE, GREY, ORANGE, categories, classroom
+
+SIZE: Any = {"figsize": (9, 4.6), "layout": "constrained"}
+FAINT: Any = {"color": BLACK, "alpha": 0.35, "s": 14, "linewidth": 0, "zorder": 3}
+
+
+def fewer(row: Float[torch.Tensor, " input"], low: Float[torch.Tensor, " input"], said: Mapping[str, str]) -> Figure:
+    """Above: a piece of a row of weights, as it is and at 3 bits. Below: what the model says with so many bits."""
+    with classroom():
+        figure, (top, below) = plt.subplots(2, figsize=(9, 5.2), layout="constrained", height_ratios=(1.25, 1))
+        for level in low.unique().tolist():
+            top.axhline(level, color=GREY, lw=0.7)
+        top.vlines(range(len(row)), row, low, color=GREY, lw=1.2)
+        top.plot(row, "o", color=BLACK, ms=5, label="as it comes")
+        top.plot(low, "s", color=ORANGE, ms=5, label="3 bits")
+        top.set(xlabel="one group: 64 neighbouring inputs of one row", ylabel="weight")
+        top.legend(ncols=2, loc="upper right", fontsize=12)
+        for place, (bits, words) in enumerate(said.items()):
+            below.text(0, -place, bits, fontsize=12.5, weight="bold", va="center")
+            below.text(0.12, -place, words.replace("\n", " ↵ "), fontsize=12.5, va="center", parse_math=False)
+        below.set(xlim=(0, 1), ylim=(0.6 - len(said), 0.6))
+        below.set_title("what the model says with all its blocks at ...", fontsize=14, loc="left")
+        below.axis("off")
+    return figure
+
+
+def damage(rises: Float[torch.Tensor, "block text"]) -> Figure:
+    """Rise of the loss with each block lowered: each text as a dot, the mean as a line."""
+    with classroom():
+        figure, ax = plt.subplots(**SIZE)
+        for block, one in enumerate(rises):
+            ax.scatter([block] * len(one), one, **FAINT, label=None if block else "one text")
+        ax.plot(rises.mean(1), "-o", color=BLUE, markersize=5, label="mean of the texts")
+        ax.axhline(0, color=BLACK, lw=0.8)
+        ax.set(xlabel="the block that is lowered to 3 bits", ylabel="rise of the loss (nats)")
+        ax.legend(loc="upper right", fontsize=12)
+    return figure
+
+
+def where(back: Mapping[str, torch.Tensor], alone: Mapping[str, torch.Tensor], block: int) -> Figure:
+    """Left: rise of the loss with an intact state put back at some tokens. Right: with one matrix lowered alone."""
+    with classroom():
+        figure, (left, right) = plt.subplots(1, 2, sharex=True, **SIZE)
+        _bars(left, back)
+        left.set_title(f"block {block} at 3 bits, intact state put back", fontsize=14)
+        _bars(right, alone)
+        right.set_title(f"one matrix of block {block} at 3 bits", fontsize=14)
+    return figure
+
+
+def _bars(ax: Axes, rises: Mapping[str, torch.Tensor]) -> None:
+    for place, found in enumerate(rises.values()):
+        ax.barh(place, float(found.mean()), color=BLUE, alpha=0.8)
+        ax.scatter(found, [place] * len(found), **FAINT)
+    categories(ax, [f"{name}  {float(found.mean()):+.2f}" for name, found in rises.items()])
+    ax.axvline(0, color=BLACK, lw=0.8)
+    ax.set(xlabel="rise of the loss (nats)")
+
+
+def against_chance(rises: Mapping[str, float], bands: Mapping[str, Sequence[float]]) -> Figure:
+    """Rise of the loss by how the blocks were chosen; random choices as dots, their middle 90 % as a band."""
+    with classroom():
+        figure, ax = plt.subplots(**SIZE)
+        names = [*rises, *bands]
+        for place, value in enumerate(rises.values()):
+            ax.plot(value, place, "o", color=BLUE, ms=10)
+            ax.text(value, place, f"   {value:.2f}", va="center", fontsize=12)
+        for place, (values, color) in enumerate(zip(bands.values(), (GREY, ORANGE), strict=False), start=len(rises)):
+            low, high = np.quantile(values, (0.05, 0.95))
+            ax.barh(place, high - low, 0.7, left=low, color=color, alpha=0.2)
+            ax.scatter(values, place + np.linspace(-0.25, 0.25, len(values)), color=color, s=26, lw=0)
+        categories(ax, names)
+        ax.set(xlabel="rise of the loss (nats); smaller is better", xlim=(0, None))
+    return figure
