@@ -1,19 +1,15 @@
 """The figures of lesson 05: weights on few levels, blocks at few bits, and scores against chance."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lab.figures import BLACK, BLUE, GREY, ORANGE, categories, classroom
-
-SIZE: Any = {"figsize": (9, 4.6), "layout": "constrained"}
-FAINT: Any = {"color": BLACK, "alpha": 0.35, "s": 14, "linewidth": 0, "zorder": 3}
+from lab.lessons.layer_figures import SIZE, bars
 
 
 def fewer(row: Float[torch.Tensor, " input"], low: Float[torch.Tensor, " input"], said: Mapping[str, str]) -> Figure:
@@ -36,37 +32,15 @@ def fewer(row: Float[torch.Tensor, " input"], low: Float[torch.Tensor, " input"]
     return figure
 
 
-def damage(rises: Float[torch.Tensor, "block text"]) -> Figure:
-    """Rise of the loss with each block lowered: each text as a dot, the mean as a line."""
-    with classroom():
-        figure, ax = plt.subplots(**SIZE)
-        for block, one in enumerate(rises):
-            ax.scatter([block] * len(one), one, **FAINT, label=None if block else "one text")
-        ax.plot(rises.mean(1), "-o", color=BLUE, markersize=5, label="mean of the texts")
-        ax.axhline(0, color=BLACK, lw=0.8)
-        ax.set(xlabel="the block that is lowered to 3 bits", ylabel="rise of the loss (nats)")
-        ax.legend(loc="upper right", fontsize=12)
-    return figure
-
-
 def where(back: Mapping[str, torch.Tensor], alone: Mapping[str, torch.Tensor], block: int) -> Figure:
     """Left: rise of the loss with an intact state put back at some tokens. Right: with one matrix lowered alone."""
     with classroom():
-        figure, (left, right) = plt.subplots(1, 2, sharex=True, **SIZE)
-        _bars(left, back)
+        figure, (left, right) = plt.subplots(1, 2, **SIZE)
+        bars(left, back)
         left.set_title(f"block {block} at 3 bits, intact state put back", fontsize=14)
-        _bars(right, alone)
+        bars(right, alone)
         right.set_title(f"one matrix of block {block} at 3 bits", fontsize=14)
     return figure
-
-
-def _bars(ax: Axes, rises: Mapping[str, torch.Tensor]) -> None:
-    for place, found in enumerate(rises.values()):
-        ax.barh(place, float(found.mean()), color=BLUE, alpha=0.8)
-        ax.scatter(found, [place] * len(found), **FAINT)
-    categories(ax, [f"{name}  {float(found.mean()):+.2f}" for name, found in rises.items()])
-    ax.axvline(0, color=BLACK, lw=0.8)
-    ax.set(xlabel="rise of the loss (nats)")
 
 
 def against_chance(rises: Mapping[str, float], bands: Mapping[str, Sequence[float]]) -> Figure:

@@ -34,7 +34,7 @@ class_mode = False  # True: a figure waits until you have predicted what it will
 import lab
 from lab import lessons
 from lab.lessons import depth_budget as check
-from lab.lessons import spend
+from lab.lessons import layer_figures, spend
 from lab.lessons import spend_figures as figures
 
 lessons.start(class_mode=class_mode)
@@ -56,16 +56,14 @@ figure = figures.fewer(*spend.opening(model))
 #
 # ### Exercise 1: round to nearest
 #
-# ●●○ difficulty, ●●● importance, 8 minutes, code. Fill the three gaps.
+# ●●○ difficulty, ●●● importance, 8 minutes, code.
 
 
 # %% tags=["exercise"]
 def rounded(weight, bits, group_size=64):
     """weight: [output, input]. Return a new matrix, in which each weight is on one of the levels of its group."""
-    groups = weight.reshape(weight.shape[0], -1, group_size)  # [output, group, input of the group]
-    low, high = ...  # the least and the greatest value of each group
-    step = ...  # the distance of two levels
-    return ...  # each weight on its nearest level, in the shape of `weight`
+    ...  # four lines: groups, as weight.reshape(weight.shape[0], -1, group_size), so [output, group, input of the group];
+    # low and high of each group; the step between two levels; return each weight on its nearest level
 
 
 # %% [markdown] tags=["hint"]
@@ -146,17 +144,17 @@ def loss(model, ids, hooks=()):
 # %% tags=["exercise"]
 def loss_with(model, ids, new, hooks=()):
     """new: pairs (weight, values). Return the loss with these values; afterwards all weights are what they were."""
-    before = [weight.data for weight, values in new]
+    # keep what each weight has now, in a list `before`
     try:
         ...  # three lines: give each weight its values, with weight.data = values; return the loss
     finally:
-        ...  # two lines: give each weight what it had before
+        ...  # two lines: give each weight what it had
 
 
 # %% [markdown] tags=["hint"]
 # <details><summary>Hint</summary>
 #
-# `for weight, values in new:` goes through the pairs. Pairs and their old values together: `zip(new, before)`. Give `loss` the hooks, too.
+# `for weight, values in new:` goes through the pairs. `before = [weight.data for weight, values in new]`. In the end: `zip(new, before)`. Give `loss` the hooks, too.
 # </details>
 
 # %% tags=["check"]
@@ -204,7 +202,7 @@ whole = loss(model, mine)
 rises = torch.stack([loss_with(model, mine, lowered(block)) - whole for block in range(n_layers)])  # [block, text]
 odd = int(rises.mean(1).argmax())
 print(f"block {odd} costs {rises[odd].mean():.2f} nats; the median block {rises.mean(1).median():.2f}")
-guess.then(lambda: figures.damage(rises))
+guess.then(lambda: layer_figures.rise(rises, top=1, low=-0.3, by="the block that is lowered to 3 bits"))
 
 # %% [markdown]
 # <details><summary>Why each answer was tempting</summary>
