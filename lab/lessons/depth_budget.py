@@ -93,7 +93,6 @@ def price(answer: Any) -> str | None:
         3: "Those are the steps alone. Each group of 64 also keeps low and step.",
         3.25: "You counted one of the two numbers that a group keeps. There are low and step.",
         35: "You added the bits of low and step to each weight. They are shared by the 64 weights of a group.",
-        224: "Those are the bits of a whole group. Divide by the number of its weights.",
     }
     if abs(answer - 3.5) < 1e-6:
         return None
@@ -105,56 +104,45 @@ def price(answer: Any) -> str | None:
 
 def _own_loss_with(_: TransformerBridge) -> Callable[..., torch.Tensor]:
     def swapped(model: TransformerBridge, ids: torch.Tensor, new: Any, hooks: Sequence[Any] = ()) -> torch.Tensor:
-        kept = [(one, one.detach().clone()) for one, _ in new]
-
-        def put(pairs: Any) -> None:
-            with torch.no_grad():
-                for one, other in pairs:
+        kept = [one.detach().clone() for one, _ in new]
+        with torch.no_grad(), model.hooks(fwd_hooks=list(hooks)):
+            try:
+                for one, other in new:
                     one.copy_(other)
-
-        try:
-            put(new)
-            with model.hooks(fwd_hooks=list(hooks)):
-                return losses(model, ids)
-        finally:
-            put(kept)
+                return losses(model, ids).mean(1).cpu()
+            finally:
+                for (one, _), other in zip(new, kept, strict=True):
+                    one.copy_(other)
 
     return swapped
 
 
 @exercise(_own_loss_with)
 def loss_with(answer: Any, model: TransformerBridge) -> str | None:
-    ids, own = _ids(model), _own_loss_with(model)
+    ids, own, seen = _ids(model), _own_loss_with(model), []
     weights = matrices(model, 1) + matrices(model, 2)[:2]
     before, new = [one.detach().clone() for one in weights], [(one, one.detach() * 0.5) for one in weights]
-    values = [other.clone() for _, other in new]
-    seen: list[str] = []
-    hooks = [("blocks.1.hook_resid_post", lambda state, hook: seen.append(hook.name))]
-    wanted, intact = own(model, ids, new), losses(model, ids)
+    wanted, first, intact = own(model, ids, new), own(model, ids, new[:1]), own(model, ids, [])
     try:
-        found = answer(model, ids, new, hooks)
-        changed = [one for one, old in zip(weights, before, strict=True) if not torch.equal(one, old)]
-        same = all(torch.equal(other, old) for (_, other), old in zip(new, values, strict=True))
+        found = answer(model, ids, new, [("blocks.1.hook_resid_post", lambda state, hook: seen.append(hook))])
+        changed = sum(not torch.equal(one, old) for one, old in zip(weights, before, strict=True))
     finally:
         for one, old in zip(weights, before, strict=True):
             one.data = old
     if changed:
         return (
-            f"Afterwards {len(changed)} of {len(weights)} matrices are not what they were. `before` must hold the old values "
+            f"Afterwards {changed} of {len(weights)} matrices are not what they were. `before` must hold the old values "
             "themselves (with copy_, take clones), and the lines under “finally” put all of them back."
         )
-    if not same:
-        return "The new values that you were given are changed. Copy from them, not into them."
-    if not isinstance(found, torch.Tensor):
-        return "loss_with must return the loss, inside the try. Is there a “return”?"
-    if found.shape == wanted.shape and torch.allclose(found, wanted, atol=1e-3):
+    if not isinstance(found, torch.Tensor) or found.shape != wanted.shape:
+        return "loss_with must return what loss returns, one number for each text. Is there a “return” inside the try?"
+    if torch.allclose(found, wanted, atol=1e-3):
         return None if seen else "The hooks were not used. Give them to loss, too."
-    if found.shape == wanted.shape and torch.allclose(found, intact, atol=1e-3):
+    if torch.allclose(found, intact, atol=1e-3):
         return "The loss is that of the intact model: the new values were not in place while it ran."
-    first = own(model, ids, new[:1])
-    if found.shape == wanted.shape and torch.allclose(found, first, atol=1e-3):
+    if torch.allclose(found, first, atol=1e-3):
         return "Only the first pair was used. Go through all of them before the model runs."
-    return f"The loss [text, position - 1] is not right: {float(found.mean()):.3f}, not {float(wanted.mean()):.3f}."
+    return f"The losses are {found.tolist()}, and with the new values in place they are {wanted.tolist()}."
 
 
 # --- 4: a state put back --------------------------------------------------------------------------------------------
@@ -162,12 +150,9 @@ def loss_with(answer: Any, model: TransformerBridge) -> str | None:
 
 def _own_put_back() -> Callable[..., Any]:
     def made(intact: torch.Tensor, positions: Any) -> Callable[..., torch.Tensor]:
-        def hook_fn(state: torch.Tensor, hook: Any) -> torch.Tensor:
-            chosen = torch.zeros(state.shape[1], dtype=torch.bool, device=state.device)
-            chosen[positions] = True
-            return torch.where(chosen[:, None], intact, state)
-
-        return hook_fn
+        chosen = torch.zeros(intact.shape[1], 1, dtype=torch.bool, device=intact.device)
+        chosen[positions] = True
+        return lambda state, hook: torch.where(chosen, intact, state)
 
     return made
 
@@ -231,7 +216,6 @@ def zd(answer: Any) -> str | None:
         ).double().mean(),
         "You took the mean of the shares. Count in all matrices, and divide by all weights: larger matrices count more.":
             sum((one > 1).double().mean() for one in scaled) / len(scaled),
-        "You did not subtract the mean.": torch.cat([(one / one.std() > 1).flatten() for one in weights]).double().mean(),
         "You did not divide by the standard deviation.": torch.cat(
             [(one - one.mean() > 1).flatten() for one in weights]
         ).double().mean(),

@@ -14,6 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lab import datasets
 from lab.depth_budget import SKIP, Bits, Evaluator
+from lab.depth_budget.programme import allocate
 from lab.explorers import ClickablePicture, ask, text_of, wide
 from lab.figures import BLACK, BLUE, GREEN, GREY, ORANGE, RED, SKY, YELLOW, classroom
 from lab.interventions import block_matrices, reweighted, skip
@@ -79,26 +80,6 @@ def opening(model: TransformerBridge, prompt: str = PROMPT) -> tuple[torch.Tenso
             found[f"{bits} bits"] = goes_on(model, prompt)
     (low,) = change(3).weights([group])
     return group[0].cpu(), low[0].cpu(), {name: f"{prompt}{words}" for name, words in found.items()}
-
-
-def allocate(
-    costs: Float[np.ndarray, "block choice"], damages: Float[np.ndarray, "block choice"], budget: float
-) -> list[int]:
-    """The choice for each block with the least sum of damages whose costs sum to the budget at most. Exact: costs are whole
-    numbers of half bits."""
-    units, room = np.rint(2 * costs).astype(int), int(np.floor(2 * budget + 1e-9))
-    best, chosen = np.zeros(room + 1), []
-    for cost, damage in zip(units, damages, strict=True):
-        tries = np.full((len(cost), room + 1), np.inf)  # [choice, half bits spent at most]
-        for i, (price, loss) in enumerate(zip(cost, damage, strict=True)):
-            tries[i, price:] = best[: max(room + 1 - price, 0)] + loss
-        chosen.append(tries.argmin(0))
-        best = tries.min(0)
-    picks = []
-    for cost, choice in zip(units[::-1], chosen[::-1], strict=True):
-        picks.append(int(choice[room]))
-        room -= int(cost[picks[-1]])
-    return picks[::-1]
 
 
 def in_order(order: Sequence[int], budget: float) -> list[int]:
@@ -181,8 +162,8 @@ class Spend(ipw.VBox):
         if rule == "all blocks alike":
             return [max(b for b, price in zip(CHOICES, PRICES, strict=True) if price <= budget)] * self.n
         if rule == "programme":
-            picks = allocate(np.tile(PRICES, (self.n, 1)), self.damages(), budget * self.n)
-            return [CHOICES[pick] for pick in picks]
+            halves = np.tile(np.rint(2 * np.array(PRICES)), (self.n, 1))  # whole numbers of half bits
+            return [CHOICES[i] for i in allocate(halves, self.damages(), int(2 * budget * self.n + 1e-9))]
         order = np.argsort(self.damages()[:, CHOICES.index(3)]) if "damage" in rule else blocks
         return in_order(blocks[::-1] if "last" in rule else [int(i) for i in order], budget)
 
@@ -194,9 +175,8 @@ class Spend(ipw.VBox):
         measured -= self._measured([8] * self.n)[0]
         self.tried.pop((rule, *self.bits), None)
         self.tried[rule, *self.bits] = (rule, price, measured)
-        if self.table is None:
-            guess = "not known yet (choose a rule that measures)"
-        else:
+        guess = "not known yet (choose a rule that measures)"
+        if self.table is not None:
             guess = f"{sum(self.table[i, CHOICES.index(b)] for i, b in enumerate(self.bits)):+.2f}"
         return (
             f"<b>{price:.2f} bits for each weight</b>, low and step counted. Rise of the loss, predicted (single damages "
