@@ -71,7 +71,7 @@ def goes_on(model: TransformerBridge, prompt: str, n_tokens: int = 10) -> str:
     return model.tokenizer.decode(ids[0, n:], skip_special_tokens=True)
 
 
-def opening(model: TransformerBridge, prompt: str = PROMPT) -> tuple[torch.Tensor, torch.Tensor, dict[str, str]]:
+def opening(model: TransformerBridge, prompt: str = PROMPT) -> tuple[torch.Tensor, torch.Tensor, str, dict[str, str]]:
     """A group of weights as it is and at 3 bits; what the model says as it comes, and with all blocks at 8, 4, 3, 2 bits."""
     group = matrices(model, model.cfg.n_layers // 2)[-1].data[:1, :GROUP]
     found = {"as it comes": goes_on(model, prompt)}
@@ -79,7 +79,7 @@ def opening(model: TransformerBridge, prompt: str = PROMPT) -> tuple[torch.Tenso
         with spent(model, [bits] * model.cfg.n_layers):
             found[f"{bits} bits"] = goes_on(model, prompt)
     (low,) = change(3).weights([group])
-    return group[0].cpu(), low[0].cpu(), {name: f"{prompt}{words}" for name, words in found.items()}
+    return group[0].cpu(), low[0].cpu(), prompt, found
 
 
 def in_order(order: Sequence[int], budget: float) -> list[int]:
@@ -112,7 +112,7 @@ class Spend(ipw.VBox):
         self.tried: dict[Any, tuple[str, float, float]] = {}  # rule, price and rise, the latest last
         self.known: dict[Any, tuple[float, str]] = {}  # loss and words, by prompt and bits
         self.prompt = ipw.Text(PROMPT, description="prompt", continuous_update=False, **wide(480, 60))
-        self.budget = ipw.FloatSlider(4.5, min=2.5, max=8.5, step=0.25, description="budget", continuous_update=False,
+        self.budget = ipw.FloatSlider(4.0, min=2.5, max=8.5, step=0.25, description="budget", continuous_update=False,
                                       readout_format=".2f", **wide(380, 60))  # fmt: skip
         self.rule = ipw.Dropdown(options=RULES, description="rule", **wide(300, 40))
         self.block = ipw.Dropdown(options=range(self.n), description="block", **wide(130, 50))
@@ -207,6 +207,8 @@ class Spend(ipw.VBox):
                 if mine:
                     ax.plot(*zip(*mine, strict=True), mark, color=color, ms=8, label=rule)
             ax.plot(*list(self.tried.values())[-1][1:], "o", mfc="none", mec=RED, ms=17, mew=1.8)
+            ax.axhline(0, color=BLACK, lw=0.8)
+            ax.margins(y=0.15)
             ax.set(xlabel="bits for each weight", ylabel="rise of the loss (nats)", xlim=(0, 9))
             ax.legend(fontsize=12, loc="upper right")
         return figure

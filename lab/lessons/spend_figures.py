@@ -12,22 +12,27 @@ from lab.figures import BLACK, BLUE, GREY, ORANGE, categories, classroom
 from lab.lessons.layer_figures import SIZE, bars
 
 
-def fewer(row: Float[torch.Tensor, " input"], low: Float[torch.Tensor, " input"], said: Mapping[str, str]) -> Figure:
-    """Above: a piece of a row of weights, as it is and at 3 bits. Below: what the model says with so many bits."""
+def fewer(
+    row: Float[torch.Tensor, " input"], low: Float[torch.Tensor, " input"], prompt: str, said: Mapping[str, str]
+) -> Figure:
+    """Above: a group of weights, as it is and at 3 bits. Below: how the model goes on with so many bits."""
     with classroom():
-        figure, (top, below) = plt.subplots(2, figsize=(9, 5.2), layout="constrained", height_ratios=(1.25, 1))
+        figure, (top, below) = plt.subplots(2, figsize=(9, 5.2), layout="constrained", height_ratios=(1.3, 1))
         for level in low.unique().tolist():
             top.axhline(level, color=GREY, lw=0.7)
         top.vlines(range(len(row)), row, low, color=GREY, lw=1.2)
         top.plot(row, "o", color=BLACK, ms=5, label="as it comes")
         top.plot(low, "s", color=ORANGE, ms=5, label="3 bits")
         top.set(xlabel="one group: 64 neighbouring inputs of one row", ylabel="weight")
-        top.legend(ncols=2, loc="upper right", fontsize=12)
+        figure.legend(ncols=2, loc="outside upper right", fontsize=12)
         for place, (bits, words) in enumerate(said.items()):
-            below.text(0, -place, bits, fontsize=12.5, weight="bold", va="center")
-            below.text(0.12, -place, words.replace("\n", " ↵ "), fontsize=12.5, va="center", parse_math=False)
+            words = " ".join(words.replace("\n", " ↵ ").split())
+            for x, text, weight in ((0, bits, "bold"), (0.17, f"… {words}"[:74], "normal")):
+                below.text(
+                    x, -place, text, fontsize=12.5, weight=weight, va="center", parse_math=False, in_layout=False
+                )
         below.set(xlim=(0, 1), ylim=(0.6 - len(said), 0.6))
-        below.set_title("what the model says with all its blocks at ...", fontsize=14, loc="left")
+        below.set_title(f"“{prompt} …”, said with all blocks at", fontsize=14, loc="left")
         below.axis("off")
     return figure
 

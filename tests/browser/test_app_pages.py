@@ -101,12 +101,12 @@ def test_spend(opened: Callable[[str], Any]) -> None:
     page = opened("spend")
     root = page.locator("body")
     picture, said = page.locator("img"), page.locator(".widget-html-content").filter(has_text="bits for each weight")
-    assert "4.50 bits" in said.inner_text() and "not known yet" in said.inner_text()
+    assert "3.50 bits" in said.inner_text() and "not known yet" in said.inner_text()
     with redrawn(picture):
         choose(root, "rule", "lower the last blocks")
     with redrawn(picture):
-        assert slide(root, "budget", "ArrowLeft") == "4.25"
-    assert "4.2" in said.inner_text()
+        assert slide(root, "budget", "ArrowLeft") == "3.75"
+    assert "3.73 bits" in said.inner_text()
     with redrawn(picture):
         click_at(picture, 0.3, 0.1)
     assert page.locator("select").first.evaluate("e => e.selectedOptions[0].text") == "by hand"

@@ -22,7 +22,10 @@ def test_without_a_name_each_application_has_a_line(capsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["wach"], "no application 'wach'; did you mean 'watch'? There are watch, read, patch, layers, spend, transfer"),
+        (
+            ["wach"],
+            "no application 'wach'; did you mean 'watch'? There are watch, read, patch, layers, spend, transfer",
+        ),
         (["zzz"], "no application 'zzz'; there are watch, read"),
         (["watch", "--port", "70000"], "port 70000: give a number from 1 to 65535"),
     ],

@@ -258,8 +258,8 @@ def test_rules_keep_the_budget() -> None:
 
 def test_figures() -> None:
     row = torch.linspace(-1, 1, 64)
-    figure = spend_figures.fewer(row, row.round(), {"as it comes": "a $b$", "3 bits": "c\nd"})
-    assert [one.get_text() for one in figure.axes[1].texts] == ["as it comes", "a $b$", "3 bits", "c ↵ d"]
+    figure = spend_figures.fewer(row, row.round(), "Say", {"as it comes": " a $b$", "3 bits": "c\n\nd"})
+    assert [one.get_text() for one in figure.axes[1].texts] == ["as it comes", "… a $b$", "3 bits", "… c ↵ ↵ d"]
     rises = {"nowhere": torch.tensor([0.4, 0.6]), "at the 1st": torch.tensor([0.0, 0.1])}
     assert "+0.50" in spend_figures.where(rises, rises, 11).axes[0].texts[0].get_text()
     ax = spend_figures.against_chance({"damage": 0.5}, {"random": [1.0, 2.0], "spared": [0.7, 0.8]}).axes[0]
@@ -298,10 +298,10 @@ class Measured:
 
 def test_the_explorer_answers(explorer, smollm2) -> None:
     first = bytes(explorer.picture.value)
-    assert first.startswith(b"\x89PNG") and explorer.bits == [4] * 30 and "not known yet" in explorer.said.value
-    assert "<b>4.50 bits" in explorer.said.value and explorer.table is None
+    assert first.startswith(b"\x89PNG") and explorer.bits == [3] * 30 and "not known yet" in explorer.said.value
+    assert "<b>3.50 bits" in explorer.said.value and explorer.table is None
     explorer.rule.value = "lower the last blocks"
-    assert explorer.bits == [8] * 0 + [8 if i < 0 else 4 for i in range(30)] or explorer.bits[0] > explorer.bits[-1]
+    assert explorer.bits == [4] * 15 + [3] * 15 and "<b>4.00 bits" in explorer.said.value
     assert bytes(explorer.picture.value) != first
     explorer.rule.value = "lower by measured damage"
     assert explorer.table is not None and explorer.bits[11] == max(explorer.bits)
@@ -319,12 +319,12 @@ def test_the_explorer_answers(explorer, smollm2) -> None:
 
 def test_a_click_gives_a_block_other_bits(explorer) -> None:
     click(explorer.picture, 7.5, 0.5)
-    assert explorer.rule.value == "by hand" and explorer.bits == [3 if i == 7 else 4 for i in range(30)]
-    for wanted in (2, 0, 8, 4):
+    assert explorer.rule.value == "by hand" and explorer.bits == [2 if i == 7 else 3 for i in range(30)]
+    for wanted in (0, 8, 4, 3):
         click(explorer.picture, 7.5, 0.5)
         assert explorer.bits[7] == wanted
     words = [text.get_text() for text in explorer.picture.figure.axes[0].texts]
-    assert words == ["4"] * 30
+    assert words == ["3"] * 30
     explorer.block.value, explorer.gets.value = 29, 0
     assert explorer.bits[29] == 0 and explorer.picture.figure.axes[0].texts[29].get_text() == "out"
     explorer.budget.value = 8.5  # by hand stays by hand
