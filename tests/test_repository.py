@@ -73,7 +73,9 @@ CORE = {"checks", "identity", "interventions", "lenses", "models", "probes", "re
 MAY_IMPORT["lessons"] = {"lessons", "shipped", "explorers", "figures", "texts", *CORE, *SHARED, *ROOMS}
 MAY_IMPORT |= {room: {room, "texts", *CORE, *SHARED} for room in ROOMS}
 # Of a room: these take tables, and import furniture alone.
-DRAWN = {"figures", "merging_figures", "exits_figures", "bits_figures", "search_figures", "explorer"}
+DRAWN = {"figures", "merging_figures", "explorer"} | {
+    f"{part}_figures" for part in ("bits", "pruning", "search", "exits", "trained")
+}
 TOP_LEVEL = {
     *("notebooks", "lab", "data", "tests", "environment.yml", "README.md"),
     *("pyproject.toml", "LICENSE", "CITATION.cff", "CHANGELOG.md"),
