@@ -39,7 +39,7 @@ def pair_table(result: Any, *, text_set: str = "report", clip: float = 0.98) -> 
     places = rows.i.map(at), rows.j.map(at)
     grid[places] = grid[places[1], places[0]] = rows.second_difference
     end = max(1e-6, float(np.quantile(rows.second_difference.abs(), clip)))
-    by = signs[signs.by == "distance"].assign(distance=lambda part: part["part"].astype(int))
+    by = signs[(signs.by == "distance") & (signs.n_pairs >= 5)].assign(distance=lambda part: part["part"].astype(int))
     with shared.classroom():
         figure = shared.page(10.4)
         places_of: Any = [["matrix", "matrix"], ["means", "shares"]]
@@ -55,7 +55,7 @@ def pair_table(result: Any, *, text_set: str = "report", clip: float = 0.98) -> 
         figure.colorbar(image, ax=matrix, label=label, extend="both", shrink=0.9)
         means.plot(by.distance, by["mean"], "-o", color=BLUE, ms=5)
         means.fill_between(by.distance, by.mean_low, by.mean_high, color=BLUE, alpha=0.15, lw=0)
-        means.set(ylabel="mean, nats per token", title="by distance: mean (band: 95 %)")
+        means.set(ylabel="mean, nats per token", title="by distance (five pairs at least): mean, 95 %")
         means.axhline(0, color=GREY, lw=1)
         for column, color, dash, marker, name in (
             ("clear_positive", BLUE, _DASHES[0], "o", "above 0: blocks back each other up"),
