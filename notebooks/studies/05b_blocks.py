@@ -119,9 +119,9 @@ lab.statistics.rounded(table.tables["community_test"])
 few = (
     {"evaluations": 8, "seeds": 1, "most": 2, "window": 2, "shift": 1, "population": 4}
     if quick
-    else {"evaluations": 80, "seeds": 3}
+    else {"evaluations": 60, "seeds": 3}
 )
-found = results_of("search", lambda: search.block_search(model, table, seed=seed, **few))
+found = results_of("search", lambda: search.block_search(model, table, **few))
 figure = found.plot()
 
 # %%
