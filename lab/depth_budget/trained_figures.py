@@ -80,6 +80,7 @@ def triples(result: Any) -> Figure:
                 ax.hlines(place, row.low, row.high, color=color)
                 ax.plot(row.mean, place, marker, color=color, ms=8)
             ax.axvline(rows.majority.iloc[0], color=BLACK, ls=":", lw=1.6, label="majority")
+            ax.locator_params(axis="x", nbins=4)
             categories(ax, rows.net.tolist())
             ax.set(xlabel="accuracy", title="Match2 (control)" if task == "match2" else "Match3")
         legend_below(figure, axes[0], 1)
@@ -95,7 +96,9 @@ def depth_policy(result: Any) -> Figure:
             fixed = rows[rows.reader == "fixed"]["mean"].iloc[0]
             rows = rows[rows.reader.isin(READERS)]
             _differences(ax, rows.assign(name=rows.reader), READERS, _CONTROLS)
-            ax.set(title=f"{name}: best fixed depth {fixed:.2f}", xlabel="accuracy minus that of the best fixed depth")
+            ax.set(title=f"{name}: best fixed depth {fixed:.2f}")
+            ax.locator_params(axis="x", nbins=4)
+        figure.supxlabel("accuracy minus that of the best fixed depth")
         figure.suptitle(f"{result.parameters['model']}; {result.parameters['repeats']} splits, corrected resampled t")
     return figure
 
