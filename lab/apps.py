@@ -38,6 +38,8 @@ APPS = {
                  "layer. Does the answer come?", "patch.patch(model)"),
     "layers": App("Keep Madrid", "Click layers away: how many can go while the model still says Madrid?",
                   "layers.layers(model)"),
+    "spend": App("Spend the bits", "Drag the budget and choose a rule: which blocks keep their bits, and what does the model "
+                 "still say?", "spend.spend(model)"),
     "transfer": App("Layers from another task", "Choose the digits of task B and click a layer: are another task's first "
                     "layers worth more than random ones?", "carry.carry()"),
 }  # fmt: skip

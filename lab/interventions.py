@@ -268,15 +268,23 @@ def reweighted(model: TransformerBridge, changes: Mapping[int, Reweight]) -> Ite
                 before.append((weight, weight.data))
                 weight.data = (new if linear else new.T).to(weight)
 
-    with _entered(model, "reweighted", put) as stack:
+    def undo() -> None:
+        for weight, old in reversed(before):
+            weight.data = old
+        before.clear()
+
+    mine = (put, undo)
+    with _entered(model, "reweighted", mine) as stack:
         try:
             put()
             yield
-        finally:
-            for weight, old in reversed(before):
-                weight.data = old
-            for later in stack[stack.index(put) + 1 :]:  # entered inside this block and still open
-                later()
+        finally:  # contexts that were entered inside this block and are still open are taken back first, and put again
+            later = stack[stack.index(mine) + 1 :]
+            for _, its_undo in reversed(later):
+                its_undo()
+            undo()
+            for its_put, _ in later:
+                its_put()
 
 
 @contextmanager

@@ -30,6 +30,8 @@ from lab.cache import cache_folder, locked, room, writable
 from lab.identity import Identity
 from lab.models import in_use, received, to_send
 
+_SPAWNED = 'ProcessPoolExecutor(2, mp_context=get_context("spawn"))'
+
 
 @dataclass(frozen=True)
 class Result:
@@ -228,8 +230,14 @@ def check_executor(executor: Any) -> None:
     """A ValueError for what `run_shards` does not take."""
     if executor is not None and not isinstance(executor, Executor):
         raise ValueError(
-            f"executor is a {type(executor).__name__}: give a concurrent.futures.Executor (ProcessPoolExecutor(2), or "
+            f"executor is a {type(executor).__name__}: give a concurrent.futures.Executor ({_SPAWNED}, or "
             "client.get_executor() of a Dask client), or None to run here"
+        )
+    context = getattr(executor, "_mp_context", None)
+    if context is not None and context.get_start_method() == "fork":
+        raise ValueError(
+            "executor would copy this process with the locks that torch's threads hold, and wait for ever: give "
+            f"{_SPAWNED}, with get_context from multiprocessing"
         )
 
 

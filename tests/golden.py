@@ -37,8 +37,9 @@ def experiments(model: Make) -> dict[str, Callable[[], Any]]:
     from test_concept_depth import letters
     from test_two_hop import planned_queries
 
-    from lab import back_patching, concept_depth, depth_efficiency, transfer
+    from lab import back_patching, concept_depth, depth_budget, depth_efficiency, transfer
     from lab.back_patching import stages, two_hop
+    from lab.depth_budget import additivity, depth_policy, macaron, nested, pruning, quantisation, submodularity, triples
     from lab.depth_efficiency import attributions, integrator
     from lab.depth_efficiency.linear_maps import fit_maps
     from lab.transfer import ensemble, merging, pretrained, probe_transfer, scaling, stitching, tuned
@@ -58,7 +59,12 @@ def experiments(model: Make) -> dict[str, Callable[[], Any]]:
     sizes = {"train": 24, "validation": 8, "test": 12, "documents": (3, 4), "length": 8, "steps": 4, "batch": 8}
     small = {"steps": 4, "gate": 0.0, "train_per_class": 150}
     tune = {"n": [2, 4], "steps": 20, "rate": 1e-3, "head_rate": 1e-2}
+    stories = pd.DataFrame({"text": [" ".join(rng.choice(words, 12)) for _ in range(16)]})
     asked: list[Any] = []
+    short: dict[str, Any] = {"n_tokens": 14, "first": 4, **quiet}
+
+    def removed() -> Any:
+        return depth_budget.pair_table(model("llama"), stories, sizes=(4, 5), permutations=20, **short)
 
     def answers() -> Any:
         if not asked:
@@ -101,6 +107,30 @@ def experiments(model: Make) -> dict[str, Callable[[], Any]]:
             model("llama"), letters(), other, seeds=1, steps=5, rates=[1e-2], draws=20, progress=False
         ),
         "merging": lambda: merging.run(gate=0.0, splits=1, seeds=1, **quiet),
+        "layer_bits": lambda: quantisation.run(
+            model("llama"), stories, pairs=[(4, 2)], step=2, group_size=16, n_random=2, most=2, sizes=(4, 5, 3), **short
+        ),
+        "rate_distortion": lambda: pruning.run(
+            model("llama"), stories, sizes=(4, 5), rates=[0.3, 0.7, 1.0], budgets=[0.3], n_random=2, n_swaps=2, **short
+        ),
+        "additivity": lambda: additivity.run(
+            model("llama"), stories, n_texts=4, n_pairs=2, sizes=(3,), n_sets=2, group_size=16, **short
+        ),
+        "prefix_exits": lambda: depth_budget.prefix_exits(model("llama"), stories, n_texts=5, n_random=2, step=2, **short),
+        "fixed_norms": lambda: depth_budget.norms(
+            model("llama"), stories, n_texts=5, n_calibration=3, layers=[0, 3], **short
+        ),
+        "pair_table": removed,
+        "block_search": lambda: depth_budget.block_search(
+            model("llama"), removed(), stories, evaluations=8, seeds=2, window=2, shift=1, population=4, **quiet
+        ),
+        "submodularity": lambda: submodularity.run(
+            model("llama"), removed(), stories, n_chains=3, n_sets=2, n_added=2, **quiet
+        ),
+        "nested": lambda: nested.run(seeds=[0, 1], n_layers=2, d_model=8, steps=4, batch=2, length=16, sampled=1, **quiet),
+        "macaron": lambda: macaron.run(seeds=[0, 1], rates=[4e-3], n_layers=1, steps=4, batch=2, length=16, **quiet),
+        "triples": lambda: triples.run(n=4, seeds=[0, 1], steps=4, batch=4, tested=20, **quiet),
+        "depth_policy": lambda: depth_policy.run(model("llama"), "sentiment_words", repeats=2, limit=60, folds=2, **quiet),
     }  # fmt: skip
 
 

@@ -72,7 +72,10 @@ MAY_IMPORT = {
 CORE = {"checks", "identity", "interventions", "lenses", "models", "probes", "results", "runs", "states", "statistics"}
 MAY_IMPORT["lessons"] = {"lessons", "shipped", "explorers", "figures", "texts", *CORE, *SHARED, *ROOMS}
 MAY_IMPORT |= {room: {room, "texts", *CORE, *SHARED} for room in ROOMS}
-DRAWN = {"figures", "merging_figures", "explorer"}  # of a room: these take tables, and import furniture alone
+# Of a room: these take tables, and import furniture alone.
+DRAWN = {"figures", "merging_figures", "explorer"} | {
+    f"{part}_figures" for part in ("bits", "pruning", "search", "exits", "trained")
+}
 TOP_LEVEL = {
     *("notebooks", "lab", "data", "tests", "environment.yml", "README.md"),
     *("pyproject.toml", "LICENSE", "CITATION.cff", "CHANGELOG.md"),

@@ -11,16 +11,32 @@ from lab.depth_budget.evaluation import Evaluator as Evaluator
 from lab.depth_budget.evaluation import texts_of as texts_of
 from lab.depth_budget.exits import norms as norms
 from lab.depth_budget.exits import prefix_exits as prefix_exits
+from lab.depth_budget.pairs import pair_table as pair_table
+from lab.depth_budget.search import block_search as block_search
 
-FIGURES = dict.fromkeys(("prefix_exits", "fixed_norms"), "lab.depth_budget.exits_figures")
-FIGURES |= {"layer_bits": "lab.depth_budget.bits_figures"}
-FIGURES |= dict.fromkeys(("rate_distortion", "additivity"), "lab.depth_budget.pruning_figures")
+_DRAWN = {
+    "bits": ("layer_bits",),
+    "pruning": ("rate_distortion", "additivity"),
+    "search": ("pair_table", "block_search", "submodularity"),
+    "exits": ("prefix_exits", "fixed_norms"),
+    "trained": ("nested", "macaron", "triples", "depth_policy"),
+}
+FIGURES = {kind: f"lab.depth_budget.{part}_figures" for part, kinds in _DRAWN.items() for kind in kinds}
 RUNS = {
     "layer_bits": "lab.depth_budget.quantisation",
-    "prefix_exits": "lab.depth_budget.exits",
-    "fixed_norms": "lab.depth_budget.exits",
     "rate_distortion": "lab.depth_budget.pruning",
     "additivity": "lab.depth_budget.additivity",
+    "pair_table": "lab.depth_budget.pairs",
+    "block_search": "lab.depth_budget.search",
+    "submodularity": "lab.depth_budget.submodularity",
+    "prefix_exits": "lab.depth_budget.exits",
+    "fixed_norms": "lab.depth_budget.exits",
+    "nested": "lab.depth_budget.nested",
+    "macaron": "lab.depth_budget.macaron",
+    "triples": "lab.depth_budget.triples",
+    "depth_policy": "lab.depth_budget.depth_policy",
 }  # results by kind: the module that makes them, with its COLUMNS
 
-__getattr__ = at_first_use(__name__)
+__getattr__ = at_first_use(
+    __name__, *{name.split(".")[-1] for name in RUNS.values()}, *(f"{part}_figures" for part in _DRAWN), "programme"
+)

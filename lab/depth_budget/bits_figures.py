@@ -5,6 +5,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lab import figures as shared
 from lab.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE
@@ -41,10 +42,13 @@ def layer_bits(result: Any, *, pair: str | None = None, orders: Sequence[str] = 
         band = band.assign(bits_model=whole.reindex(band.bits, method="nearest").to_numpy())
     with shared.classroom():
         figure, ax = shared.panels(5.2)
-        ax.fill_between(band[x], band.low, band.high, color=GREY, alpha=0.3, lw=0, label="5-95 % of random orders")
+        ax.fill_between(
+            band[x], band.low, band.high, color=GREY, alpha=0.3, lw=0, label="5-95 % of random orders"
+        )  # of their means
         for name, (color, dash, marker) in zip(orders, LOOKS, strict=False):
             part = rows[rows.order == name]
-            shared.curve(ax, part.assign(mean=part.rise), color, x=x, ls=dash, marker=marker, ms=5, label=name)
+            ax.plot(part[x], part.rise, color=color, ls=dash, marker=marker, ms=5, label=name)
+            ax.vlines(part[x], part.low, part.high, color=color, lw=1.2)
         _nats(ax, max(rows.high.max(), band.high.max()))
         ax.invert_xaxis()
         of = "model, all else at 16" if model else "blocks' weights"
@@ -82,18 +86,21 @@ def prune_or_quantise(result: Any) -> Figure:
             ("2 bits", "left out"), ("at 2 bits", "left out"), LOOKS, strict=False
         ):
             part = rows[rows.order == name]
-            shared.curve(ax, part.assign(mean=part.rise), color, x="k", ls=dash, marker=marker, ms=6, label=words)
+            where = part.k + (0.08 if name == "left out" else -0.08)  # beside one another
+            ax.plot(where, part.rise, color=color, ls=dash, marker=marker, ms=6, label=words)
+            ax.vlines(where, part.low, part.high, color=color, lw=1.6)
         _nats(ax, rows.high.max())
         ax.set(xlabel="blocks changed, by measured damage, the others intact", ylabel="rise of the loss, nats a token")
-        ax.legend()
-        figure.suptitle(_about(result))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.legend(loc="upper left")
+        figure.suptitle(f"Blocks left out, or kept at 2 bits\n{_about(result)}")
     return figure
 
 
 def _nats(ax: Axes, largest: float) -> None:
     """From 0 on a linear scale to 0.1 and a logarithmic one beyond, where that is needed."""
     if largest > 1:
-        ax.set_yscale("symlog", linthresh=0.1)
+        ax.set_yscale("symlog", linthresh=0.1, linscale=0.5)
         ticks = [tick for tick in (0, 0.05, 0.1, 0.3, 1, 3, 10, 30) if tick < 1.5 * largest]
         ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.set_yticks([], minor=True)
@@ -101,4 +108,4 @@ def _nats(ax: Axes, largest: float) -> None:
 
 
 def _about(result: Any) -> str:
-    return f"{shared.about_of(result)}, {result.parameters['n']} texts; bands and bars: 95 % over texts"
+    return f"{shared.about_of(result)}, {result.parameters['n']} texts; bars: 95 % over texts"

@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from lab.texts import tokenize
 
 Configuration = Mapping[int, Any]  # layer to `changes.Change`
 _ROWS = 512  # positions whose logits are held at once: 100 MB at 50,000 words
+_HELD = 10**9  # bytes of changed weights
 _EVERY = 20  # seconds of work that an interruption may cost
 
 
@@ -104,6 +106,7 @@ class Evaluator:
     Args:
         ids: texts of one length. first: the first position whose next token is scored (all later ones are, too).
         folder: where measurements are kept every few seconds, so that an interrupted run goes on; None keeps none.
+        beside: another evaluator of this model, whose changed weights it shares (a gigabyte of them is held at most).
 
     intact: loss [text] of the unchanged model. passes, full: block runs so far, and what they would have been if every
     configuration had run from the first block on.
@@ -117,10 +120,12 @@ class Evaluator:
         first: int = 8,
         folder: Path | None = None,
         progress: bool = True,
+        beside: "Evaluator | None" = None,
     ) -> None:
         self.model, self.ids, self.progress = model, ids, progress
         self.n, self.first = model.cfg.n_layers, require.whole("first", first, 0, ids.shape[1] - 2)
         self.passes = self.full = 0
+        self._held: OrderedDict[tuple[int, str], list[torch.Tensor]] = beside._held if beside else OrderedDict()
         self._fits: set[tuple[int, int]] = set()  # layers and sizes of groups that are known to go together
         self._inputs: list[torch.Tensor | None] = [None] * self.n  # of each block, in the configuration that ran last
         self._last: tuple[Change | None, ...] | None = None
@@ -194,7 +199,7 @@ class Evaluator:
             return run
 
         programs |= {layer: program(layer) for layer in range(start, self.n)}
-        weights = {i: key[i].weights for i in range(start, self.n) if hasattr(key[i], "weights")}  # type: ignore[union-attr]
+        weights = {i: self._weights(i, key[i]) for i in range(start, self.n) if hasattr(key[i], "weights")}
         with ExitStack() as stack:
             for one in (torch.inference_mode(), reweighted(self.model, weights), rewritten(self.model, programs)):
                 stack.enter_context(one)
@@ -205,6 +210,23 @@ class Evaluator:
         self._last = key
         self.passes, self.full = self.passes + self.n - start, self.full + self.n
         return out[:, self.first : -1].clone()
+
+    def _weights(self, layer: int, change: Any) -> Any:
+        """The change as `reweighted` takes it, made once while there is room: rounding takes as long as a third of a block."""
+        name, held = (layer, repr(change)), self._held
+
+        def changed(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
+            if name in held:
+                held.move_to_end(name)
+            else:
+                held[name] = change.weights(matrices)
+                sizes = [sum(one.nbytes for one in made) for made in held.values()]
+                while sum(sizes) > _HELD and len(sizes) > 1:
+                    held.popitem(last=False)
+                    sizes.pop(0)
+            return held[name]
+
+        return changed
 
     def _logits(self, hidden: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Logits and their log-normaliser, some rows at once: many, since each time all of the unembedding is read."""

@@ -32,8 +32,8 @@ EXITS = {
 }
 NORMS = {
     "one number": "every token is divided by one size",
-    "by channel": "every channel is divided by its own size",
-    "by channel, another block's": "control: the sizes of the block half the depth away",
+    "by channel": "every channel is divided by its own size, as SLAB does; its gains were not trained for that here",
+    "one number, another block's": "control: the size of the block half the depth away",
     "one number, first token too": "the first token, which many models use as a sink, is divided so, too",
 }
 COLUMNS = {
@@ -55,6 +55,7 @@ def prefix_exits(
     Args:
         n_random: random sets of blocks, at every `step`-th n. first: first scored position of each text.
 
+    `parameters["guessing"]`: the rise if all words were equally likely.
     Not shown: what a model that was trained for early exits would lose.
     """
     n_random, step = require.whole("n_random", n_random, 2), require.whole("step", step, 1)
@@ -74,8 +75,10 @@ def prefix_exits(
     known = {"n_random": n_random, "step": step, "seed": seed, "first": first, "ids": texts.ids.tolist()}
     (part,) = _study(_measured, model, known, texts, progress, resume, configurations=configurations, first=first)
     table = _long(plan.drop(columns="kept"), texts, part)
+    guessing = float(np.log(model.cfg.d_vocab) - part.summary.nll.mean())
     parameters = {**models.facts(model), "dataset": data if isinstance(data, str) else "own", "n": n_texts, "n_tokens": n_tokens,
-                  "first": first, "n_random": n_random, "step": step, "seed": seed, "versions": versions()}  # fmt: skip
+                  "first": first, "n_random": n_random, "step": step, "seed": seed, "guessing": guessing,
+                  "versions": versions()}  # fmt: skip
     return Result("prefix_exits", table, _summary(table, ["way", "n_blocks"], seed), parameters).described(COLUMNS)
 
 
@@ -155,9 +158,9 @@ def _normed(
     half, changes = model.cfg.n_layers // 2, []
     for way, layer in zip(plan["way"], plan["layer"], strict=True):
         sink = way == "one number, first token too"
-        other = (layer + half) % model.cfg.n_layers if way == "by channel, another block's" else layer
+        other = (layer + half) % model.cfg.n_layers if "another" in way else layer
         sizes = squares[0 if sink else 1][:, other]  # [norm d_model]
-        chosen = sizes if way.startswith("by channel") else sizes.mean(-1, keepdim=True)
+        chosen = sizes if way == "by channel" else sizes.mean(-1, keepdim=True)
         changes.append({layer: FixedNorms(way, (chosen[0], chosen[1]), first=0 if sink else 1)})
     return _measured(model, ids, changes, first, progress, scratch)
 

@@ -16,7 +16,7 @@ WAYS = {
 NORMS = {
     "one number": ("one size for all tokens", BLUE, "-", "o"),
     "by channel": ("one size a channel", ORANGE, (0, (5, 1.5)), "s"),
-    "by channel, another block's": ("sizes of another block (control)", PURPLE, (0, (1, 1)), "^"),
+    "one number, another block's": ("size of another block (control)", PURPLE, (0, (1, 1)), "^"),
     "one number, first token too": ("one size, first token too", GREEN, (0, (3, 1, 1, 1)), "D"),
 }
 
@@ -34,7 +34,9 @@ def prefix_exits(result: Any) -> Figure:
             rows = summary[(summary.way == way) & (summary.n_blocks >= 1)]
             shared.curve(ax, rows, color, x="n_blocks", y="rise", ls=dash, marker=marker, ms=5, label=label)
         ax.axhline(0, color=GREY, lw=1)
+        ax.axhline(result.parameters["guessing"], color=GREY, lw=1.5, ls="--", label="all words equally likely")
         ax.set(xlabel=f"blocks kept, of {last}", ylabel="rise of the loss (nats per token)", xlim=(1, last + 0.3))
+        ax.set_ylim(-1, 4 * result.parameters["guessing"])
         ax.set_title(f"Ending early, no training: {shared.about_of(result)}")
         shared.legend_below(figure, ax, 3)
     return figure
@@ -53,7 +55,7 @@ def fixed_norms(result: Any) -> Figure:
             ax.axhline(0, color=GREY, lw=1)
             ax.set_yscale("symlog", linthresh=0.1)
             ax.set_yticks([0, 0.1, 1, 10], ["0", "0.1", "1", "10"])
-            ax.set(xlabel="block whose two norms are fixed", ylim=(-0.1, 15))
+            ax.set(xlabel="block whose two norms are fixed", ylim=(-0.03, 15))
         axes[0].set(ylabel="rise of the loss (nats per token)", title="first token keeps its own size")
         axes[1].set_title("first token, too")
         handles = [ax.get_legend_handles_labels() for ax in axes]

@@ -51,16 +51,18 @@ def single_damages(
     base, n = dict(rest or {}), evaluate.n
     found = evaluate([base, *({**base, layer: change} for layer in range(n) for change in changes)])
     nll, kl = found.nll.mean(1), found.kl.mean(1)
-    return {"loss": (nll[1:] - nll[0]).reshape(n, -1), "kl": kl[1:].reshape(n, -1)}
+    return {"loss": (nll[1:] - nll[0]).reshape(n, -1), "KL": kl[1:].reshape(n, -1)}
 
 
 def measured_importance(search: Evaluator, second: Evaluator, high: Bits, low: Bits) -> dict[str, np.ndarray]:
-    """Importance [block] by loss: damage (only this block is lowered, all others at the higher bits), the same on other
-    text, and rescue (all are lowered but this one)."""
+    """Importance [block]: damage (only this block is lowered, all others at the higher bits) by loss, by KL to the intact
+    model, and by loss on other text; and rescue (all are lowered but this one), by loss."""
     n = search.n
     rest, all_low = dict.fromkeys(range(n), high), dict.fromkeys(range(n), low)
+    damage = single_damages(search, [low], rest)
     return {
-        "damage": single_damages(search, [low], rest)["loss"][:, 0],
+        "damage": damage["loss"][:, 0],
+        "damage, KL": damage["KL"][:, 0],
         "damage, second text": single_damages(second, [low], rest)["loss"][:, 0],
         "rescue": -single_damages(search, [high], all_low)["loss"][:, 0],
     }
@@ -69,14 +71,10 @@ def measured_importance(search: Evaluator, second: Evaluator, high: Bits, low: B
 def orders_of(importance: Mapping[str, np.ndarray], n_random: int, seed: int) -> dict[str, tuple[str, list[int]]]:
     """Kind (score, reverse, depth, random) and blocks from the least important one, by name; equal scores by depth.
 
-    Readings of a score that agree in the order of all blocks share one, under the name of the first.
+    Readings that give one order are measured once, as configurations are remembered, and listed each.
     """
     n = len(next(iter(importance.values())))
-    found: dict[str, tuple[str, list[int]]] = {}
-    for name, values in importance.items():
-        order = np.argsort(values, kind="stable").tolist()
-        if not any(order == other for _, other in found.values()):
-            found[name] = ("score", order)
+    found = {name: ("score", np.argsort(values, kind="stable").tolist()) for name, values in importance.items()}
     found |= {f"reverse of {name}": ("reverse", order[::-1]) for name, (_, order) in list(found.items())}
     found |= dict(zip(ENDS, (("depth", list(range(n))), ("depth", list(range(n))[::-1])), strict=True))
     draw = np.random.default_rng([seed, 17])
@@ -85,7 +83,7 @@ def orders_of(importance: Mapping[str, np.ndarray], n_random: int, seed: int) ->
 
 def importance_of(scores: pd.DataFrame) -> dict[str, np.ndarray]:
     """Importance [block] of each reading, by "score, reading"."""
-    parts = scores.sort_values("layer").groupby(["score", "reading"], sort=False)
+    parts = scores.sort_values("layer", kind="stable").groupby(["score", "reading"], sort=False)
     return {f"{score}, {reading}": part.importance.to_numpy() for (score, reading), part in parts}
 
 
@@ -99,8 +97,9 @@ def work(
         texts: to search and order by, to report on, and a second set to order by.
     """
     began, size = time.monotonic(), parameters["group_size"]
-    search, report, second = (Evaluator(model, one.ids, first=parameters["first"], folder=scratch,
-                                        progress=progress) for one in texts)  # fmt: skip
+    options = {"first": parameters["first"], "folder": scratch, "progress": progress}
+    search = Evaluator(model, texts[0].ids, **options)
+    report, second = (Evaluator(model, one.ids, **options, beside=search) for one in texts[1:])
     if sweep == CONTROL:
         found = _controls(model, search, report, second, texts[1].table, scores, parameters)
     else:
@@ -156,7 +155,7 @@ def _controls(
         f"uniform {BETWEEN} bits": ("uniform", dict.fromkeys(range(n), Bits(BETWEEN, size)))
     }
     plans["two levels, best of the search"] = ("two levels", halves[best])
-    plans["two levels, by damage"] = ("two levels", halves["damage"])
+    plans |= {f"two levels, by {name}": ("two levels", halves[name]) for name in ("damage", "damage, KL")}
     for by, damages in alone.items():
         found = allocate(costs // math.gcd(*costs.flat), damages[:, :-1], budget // math.gcd(*costs.flat))
         plans[f"programme, by {by}"] = ("programme", {layer: choices[choice] for layer, choice in enumerate(found)})

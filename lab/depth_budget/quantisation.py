@@ -55,13 +55,15 @@ COLUMNS = {
     "score": "LIM, ZD, or importance as measured", "reading": "of `scores.LIM`, `scores.ZD`", "layer": "the block",
     "value": "of the score", "importance": "larger is lowered later: the value, its sign turned for ZD; measured ones in nats",
     "end": "whether it is the first or the last block",
-    "blocks": "all, or without the first and the last", "rho": "Spearman correlation of importance with measured damage",
+    "blocks": "all, or without the first and the last", "target": "measured damage, by loss or by KL",
+    "rho": "Spearman correlation of importance with it",
     "place": "place in the order, 0 is lowered first",
     "measure": "of the random orders: area, ratio, lowerable, lowerable_more, or rise at k", "bands.bits": "bits a weight there",
     "method": "how bits are given", "chosen": "the order that did best on the search texts", "plans.bits": "of this block",
     "on_search": "rise on the texts that were searched, nats",
     "predicted": "sum of single blocks' rises on the search texts, nats",
     "change": "what is done to this block alone", "loss": "rise of the loss on the search texts, nats",
+    "KL": "KL(intact || changed) on the search texts, nats",
     "left_out": "rise where k blocks are left out", "two_bits": "rise where k blocks have 2 bits",
     "seconds": "of work, without what an earlier run had kept", "passes": "passes done, counted in blocks run",
     "full": "passes if every configuration had run from the first block on",
@@ -251,7 +253,7 @@ def _scores(scores: pd.DataFrame, measured: pd.DataFrame, n_layers: int) -> pd.D
 
 
 def _agreement(scores: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Spearman of every score with the measured damage of each pair, with and without the first and the last block."""
+    """Spearman of every score with the measured damages of each pair, with and without the first and the last block."""
     rows = []
     for sweep in scores.sweep[scores.sweep != "all"].unique():
         some = scores[scores.sweep.isin([sweep, "all"])]
@@ -259,19 +261,17 @@ def _agreement(scores: pd.DataFrame, seed: int) -> pd.DataFrame:
             wide = part.pivot(index="layer", columns=["score", "reading"], values="importance")
             if len(wide) < 3:
                 continue
-            ranks = wide.apply(stats.rankdata).apply(
-                lambda column: (column - column.mean()) / max(column.std(ddof=0), 1e-12)
-            )
-            damage = ranks.pop(("damage", "measured")).to_numpy()
-            draw = np.random.default_rng([seed, 31])
-            shuffled = draw.permuted(np.tile(damage, (PERMUTATIONS, 1)), axis=1)
-            rho = damage @ ranks.to_numpy() / len(damage)
-            by_chance = np.abs(shuffled @ ranks.to_numpy() / len(damage)) >= np.abs(rho) - 1e-12
-            p = (1 + by_chance.sum(0)) / (1 + PERMUTATIONS)
-            rows += [
-                (sweep, blocks, *name, *one, len(damage)) for name, *one in zip(ranks, rho, p, holm(p), strict=True)
-            ]
-    return pd.DataFrame(rows, columns=["sweep", "blocks", "score", "reading", "rho", "p", "p_holm", "n"])
+            ranks = wide.apply(stats.rankdata).apply(lambda one: (one - one.mean()) / max(one.std(ddof=0), 1e-12))
+            for target in ("damage", "damage, KL"):
+                damage = ranks[target, "measured"].to_numpy()
+                others = ranks.drop(columns=[(target, "measured")])
+                shuffled = np.random.default_rng([seed, 31]).permuted(np.tile(damage, (PERMUTATIONS, 1)), axis=1)
+                rho = damage @ others.to_numpy() / len(damage)
+                by_chance = np.abs(shuffled @ others.to_numpy() / len(damage)) >= np.abs(rho) - 1e-12
+                p = (1 + by_chance.sum(0)) / (1 + PERMUTATIONS)
+                rows += [(sweep, blocks, target, *name, *one, len(damage))
+                         for name, *one in zip(others, rho, p, holm(p), strict=True)]  # fmt: skip
+    return pd.DataFrame(rows, columns=["sweep", "blocks", "target", "score", "reading", "rho", "p", "p_holm", "n"])
 
 
 def _controls(table: pd.DataFrame, summary: pd.DataFrame, plans: pd.DataFrame, draws: int, seed: int) -> pd.DataFrame:

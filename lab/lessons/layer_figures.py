@@ -14,6 +14,7 @@ from lab.lessons.layers import OneOut
 
 SIZE: Any = {"figsize": (9, 4.8), "layout": "constrained"}
 FAINT: Any = {"color": "k", "alpha": 0.35, "s": 14, "linewidth": 0, "zorder": 3}
+DOT = "one text (some lie higher)"
 
 
 def without_each(found: OneOut) -> Figure:
@@ -40,18 +41,26 @@ def without_each(found: OneOut) -> Figure:
     return figure
 
 
-def rise(rises: Float[torch.Tensor, "layer text"], *, top: float = 3.2) -> Figure:
+def rise(
+    rises: Float[torch.Tensor, "layer text"],
+    *,
+    top: float = 3.2,
+    low: float = -0.6,
+    by: str = "the layer that is left out",
+) -> Figure:
     """Rise of the loss without each layer: each text as a dot, the mean as a line, cut off at `top`."""
     with classroom():
         figure, ax = plt.subplots(**SIZE)
         mean = rises.mean(1)
         for layer, one in enumerate(rises):
-            ax.scatter([layer] * len(one), one, **FAINT, label=None if layer else "one text (some lie higher)")
+            ax.scatter(
+                [layer] * len(one), one, **FAINT, label=None if layer else DOT if (mean > top).any() else DOT[:8]
+            )
         ax.plot(mean.clamp(max=top), "-o", color=BLUE, markersize=5, label="mean of the texts")
         for layer in (mean > top).nonzero().flatten().tolist():
             ax.text(layer + 1.4, top + 0.1, f"layer {layer}: {mean[layer]:.1f}", va="center", fontsize=12)
         ax.axhline(0, color="k", lw=0.8)
-        ax.set(xlabel="the layer that is left out", ylabel="rise of the loss (nats)", ylim=(-0.6, top + 0.4))
+        ax.set(xlabel=by, ylabel="rise of the loss (nats)", ylim=(low, 1.125 * top))
         ax.legend(fontsize=12)
     return figure
 
@@ -60,7 +69,7 @@ def who_needs_it(rises: Mapping[str, torch.Tensor], shares: Mapping[str, Mapping
     """Left: rise of the loss where a layer is left out at some tokens only. Right: attention to the first token."""
     with classroom():
         figure, (left, right) = plt.subplots(1, 2, **SIZE, width_ratios=(1, 1.1))
-        _bars(left, rises)
+        bars(left, rises)
         left.set_title(f"layer {layer} left out at ...", fontsize=14)
         looks = zip((BLUE, ORANGE), ("-o", "--s"), strict=True)
         for (name, share), (color, line) in zip(shares.items(), looks, strict=True):
@@ -89,11 +98,11 @@ def orders(costs: Mapping[str, Float[torch.Tensor, " text"]]) -> Figure:
     """Rise of the loss where the layers run in another order."""
     with classroom():
         figure, ax = plt.subplots(**SIZE)
-        _bars(ax, costs)
+        bars(ax, costs)
     return figure
 
 
-def _bars(ax: Axes, rises: Mapping[str, torch.Tensor]) -> None:
+def bars(ax: Axes, rises: Mapping[str, torch.Tensor]) -> None:
     """Means as bars with their numbers, each text as a dot."""
     for place, found in enumerate(rises.values()):
         mean = float(found.mean())

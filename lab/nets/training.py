@@ -98,14 +98,20 @@ class Run:
 
 
 @contextmanager
-def run(n_tokens: int, parameters: dict[str, Any], total: int, *, context: int, progress: bool) -> Iterator[Run]:
-    """A training that repeats: one thread (sums are then always in the same order), seeded; afterwards all is as it was."""
+def one_thread() -> Iterator[None]:
+    """Inside, sums are always in the same order, so that a training repeats; afterwards all is as it was."""
     threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def run(n_tokens: int, parameters: dict[str, Any], total: int, *, context: int, progress: bool) -> Iterator[Run]:
+    """A training that repeats: one thread, seeded."""
+    with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(parameters["seed"])
-        try:
-            with tqdm(total=total, desc="Training (at most)", unit="step", disable=not progress, leave=False) as bar:
-                yield Run(n_tokens, parameters, context, bar)
-        finally:
-            torch.set_num_threads(threads)
+        with tqdm(total=total, desc="Training (at most)", unit="step", disable=not progress, leave=False) as bar:
+            yield Run(n_tokens, parameters, context, bar)

@@ -97,6 +97,31 @@ def test_layers(opened: Callable[[str], Any]) -> None:
 
 
 @slow
+def test_spend(opened: Callable[[str], Any]) -> None:
+    page = opened("spend")
+    root = page.locator("body")
+    picture, said = page.locator("img"), page.locator(".widget-html-content").filter(has_text="bits for each weight")
+    assert "3.50 bits" in said.inner_text() and "not known yet" in said.inner_text()
+    with redrawn(picture):
+        choose(root, "rule", "lower the last blocks")
+    with redrawn(picture):
+        assert slide(root, "budget", "ArrowLeft") == "3.75"
+    assert "3.73 bits" in said.inner_text()
+    with redrawn(picture):
+        click_at(picture, 0.3, 0.1)
+    assert page.locator("select").first.evaluate("e => e.selectedOptions[0].text") == "by hand"
+    with redrawn(picture):
+        choose(root, "block", "11")
+        choose(root, "gets", "left out")
+    with redrawn(picture):
+        choose(root, "rule", "programme")
+    assert "not known yet" not in said.inner_text()
+    with redrawn(picture):
+        write(root, "prompt", "The capital of France is")
+    assert "The capital of France is" in said.inner_text()
+
+
+@slow
 def test_read(opened: Callable[[str], Any]) -> None:
     page = opened("read")
     root = page.locator("body")

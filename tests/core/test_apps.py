@@ -15,14 +15,17 @@ from lab.__main__ import main
 def test_without_a_name_each_application_has_a_line(capsys) -> None:
     assert main(["app"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["watch", "read", "patch", "layers", "transfer"]
+    assert [line.split()[0] for line in lines] == ["watch", "read", "patch", "layers", "spend", "transfer"]
     assert all(30 < len(line) <= 130 for line in lines)
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["wach"], "no application 'wach'; did you mean 'watch'? There are watch, read, patch, layers, transfer"),
+        (
+            ["wach"],
+            "no application 'wach'; did you mean 'watch'? There are watch, read, patch, layers, spend, transfer",
+        ),
         (["zzz"], "no application 'zzz'; there are watch, read"),
         (["watch", "--port", "70000"], "port 70000: give a number from 1 to 65535"),
     ],

@@ -5,6 +5,7 @@ import functools
 import json
 import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -479,12 +480,19 @@ def test_executors(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("LAB_CACHE", str(tmp_path))
     model = lab.load(tiny_folder("llama"), device="cpu")
     wanted = concept_depth.run(model, statements(), **{**QUICK, "null": True}, resume=False).table
-    for pool in (ThreadPoolExecutor(3), ProcessPoolExecutor(1)):
+    for pool in (ThreadPoolExecutor(3), ProcessPoolExecutor(1, mp_context=get_context("spawn"))):
         with pool as executor:
             found = concept_depth.run(
                 model, statements(), **{**QUICK, "null": True}, resume=False, executor=executor
             ).table
         pd.testing.assert_frame_equal(found, wanted)
+
+
+def test_forked_processes_are_refused(tiny_folder):
+    """They hang: torch's threads hold locks that nobody in the copy gives back."""
+    model = lab.load(tiny_folder("llama"), device="cpu")
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool, pytest.raises(ValueError, match="spawn"):
+        concept_depth.run(model, statements(), **QUICK, resume=False, executor=pool)
 
 
 @pytest.mark.parametrize("run", [concept_depth.run, lab.transfer.run])
@@ -496,7 +504,10 @@ def test_what_is_no_executor_is_refused(unchecked, tiny_model, run):
 
 def test_an_executor_gets_the_model_that_is_in_memory_or_none(tiny_folder, booted):
     model = lab.load(tiny_folder("llama"), device="cpu")
-    threads, processes = ThreadPoolExecutor(1), ProcessPoolExecutor(1)  # neither starts anything before it gets work
+    threads, processes = (
+        ThreadPoolExecutor(1),
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")),
+    )  # neither starts anything before it gets work
     assert results.for_executor(model, None) is model and results.for_executor(model, threads) is model
     sent = results.for_executor(model, processes)
     assert identity(models.received(sent)) == identity(model)

@@ -5,7 +5,7 @@ from conftest import FAMILIES
 
 import lab
 from lab.checks import hooks_left
-from lab.interventions import ablate, block_attention, patch, quantized, rewritten, skip
+from lab.interventions import ablate, block_attention, fixed_norms, patch, quantized, rewritten, skip
 from lab.models import CACHE, SITES, plain_twin
 from lab.runs import clean_run, why_plain
 from lab.states import collect_states
@@ -291,6 +291,30 @@ def test_quantized_restores_every_bit_also_after_an_exception(tiny_model):
     assert len(unchanged()) == len(before)
 
 
+def test_some_layers_alone_are_quantized(tiny_model):
+    model = tiny_model("gpt2")  # whose matrices lie the other way round
+    before = [[w.detach().clone() for w, _ in lab.interventions.block_matrices(model, layer)] for layer in range(4)]
+    with quantized(model, 2, group_size=16, layers=[1, 3]):
+        for layer, old in enumerate(before):
+            for (weight, linear), was in zip(lab.interventions.block_matrices(model, layer), old, strict=True):
+                assert torch.equal(weight, was) == (layer in (0, 2))
+                groups = (weight if linear else weight.T).reshape(-1, 16)
+                assert layer in (0, 2) or max(len(group.unique()) for group in groups[:50]) <= 4
+    after = [w for layer in range(4) for w, _ in lab.interventions.block_matrices(model, layer)]
+    assert all(torch.equal(w, old) for w, old in zip(after, [w for old in before for w in old], strict=True))
+
+
+def test_other_weights_of_another_shape_are_refused(tiny_model):
+    model = tiny_model("llama")
+    before = [w.detach().clone() for w, _ in lab.interventions.block_matrices(model, 1)]
+    changes = {1: lambda matrices: [*matrices[:-1], matrices[-1].T]}
+    with pytest.raises(ValueError, match="keep its shape"), lab.interventions.reweighted(model, changes):
+        pass
+    assert all(
+        torch.equal(w, old) for (w, _), old in zip(lab.interventions.block_matrices(model, 1), before, strict=True)
+    )
+
+
 def test_the_error_shrinks_with_bits(tiny_model):
     model = tiny_model("llama")
     before, gaps = logits(model), []
@@ -401,6 +425,8 @@ CONTEXTS = {
     "ablate": lambda m, k: ablate(m, "mlp_out", layer=k),
     "block_attention": lambda m, k: block_attention(m, [1, 2], query=9, keys=[k]),
     "quantized": lambda m, k: quantized(m, 2 + k, group_size=16),
+    "quantized, one layer": lambda m, k: quantized(m, 2 + k, group_size=16, layers=[k]),
+    "fixed_norms": lambda m, k: fixed_norms(m, k, {"ln1": torch.ones(1) * (k + 1), "ln2": torch.ones(32)}),
     "rewritten": lambda m, k: rewritten(m, {1: lambda x, step: step(x) * (1 + k), 2: lambda x, step: x + k}),
 }
 

@@ -132,6 +132,21 @@ def test_an_interrupted_run_goes_on(tiny_model, tmp_path, monkeypatch):
     assert other(CHANGES[:2]).nll.shape == (2, 2)  # other texts, other measurements
 
 
+def test_changed_weights_are_held_while_there_is_room(tiny_model, monkeypatch):
+    model, made = tiny_model("llama"), []
+    weights = Bits.weights
+    monkeypatch.setattr(Bits, "weights", lambda self, matrices: made.append(self) or weights(self, matrices))
+    configurations = [{1: Bits(3, 16)}, {1: Bits(3, 16), 2: Bits(2, 16)}, {2: Bits(2, 16)}, {0: SKIP, 1: Bits(3, 16)}]
+    one = Evaluator(model, ids_of(model), progress=False)
+    wanted = one(configurations)
+    assert len(made) == 2
+    found = Evaluator(model, ids_of(model), progress=False, beside=one)(configurations)
+    assert len(made) == 2 and (found.nll == wanted.nll).all()
+    monkeypatch.setattr(evaluation, "_HELD", 1)  # room for one alone
+    assert (Evaluator(model, ids_of(model), progress=False)(configurations).nll == wanted.nll).all()
+    assert len(made) > 4
+
+
 def test_weights_come_back(tiny_model):
     model = tiny_model("gpt2")
     before = [w.detach().clone() for layer in range(4) for w, _ in block_matrices(model, layer)]

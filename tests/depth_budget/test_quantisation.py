@@ -91,9 +91,16 @@ def test_a_planted_block_is_found_by_damage_and_by_rescue(tiny_folder):
     assert orders["planted"][1] == [0, 3, 1, 2] and orders["reverse of planted"][1] == [2, 1, 3, 0]
 
 
-def test_readings_of_one_order_are_measured_once():
-    orders = lowering.orders_of({"a": np.array([1.0, 2, 3]), "b": np.array([10.0, 20, 30])}, 2, seed=0)
-    assert "a" in orders and "b" not in orders
+def test_readings_of_one_order_are_measured_once(tiny_model):
+    model = tiny_model("llama")
+    texts = texts_of(model, data(), sizes=(4, 6, 4), n_tokens=12)
+    evaluate = Evaluator(model, texts[1].ids, first=3, progress=False)
+    orders = lowering.orders_of({"a": np.array([1.0, 2, 3, 4]), "b": np.array([10.0, 20, 30, 40])}, 2, seed=0)
+    steps = [(name, "score", 2, lowering.lowered(orders[name][1], 2, Bits(4, 16), Bits(2, 16))) for name in "ab"]
+    before = evaluate.full
+    found = lowering._by_text(model, evaluate, texts[1].table, "4/2", steps)
+    assert evaluate.full == before + 2 * model.cfg.n_layers  # one configuration, and the intact model
+    assert found.rise[:6].tolist() == found.rise[6:].tolist()
 
 
 def test_bits_of_smollm2_by_hand():
@@ -192,11 +199,14 @@ def test_agreement_with_and_without_the_ends():
     damage = rng.normal(size=n)
     other = rng.normal(size=n)
     damage[[0, -1]], other[[0, -1]] = 9, 9  # only the ends agree
-    rows = [("all", "LIM", "a", other), ("all", "ZD", "b", damage**3), ("4/2", "damage", "measured", damage)]
+    rows = [("all", "LIM", "a", other), ("all", "ZD", "b", damage**3), ("4/2", "damage", "measured", damage),
+            ("4/2", "damage, KL", "measured", -damage)]  # fmt: skip
     table = pd.concat([pd.DataFrame({"sweep": sweep, "score": score, "reading": reading, "layer": range(n), "importance": values})
                        for sweep, score, reading, values in rows])  # fmt: skip
     table["end"] = table.layer.isin([0, n - 1])
-    found = quantisation._agreement(table, 0).set_index(["blocks", "score"])
+    both = quantisation._agreement(table, 0)
+    found, turned = (both[both.target == name].set_index(["blocks", "score"]) for name in ("damage", "damage, KL"))
+    assert turned.rho["all", "damage"] == pytest.approx(-1) and turned.rho["all", "ZD"] == pytest.approx(-1)
     wanted = pd.Series(damage[1:-1]).corr(pd.Series(other[1:-1]), method="spearman")
     assert found.rho["without ends", "LIM"] == pytest.approx(wanted) and found.n["without ends", "LIM"] == n - 2
     assert found.rho["all", "LIM"] > wanted and found.rho["all", "ZD"] == pytest.approx(1)

@@ -12,7 +12,7 @@ from typing import Any
 import jupytext
 
 LESSONS = sorted((Path(__file__).resolve().parents[2] / "notebooks" / "lessons").glob("*.py"))
-ENGINE = r"\b(collect_states|sweep|skip|rewritten|replicas|probe_depths|fit_batched)\(|\.run\("
+ENGINE = r"\b(collect_states|sweep|skip|rewritten|quantized|replicas|probe_depths|fit_batched)\(|\.run\("
 MOST = {"words": 700, "figures": 6, "exercises": 6, "lines a piece": 15}
 
 

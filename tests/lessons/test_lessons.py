@@ -166,6 +166,7 @@ FORMS = {
     "Group split": "group split",  # a split by itself is any split
     "Logit": r"logits?(?!\slens)",
     "n*": r"n\\\*",
+    "Quantise": r"quanti[sz]\w*",
     "Random twin": "random twin|random weights",
     "Residual stream": "(residual )?stream",
     "Shuffled labels": "shuffled labels|labels, shuffled",

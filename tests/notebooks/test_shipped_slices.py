@@ -11,6 +11,7 @@ import lab
 from lab import datasets, shipped
 from lab.back_patching import patching, stages, two_hop
 from lab.concept_depth import accuracy
+from lab.depth_budget import SKIP, Bits, Evaluator, Pruned, depth_policy, exits, lowering, macaron, nested, texts_of, triples
 from lab.depth_efficiency import attributions, depth_scores, integrator
 from lab.depth_efficiency.linear_maps import linear_maps
 from lab.results import Result
@@ -235,3 +236,126 @@ def test_an_erased_state_and_shares_of_the_answer() -> None:
     shared = attributions.integrated_gradients(model("smollm2-135m"), question, answer, layers=[4], nodes=32)
     kept = shipped.shipped("03_depth_efficiency/shared").table.query("layer == 4")
     np.testing.assert_allclose(kept.attribution, shared.attribution, atol=1e-3)
+
+
+# --- the depth budget -----------------------------------------------------------------------------------------------
+
+
+def evaluated(found: Result, sizes: Any, part: int, configurations: list[Any]) -> Any:
+    """Some configurations on the texts of a result, measured again."""
+    about = found.parameters
+    texts = texts_of(model(about["model"]), about["dataset"], sizes=sizes, n_tokens=about["n_tokens"], seed=about["seed"])[part]
+    return texts, Evaluator(model(about["model"]), texts.ids, first=about["first"], progress=False)(configurations)
+
+
+@pytest.mark.parametrize("name", named("layer_bits"))
+def test_two_points_of_lowered_blocks(name: str) -> None:
+    found = shipped.shipped(name)
+    orders = found.tables["orders"]
+    sweep = orders.sweep.iloc[0]
+    k = sorted(found.table[found.table.sweep == sweep].k.unique())[2]
+    high, low = (Bits(int(bits), found.parameters["group_size"]) for bits in sweep.split("/"))
+    names = ["damage", "random 3"]
+    plans = [orders[(orders.sweep == sweep) & (orders.order == order)].sort_values("place").layer.tolist() for order in names]
+    configurations = [lowering.lowered(order, k, high, low) for order in plans]
+    texts, again = evaluated(found, found.parameters["sizes"], 1, configurations)
+    for order, nll in zip(names, again.nll, strict=True):
+        rows = found.table[(found.table.sweep == sweep) & (found.table.order == order) & (found.table.k == k)]
+        assert rows.example.tolist() == texts.table.example.tolist()
+        np.testing.assert_allclose(rows.nll, nll, atol=2e-3)
+
+
+def test_a_point_of_two_curves_of_pruned_blocks() -> None:
+    found = shipped.shipped("05a_bits/pruning")
+    about = found.parameters
+    points = found.tables["curves"].query("is_measured and rate in [0.3, 0.7] and layer in [5, 20]")
+    configurations = [{int(row.layer): Pruned(float(row.rate))} for row in points.itertuples()]
+    _, again = evaluated(found, (about["n_search"], about["n_report"]), 0, configurations)
+    assert len(points) == 4
+    np.testing.assert_allclose(points.raw, again.distortion.mean(1), rtol=1e-2)
+
+
+def test_a_set_of_left_out_blocks() -> None:
+    found = shipped.shipped("05a_bits/additivity")
+    rows = found.table.query("kind == 'left out' and size == 4")
+    rows = rows[rows.set == rows.set.iloc[0]]
+    configuration = {int(layer): SKIP for layer in rows.blocks.iloc[0].split()}
+    _, again = evaluated(found, (found.parameters["n_texts"],), 0, [configuration])
+    np.testing.assert_allclose(rows.distortion, again.distortion[0], rtol=1e-2)
+
+
+def test_some_pairs_of_blocks() -> None:
+    found = shipped.shipped("05b_blocks/pairs")
+    rows = found.table[(found.table.text_set == "report") & found.table.removed.isin(["3 11", "20 21"])]
+    configurations = [dict.fromkeys(map(int, removed.split()), SKIP) for removed in rows.removed.unique()]
+    _, again = evaluated(found, found.parameters["sizes"], 1, configurations)
+    np.testing.assert_allclose(rows.nll, again.nll.flatten(), atol=2e-3)
+
+
+def test_what_a_search_found() -> None:
+    found = shipped.shipped("05b_blocks/search")
+    rows = found.table[(found.table.method == "greedy") & (found.table.n_removed.between(1, 4))]
+    configurations = [dict.fromkeys(map(int, removed.split()), SKIP) for removed in rows.removed]
+    for part, column in enumerate(("search_nll", "report_nll")):
+        _, again = evaluated(found, found.parameters["sizes"], part, configurations)
+        np.testing.assert_allclose(rows[column], again.nll.mean(1), atol=2e-3)
+
+
+def test_some_gains_of_sets_of_blocks() -> None:
+    found = shipped.shipped("05b_blocks/submodularity")
+    pairs = shipped.shipped("05b_blocks/pairs")
+    rows = found.tables["ratios"].query("weights == 'trained'").iloc[[0, 20]]
+    n = found.parameters["n_layers"]
+    for row in rows.itertuples():
+        kept, added = (set(map(int, names.split())) for names in (row.kept, row.added))
+        sets = [kept, kept | added, *(kept | {one} for one in sorted(added))]
+        configurations = [dict.fromkeys(set(range(n)) - one, SKIP) for one in sets]
+        _, again = evaluated(pairs, pairs.parameters["sizes"], 0, configurations)
+        none, both, *single = -again.nll.mean(1)
+        np.testing.assert_allclose([row.joint, row.gains], [both - none, np.sum(np.array(single) - none)], atol=1e-2)
+
+
+def test_some_exits() -> None:
+    found = shipped.shipped("05b_blocks/exits")
+    rows = found.table.query("way in ['prefix', 'suffix'] and n_blocks in [15, 27]")
+    configurations = [{"prefix": dict.fromkeys(range(n, 30), SKIP), "suffix": dict.fromkeys(range(30 - n), SKIP)}[way]
+                      for way, n in rows[["way", "n_blocks"]].drop_duplicates().itertuples(index=False)]  # fmt: skip
+    _, again = evaluated(found, (found.parameters["n"],), 0, configurations)
+    np.testing.assert_allclose(rows.nll, again.nll.flatten(), atol=2e-3)
+
+
+def test_the_norms_of_a_block() -> None:
+    found = shipped.shipped("05b_blocks/norms")
+    about = found.parameters
+    again = exits.norms(model(about["model"]), about["dataset"], n_texts=about["n"], n_calibration=about["n_calibration"],
+                        n_tokens=about["n_tokens"], layers=[11], seed=about["seed"], resume=False, progress=False)  # fmt: skip
+    both = found.table.merge(again.table, on=["way", "layer", "example"], suffixes=("", "_again"))
+    assert len(both) == len(again.table)
+    np.testing.assert_allclose(both.nll, both.nll_again, atol=2e-3)
+
+
+def test_one_training_of_each_comparison() -> None:
+    """Steps of training carry on what another machine rounds otherwise: near, not equal."""
+    wanted = {"nested": (nested, {"method": "separate_shared"}, ["size", "layers", "text"]),
+              "macaron": (macaron, {"layer": "F128 A F128"}, ["rate"]), "triples": (triples, {"net": "pairs 1"}, ["task", "step"])}  # fmt: skip
+    for name, (module, part, keys) in wanted.items():
+        found = shipped.shipped(f"05b_blocks/{name}")
+        known = {key: found.parameters[key] for key in module.run.__kwdefaults__ if key in found.parameters} | found.parameters
+        again = module.work(seed=0, **part, known=known).table
+        (column, value), *_ = part.items()
+        both = found.table[(found.table.seed == 0) & (found.table[column] == value)].merge(again, on=keys, suffixes=("", "_again"))
+        numbers = [column for column in ("nll", "report_nll", "accuracy") if column in again]
+        assert len(both) == len(again) > 0
+        for column in numbers:
+            np.testing.assert_allclose(both[column], both[f"{column}_again"], atol=0.05)
+
+
+def test_a_split_of_the_depth_policy() -> None:
+    found = shipped.shipped("05b_blocks/policy")
+    about = found.parameters
+    options = {name: about[name] for name in ("seed", "test_fraction", "folds", "components")}
+    again = depth_policy.read(*depth_policy.planted(about["seed"]), repeats=2, **options)
+    rows = found.table.query("dataset == 'planted'").merge(again, on=["split", "reader"], suffixes=("", "_again"))
+    assert len(rows) == len(again)
+    fixed = rows[rows.reader.isin(["fixed", "oracle", "last"])]
+    np.testing.assert_allclose(fixed.accuracy, fixed.accuracy_again, atol=0.02)

@@ -1,0 +1,214 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Depth budget, part a: which blocks need their bits, and which their weights?
+#
+# **Papers.** Layer-Wise Quantization, [arXiv 2406.17415](https://arxiv.org/abs/2406.17415): score the blocks, and give the important ones
+# more bits. Layer-adaptive pruning, [arXiv 2308.10438](https://arxiv.org/abs/2308.10438): measure what each layer loses, and find the best
+# split of a budget by a dynamic programme, which is right if losses *add*. Both promise that depth is a place to save. We ask: **does any score
+# beat a random order of the same blocks, and do losses add?**
+#
+# **You need** [lesson 5](../lessons/05_depth_budget.py): rounding by hand, the loop over blocks, the random orders.
+#
+# **It takes** about half a minute to open: its results come with the kit. `recompute = True` measures them anew (about an hour on two processor
+# cores, 3 GB of memory, no network). `quick = True` is a smoke test, and says so over every figure.
+#
+# Contrary evidence, to keep in mind: how far a block turns the state is a poor stand-in for the damage of its removal
+# ([arXiv 2605.14075](https://arxiv.org/abs/2605.14075)); the calibration text can matter more than the search
+# ([arXiv 2604.24938](https://arxiv.org/abs/2604.24938)); below 4 bits layers interact ([arXiv 2509.15455](https://arxiv.org/abs/2509.15455)).
+
+# %% tags=["parameters"]
+model_name = "smollm2-135m"
+accept_license = False  # for Gemma, which has terms of its own: see the README
+seed = 0
+recompute = False  # True: measure everything anew, instead of reading the results that come with the kit
+quick = False  # True: a smoke test with small numbers
+
+# %%
+import pandas as pd
+
+import lab
+from lab.depth_budget import additivity, bits_figures, changes, pruning, pruning_figures, quantisation
+from lab.shipped import Results
+
+pd.options.display.max_colwidth = 120
+results_of = Results("05a_bits", recompute=recompute, quick=quick, model_name=model_name, seed=seed)
+model = lab.load(model_name, accept_license=accept_license)
+small = {"sizes": (3, 4, 3), "n_tokens": 16} if quick else {}
+
+# %% [markdown]
+# ## 1. What a bit is, and what it costs
+#
+# Each row of a matrix is cut into groups of 64 neighbouring weights. A group keeps its smallest step and its zero point, and every weight becomes
+# one of 2^b numbers. So b bits are not all: 16 bits for the step and b for the zero point come on top, shared by the group. All averages below
+# count them.
+
+# %%
+shown = pd.DataFrame({"bits": [8, 4, 3, 2]})
+for group_size in (32, 64, 192):
+    shown[f"bits a weight, groups of {group_size}"] = [changes.bits_a_weight(b, group_size) for b in shown.bits]
+shown.round(3)
+
+# %% [markdown]
+# One warning. The offline model comes from a file with 4 bits in groups of 32. What we call the intact model has 16 levels in such a group. With
+# the same groups and a free offset, "rounding to 4 bits" would change nothing at all. Our groups hold 64 weights, and zero lies on a step.
+#
+# ## 2. Scores of blocks
+#
+# *LIM*: how much a block turns the state, minus the cosine of what goes in and what comes out. *ZD*: the share of a block's weights that are large,
+# z > 1. It needs no text. The sources disagree about both, so we have every reading. *damage* is measured: only this block is lowered. *rescue*: all
+# blocks are lowered, but this one.
+#
+# **What do you expect?** Which score agrees with the measured damage?
+#
+# - (a) LIM: a block that turns the state is a block that is needed.
+# - (b) ZD: large weights suffer most. (c) Neither.
+
+# %%
+few = {"step": 10, "n_random": 2, "most": 2, **small} if quick else {}
+high_pairs, low_pairs = (((8, 4),), ((4, 2),)) if quick else (((8, 4), (4, 3)), ((4, 2), (3, 2)))
+bits = results_of("bits", lambda: quantisation.run(model, pairs=high_pairs, seed=seed, **few))
+few = {**few, "step": 10} if quick else {"step": 5}  # fewer points where a step costs more
+low = results_of("bits_low", lambda: quantisation.run(model, pairs=low_pairs, controls=False, seed=seed, **few))
+agreement = low.tables["agreement"].query("sweep == '4/2'")
+lab.statistics.rounded(agreement.sort_values(["blocks", "rho"], ascending=[True, False]))
+
+# %% [markdown]
+# **Things to notice** (scores)
+#
+# ## 3. Lower one block after the other
+#
+# The blocks are sorted, the least important first, and lowered from the higher to the lower bits. The curves are measured on texts that sorted nothing.
+# The grey band holds 20 random orders. An order that does not leave the band is no news, and neither is one that does not beat both depth
+# orders.
+#
+# **What do you expect?** How many blocks of this small model can go from 4 to 3 bits before 0.05 nats more are lost?
+#
+# - (a) A quarter to a half, as published for large models. (b) Less. (c) None.
+
+# %%
+figure = bits.plot(pair=bits.tables["bands"].sweep.iloc[-1])
+
+# %%
+figure = low.plot(pair="4/2")
+
+# %%
+areas = pd.concat([bits.tables["areas"], low.tables["areas"]], ignore_index=True)
+columns = ["sweep", "order", "ratio", "ratio_low", "ratio_high", "below", "p_holm", "beats_depth"]
+results_of.judged(lab.statistics.rounded(areas.loc[areas.kind != "random", columns]), "beats_depth")
+
+# %% [markdown]
+# *ratio*: the area under the curve, relative to the mean of the random orders. *below*: the share of random orders with a larger area.
+
+# %%
+columns = [
+    "sweep",
+    "order",
+    "lowerable",
+    "lowerable_low",
+    "lowerable_high",
+    "lowerable_more",
+    "lowerable_more_low",
+    "lowerable_more_high",
+]
+lab.statistics.rounded(areas.loc[areas.kind.isin(["score", "depth"]), columns])
+
+# %% [markdown]
+# *lowerable*: blocks that can be lowered, in steps of the curve, before the loss has risen by 0.05 nats over the intact model. *lowerable_more* counts
+# from the model with all blocks at the higher bits.
+#
+# **Things to notice** (curves)
+#
+# ## 4. The essential control
+#
+# Half of the blocks at 4 bits and half at 2 cost as much as all at 3. Is two levels better than one? And what does the exact programme find, which may
+# give every block 2, 3, 4 or 8 bits?
+
+# %%
+figure = bits_figures.bits_control(bits)
+
+# %%
+columns = ["method", "bits", "rise", "low", "high", "difference", "difference_low", "difference_high", "predicted"]
+lab.statistics.rounded(bits.tables["controls"].query("kind != 'random'")[columns])
+
+# %% [markdown]
+# **Things to notice** (control)
+#
+# ## 5. Two bits, or no block at all?
+
+# %%
+figure = bits_figures.prune_or_quantise(bits)
+
+# %%
+lab.statistics.rounded(bits.tables["prune"])
+
+# %% [markdown]
+# **Things to notice** (prune)
+#
+# ## 6. Weights instead of bits
+#
+# Now the least weights of a block are set to zero. D(r) is the *distortion* when a share r of one block goes: the mean square by which the logits move,
+# after a shift that all words share is taken out. The programme takes the shares whose curves add up to least.
+
+# %%
+few = (
+    {"sizes": (3, 4), "n_tokens": 16, "rates": [0.3, 0.7, 1.0], "budgets": [0.2], "n_random": 2, "n_swaps": 2}
+    if quick
+    else {}
+)
+pruned = results_of("pruning", lambda: pruning.run(model, seed=seed, **few))
+figure = pruned.plot()
+
+# %%
+figure = pruning_figures.verdict(pruned)
+
+# %%
+columns = [
+    "budget",
+    "method",
+    "rise",
+    "low",
+    "high",
+    "than_uniform",
+    "than_uniform_low",
+    "than_uniform_high",
+    "worse_than_random",
+]
+lab.statistics.rounded(pruned.summary[columns])
+
+# %% [markdown]
+# **Things to notice** (pruning)
+#
+# ## 7. Do losses add?
+#
+# The programme is right if D of several changed blocks is the sum of their single D. For two blocks rho = D(ij) / (D(i) + D(j)). The argument in the paper:
+# the changes are small, have mean zero, and do not go together. Then rho = 1. So we change blocks in four ways: weights pruned, weights rounded, random noise of the
+# same size (the case that the argument is about), and blocks left out.
+#
+# **What do you expect** for neighbouring blocks?
+#
+# - (a) 1: they are as independent as others. (b) Above 1. (c) Below 1.
+
+# %%
+few = {"n_texts": 3, "n_tokens": 16, "n_pairs": 4, "n_sets": 2, "kinds": ["left out"]} if quick else {}
+sums = results_of("additivity", lambda: additivity.run(model, seed=seed, **few))
+figure = sums.plot()
+
+# %%
+figure = pruning_figures.additivity_by_size(sums)
+
+# %%
+lab.statistics.rounded(sums.summary)
+
+# %% [markdown]
+# **Things to notice** (additivity)

@@ -1,0 +1,240 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Depth budget, part b: which blocks can go?
+#
+# **Papers.** SortedNet, [arXiv 2309.00255](https://arxiv.org/abs/2309.00255): train so that the first n blocks are a model by themselves.
+# Super-network search, [arXiv 2202.12954](https://arxiv.org/abs/2202.12954): look for the best sets of blocks with an evolutionary search.
+# Submodular reinforcement learning, [arXiv 2307.13372](https://arxiv.org/abs/2307.13372): when greedy choice comes with a guarantee. Macaron,
+# [arXiv 1906.02762](https://arxiv.org/abs/1906.02762), and third-order attention, [arXiv 2310.04064](https://arxiv.org/abs/2310.04064): other
+# layers in the place of more layers. We measure **how robust one fixed, pretrained model is to losing blocks**: it was not trained for it, so this is no test of
+# those papers' trained networks. Where training is the claim, small nets are trained (section 6).
+#
+# **You need** [lesson 3](../lessons/03_depth_efficiency.py) (a block left out) and [lesson 5](../lessons/05_depth_budget.py).
+#
+# **It takes** about half a minute to open: its results come with the kit. `recompute = True` measures them anew (more than an hour on two processor
+# cores, 3 GB of memory, no network). `quick = True` is a smoke test, and says so over every figure.
+
+# %% tags=["parameters"]
+model_name = "smollm2-135m"
+accept_license = False  # for Gemma, which has terms of its own: see the README
+seed = 0
+recompute = False  # True: measure everything anew, instead of reading the results that come with the kit
+quick = False  # True: a smoke test with small numbers
+
+# %%
+import pandas as pd
+
+import lab
+from lab.depth_budget import depth_policy, exits, macaron, nested, pairs, search, submodularity, triples
+from lab.shipped import Results
+
+pd.options.display.max_colwidth = 120
+results_of = Results("05b_blocks", recompute=recompute, quick=quick, model_name=model_name, seed=seed)
+model = lab.load(model_name, accept_license=accept_license)
+
+# %% [markdown]
+# ## 1. End early
+#
+# Keep the first n blocks, and read them with the model's own final norm and unembedding. Other sets of n blocks stand beside them.
+#
+# **What do you expect** of the first 15 of 30 blocks?
+#
+# - (a) Half of the way from guessing to the full model. (b) As bad as guessing. (c) Worse than guessing.
+
+# %%
+few = {"n_texts": 4, "n_tokens": 16, "n_random": 2, "step": 10} if quick else {}
+early = results_of("exits", lambda: exits.prefix_exits(model, seed=seed, **few))
+figure = early.plot()
+
+# %%
+summary = early.summary.pivot_table(index="n_blocks", columns="way", values="rise")
+lab.statistics.rounded(summary.iloc[::3], 2)
+
+# %% [markdown]
+# **Things to notice**
+#
+# - (c). Up to 24 blocks, ending early is *worse than guessing*: worse than if all words were equally likely. The states are not ready to be read.
+# - The first n blocks lose to as many blocks drawn at random, at nearly every n up to 24. A random set often holds the last blocks.
+# - The first n - 2 blocks *and the last two*: from 27 blocks on they lose least. The last two blocks do much of the work of making a state readable.
+# - So "the model is nearly done after two thirds" does not follow from a lens. Whoever wants to exit early has to train for it (section 6.1).
+
+# %% [markdown]
+# ## 2. Norms that do not look at the token
+#
+# A norm divides each token's state by its size. What if it divides by one fixed size, measured on other texts? SLAB
+# ([arXiv 2405.11582](https://arxiv.org/abs/2405.11582)) does so with training, for speed. Its one question about depth is: *where* does the size of the single
+# token matter? The two norms of one block at a time are fixed. Nothing is trained.
+
+# %%
+few = {"n_texts": 4, "n_calibration": 2, "n_tokens": 16, "layers": [0, 15, 29]} if quick else {}
+fixed = results_of("norms", lambda: exits.norms(model, seed=seed, **few))
+figure = fixed.plot()
+
+# %% [markdown]
+# **Things to notice**
+#
+# - From block 12 on, one size for all tokens but the first costs nothing that we can see. There all tokens have much the same size.
+# - Before, it costs 0.1 to 0.3 nats, and about 2 in block 8. The control, the size of a block half the depth away, says how much
+#   a size that does not fit can do.
+# - If the first token gets that size, too, nearly every block costs something. It is the attention sink of lesson 3, with a size of its own.
+# - One size a *channel* breaks the model in every block but the first. Its gains were trained for the norm that it has: without training, this is another function.
+
+# %% [markdown]
+# ## 3. Two blocks at once
+#
+# h(R) is the rise of the loss without the blocks R. If h(ij) were h(i) + h(j), the table of single blocks would tell everything. The *second
+# difference* h(ij) - h(i) - h(j) says by how much it is not. Above 0: the two back each other up, and losing both hurts more than the sum. Below 0: once one is
+# gone, the other is missed less.
+#
+# **What do you expect** for neighbours?
+#
+# - (a) Above 0: they do similar work. (b) Below 0: they work on the same thing, one after the other. (c) Both, near 0 on average.
+
+# %%
+few = {"sizes": (3, 4), "n_tokens": 16, "blocks": [3, 11, 14, 20], "permutations": 50} if quick else {}
+table = results_of("pairs", lambda: pairs.pair_table(model, seed=seed, **few))
+figure = table.plot()
+
+# %%
+signs = table.tables["signs"]
+lab.statistics.rounded(signs[(signs.text_set == "report") & (signs.by != "distance")])
+
+# %%
+lab.statistics.rounded(table.tables["community_test"])
+
+# %% [markdown]
+# **Things to notice**
+#
+# - Mostly above 0: about two thirds of the pairs, and in the last third of the blocks eight of ten. Damages add up to less than the truth.
+# - The strongest cells are in rows 0, 1, 11, and among the last blocks. Block 11 makes the attention sink: without block 8 or 9 it is missed less (they prepare it), and
+#   without block 1 or 2 it is missed more.
+# - (c) for neighbours: the mean is above 0, but it comes from a few pairs.
+# - Communities: none. The matrix is *less* modular than its null (p near 1), because a few blocks interact with all others. Without the strongest blocks it is the
+#   same. A cluster picture of this matrix would have been a picture of nothing. (That the two sets of texts agree on the partition shows that it is stable, not that it is more than chance.)
+
+# %% [markdown]
+# ## 4. Search for the best sets
+#
+# Each method may measure as many sets of blocks, on the search texts. What it found is measured again on the report texts.
+#
+# **What do you expect** to win?
+#
+# - (a) The evolutionary search: it looks at whole sets. (b) Greedy removal: one block after the other. (c) It makes no difference.
+
+# %%
+few = (
+    {"evaluations": 8, "seeds": 1, "most": 2, "window": 2, "shift": 1, "population": 4}
+    if quick
+    else {"evaluations": 60, "seeds": 3}
+)
+found = results_of("search", lambda: search.block_search(model, table, **few))
+figure = found.plot()
+
+# %%
+lab.statistics.rounded(found.summary)
+
+# %%
+lab.statistics.rounded(found.tables["regret"])
+
+# %% [markdown]
+# **Things to notice** (search)
+
+# %% [markdown]
+# ## 5. Is greedy choice safe?
+#
+# The value of a set of blocks is minus its loss. If every block is worth less the more others are there (*diminishing returns*, or *submodular*), greedy
+# choice has a guarantee. In the pair table a second difference above 0 is a diminishing return. Elsewhere we draw chains of sets.
+
+# %%
+few = {"n_chains": 3, "n_sets": 2} if quick else {}
+null = lab.models.random_twin(model)
+chains = results_of("submodularity", lambda: submodularity.run(model, table, null=null, seed=seed, **few))
+figure = chains.plot()
+
+# %%
+lab.statistics.rounded(chains.summary)
+
+# %%
+lab.statistics.rounded(chains.tables["gamma"])
+
+# %% [markdown]
+# **Things to notice** (submodularity)
+
+# %% [markdown]
+# ## 6. When training is the claim: four small comparisons
+#
+# ### 6.1 Nested training
+#
+# One small net, trained so that each prefix of its layers is a model (*sorted*), against one net for each depth (*separate*), and against one standard net that
+# is cut. Characters of the kit's prose; five seeds; the same number of characters for each net, and then the same amount of computing in all.
+
+# %%
+few = {"seeds": [0, 1], "steps": 20, "n_layers": 3, "d_model": 16} if quick else {"steps": 600}
+sorted_nets = results_of("nested", lambda: nested.run(**few))
+figure = sorted_nets.plot()
+
+# %%
+lab.statistics.rounded(sorted_nets.summary)
+
+# %% [markdown]
+# **Things to notice** (nested)
+#
+# ### 6.2 The Macaron layer
+#
+# Half a feed-forward net before attention and half behind it, in the place of one behind it. Three variants of the same size tell apart what could be
+# the reason: two feed-forward nets, their place, or the halves.
+
+# %%
+few = {"seeds": [0, 1], "steps": 20, "rates": [4e-3], "n_layers": 2} if quick else {"steps": 400}
+layers = results_of("macaron", lambda: macaron.run(**few))
+figure = layers.plot()
+
+# %%
+lab.statistics.rounded(layers.summary)
+
+# %% [markdown]
+# **Things to notice** (macaron)
+#
+# ### 6.3 Attention over pairs of tokens
+#
+# Does one layer that looks at *pairs* of tokens do what several usual layers do not? Task Match3: is there a pair of numbers that, with this one, adds up to 0?
+# Match2, with one other number, is the control that every net should solve.
+
+# %%
+few = {"seeds": [0, 1], "steps": 20, "tested": 50} if quick else {}
+nets = ["triples 1", "pairs 1", "pairs 2", "pairs 3"]
+thirds = results_of("triples", lambda: triples.run(nets=nets, **few))
+figure = thirds.plot()
+
+# %%
+lab.statistics.rounded(thirds.summary)
+
+# %% [markdown]
+# **Things to notice** (triples)
+#
+# ### 6.4 A depth for each example
+#
+# A probe reads at one depth. Would it read better if a small policy chose the depth for each example? UGround's stochastic skip
+# does so inside a model. The *oracle* is right where any depth is right: an upper bound, and no method.
+
+# %%
+few = {"repeats": 2, "limit": 80} if quick else {}
+policy = results_of("policy", lambda: depth_policy.run(model, "cities", seed=seed, **few))
+figure = policy.plot()
+
+# %%
+lab.statistics.rounded(policy.summary)
+
+# %% [markdown]
+# **Things to notice** (policy)
