@@ -15,7 +15,7 @@ BUDGET = {
     "longest function": 105,
     "deepest nesting": 5,
     "all": 20050,
-    "lessons": 2780,
+    "lessons": 3275,
 }
 NESTS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.FunctionDef, ast.ClassDef)
 

@@ -208,7 +208,7 @@ def zd(answer: Any) -> str | None:
         return None
     scaled = [((one - one.mean()) / one.std()).flatten() for one in weights]
     flat = torch.cat([one.flatten() for one in weights])
-    wrong = {
+    wrong: dict[str, Any] = {
         "That is the number of weights, not their share. Divide by how many there are.": wanted * len(flat),
         "You count both ends. Only z above 1 counts, not z below -1.": (torch.cat(scaled).abs() > 1).double().mean(),
         "You took the mean and the standard deviation of all matrices together. Each matrix has its own.": (

@@ -19,6 +19,7 @@ from lab.explorers import ClickablePicture, ask, text_of, wide
 from lab.figures import BLACK, BLUE, GREEN, GREY, ORANGE, RED, SKY, YELLOW, classroom
 from lab.interventions import block_matrices, reweighted, skip
 from lab.lessons.layers import losses
+from lab.runs import greedy_ids
 from lab.texts import tokenize
 
 PROMPT = "The capital of the country of Spain is"
@@ -62,13 +63,9 @@ def spent(model: TransformerBridge, bits: Sequence[int]) -> Iterator[None]:
 
 def goes_on(model: TransformerBridge, prompt: str, n_tokens: int = 10) -> str:
     """The likeliest next tokens, one after the other."""
-    ids = tokenize(model, [prompt]).ids.to(model.cfg.device)
-    n = ids.shape[1]
-    with torch.no_grad():
-        for _ in range(n_tokens):
-            logits = model(ids, use_cache=False, logits_to_keep=1)[:, -1]
-            ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], 1)
-    return model.tokenizer.decode(ids[0, n:], skip_special_tokens=True)
+    ids = tokenize(model, [prompt]).ids
+    new = greedy_ids(model, ids, torch.ones_like(ids, dtype=torch.bool), max_new_tokens=n_tokens)
+    return model.tokenizer.decode(new[0], skip_special_tokens=True)
 
 
 def opening(model: TransformerBridge, prompt: str = PROMPT) -> tuple[torch.Tensor, torch.Tensor, str, dict[str, str]]:

@@ -32,7 +32,7 @@ def fewer(
                     x, -place, text, fontsize=12.5, weight=weight, va="center", parse_math=False, in_layout=False
                 )
         below.set(xlim=(0, 1), ylim=(0.6 - len(said), 0.6))
-        below.set_title(f"“{prompt} …”, said with all blocks at", fontsize=14, loc="left")
+        below.set_title(f"“{prompt} …” goes on, by the bits of all blocks", fontsize=14, loc="left")
         below.axis("off")
     return figure
 
