@@ -39,7 +39,16 @@ def experiments(model: Make) -> dict[str, Callable[[], Any]]:
 
     from lab import back_patching, concept_depth, depth_budget, depth_efficiency, transfer
     from lab.back_patching import stages, two_hop
-    from lab.depth_budget import additivity, depth_policy, macaron, nested, pruning, quantisation, submodularity, triples
+    from lab.depth_budget import (
+        additivity,
+        depth_policy,
+        macaron,
+        nested,
+        pruning,
+        quantisation,
+        submodularity,
+        triples,
+    )
     from lab.depth_efficiency import attributions, integrator
     from lab.depth_efficiency.linear_maps import fit_maps
     from lab.transfer import ensemble, merging, pretrained, probe_transfer, scaling, stitching, tuned

@@ -10,11 +10,11 @@ from pathlib import Path
 LAB = Path(__file__).resolve().parents[1] / "lab"
 CORE = "models texts states interventions runs lenses probes statistics results checks".split()
 BUDGET = {
-    "core": 3150,
+    "core": 3180,
     "longest file": 575,
     "longest function": 105,
     "deepest nesting": 5,
-    "all": 20050,
+    "all": 25000,
     "lessons": 3275,
 }
 NESTS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.FunctionDef, ast.ClassDef)

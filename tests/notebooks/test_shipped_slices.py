@@ -11,7 +11,19 @@ import lab
 from lab import datasets, shipped
 from lab.back_patching import patching, stages, two_hop
 from lab.concept_depth import accuracy
-from lab.depth_budget import SKIP, Bits, Evaluator, Pruned, depth_policy, exits, lowering, macaron, nested, texts_of, triples
+from lab.depth_budget import (
+    SKIP,
+    Bits,
+    Evaluator,
+    Pruned,
+    depth_policy,
+    exits,
+    lowering,
+    macaron,
+    nested,
+    texts_of,
+    triples,
+)
 from lab.depth_efficiency import attributions, depth_scores, integrator
 from lab.depth_efficiency.linear_maps import linear_maps
 from lab.results import Result
@@ -244,7 +256,9 @@ def test_an_erased_state_and_shares_of_the_answer() -> None:
 def evaluated(found: Result, sizes: Any, part: int, configurations: list[Any]) -> Any:
     """Some configurations on the texts of a result, measured again."""
     about = found.parameters
-    texts = texts_of(model(about["model"]), about["dataset"], sizes=sizes, n_tokens=about["n_tokens"], seed=about["seed"])[part]
+    texts = texts_of(
+        model(about["model"]), about["dataset"], sizes=sizes, n_tokens=about["n_tokens"], seed=about["seed"]
+    )[part]
     return texts, Evaluator(model(about["model"]), texts.ids, first=about["first"], progress=False)(configurations)
 
 
@@ -256,7 +270,9 @@ def test_two_points_of_lowered_blocks(name: str) -> None:
     k = sorted(found.table[found.table.sweep == sweep].k.unique())[2]
     high, low = (Bits(int(bits), found.parameters["group_size"]) for bits in sweep.split("/"))
     names = ["damage", "random 3"]
-    plans = [orders[(orders.sweep == sweep) & (orders.order == order)].sort_values("place").layer.tolist() for order in names]
+    plans = [
+        orders[(orders.sweep == sweep) & (orders.order == order)].sort_values("place").layer.tolist() for order in names
+    ]
     configurations = [lowering.lowered(order, k, high, low) for order in plans]
     texts, again = evaluated(found, found.parameters["sizes"], 1, configurations)
     for order, nll in zip(names, again.nll, strict=True):
@@ -336,14 +352,21 @@ def test_the_norms_of_a_block() -> None:
 
 def test_one_training_of_each_comparison() -> None:
     """Steps of training carry on what another machine rounds otherwise: near, not equal."""
-    wanted = {"nested": (nested, {"method": "separate_shared"}, ["size", "layers", "text"]),
-              "macaron": (macaron, {"layer": "F128 A F128"}, ["rate"]), "triples": (triples, {"net": "pairs 1"}, ["task", "step"])}  # fmt: skip
+    wanted = {
+        "nested": (nested, {"method": "separate_shared"}, ["size", "layers", "text"]),
+        "macaron": (macaron, {"layer": "F128 A F128"}, ["rate"]),
+        "triples": (triples, {"net": "pairs 1"}, ["task", "step"]),
+    }
     for name, (module, part, keys) in wanted.items():
         found = shipped.shipped(f"05b_blocks/{name}")
-        known = {key: found.parameters[key] for key in module.run.__kwdefaults__ if key in found.parameters} | found.parameters
+        known = {
+            key: found.parameters[key] for key in module.run.__kwdefaults__ if key in found.parameters
+        } | found.parameters
         again = module.work(seed=0, **part, known=known).table
         (column, value), *_ = part.items()
-        both = found.table[(found.table.seed == 0) & (found.table[column] == value)].merge(again, on=keys, suffixes=("", "_again"))
+        both = found.table[(found.table.seed == 0) & (found.table[column] == value)].merge(
+            again, on=keys, suffixes=("", "_again")
+        )
         numbers = [column for column in ("nll", "report_nll", "accuracy") if column in again]
         assert len(both) == len(again) > 0
         for column in numbers:
