@@ -76,7 +76,7 @@ shown.round(3)
 
 # %%
 few = {"step": 10, "n_random": 2, "most": 2, **small} if quick else {}
-high_pairs, low_pairs = (((8, 4),), ((4, 2),)) if quick else (((8, 4),), ((4, 3), (4, 2), (3, 2)))
+high_pairs, low_pairs = (((8, 4),), ((4, 2),)) if quick else (((8, 4),), ((4, 3), (4, 2)))
 bits = results_of("bits", lambda: quantisation.run(model, pairs=high_pairs, seed=seed, **few))
 few = few if quick else {"step": 6}  # fewer points where a step costs more
 low = results_of("bits_low", lambda: quantisation.run(model, pairs=low_pairs, controls=False, seed=seed, **few))
