@@ -144,7 +144,7 @@ def loss(model, ids, hooks=()):
 # %% tags=["exercise"]
 def loss_with(model, ids, new, hooks=()):
     """new: pairs (weight, values). Return the loss with these values; afterwards all weights are what they were."""
-    # keep what each weight has now, in a list `before`
+    ...  # one line: keep what each weight has now, in a list `before`
     try:
         ...  # three lines: give each weight its values, with weight.data = values; return the loss
     finally:

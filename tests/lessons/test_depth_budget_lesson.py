@@ -307,8 +307,13 @@ def test_the_explorer_answers(explorer, smollm2) -> None:
     assert explorer.table is not None and explorer.bits[11] == max(explorer.bits)
     explorer.budget.value = 3.75
     explorer.rule.value = "programme"
-    assert explorer.bits[11] == 8 and spend.mean_price(explorer.bits) <= 3.75
-    total = sum(explorer.table[i, spend.CHOICES.index(b)] for i, b in enumerate(explorer.bits))
+    assert explorer.bits[11] == max(explorer.bits) and spend.mean_price(explorer.bits) <= 3.75
+
+    def added(bits: list[int]) -> float:
+        return sum(explorer.table[i, spend.CHOICES.index(b)] for i, b in enumerate(bits))
+
+    total = added(explorer.bits)
+    assert all(total <= added(explorer._chosen(rule, 3.75)) + 1e-9 for rule in spend.RULES[:4])
     assert f"added up): {total:+.2f}" in explorer.said.value
     explorer.prompt.value = "The capital of France is"
     assert "“The capital of France is<b>" in explorer.said.value
