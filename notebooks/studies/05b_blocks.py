@@ -150,7 +150,7 @@ lab.statistics.rounded(found.tables["regret"])
 # %% [markdown]
 # **Things to notice**
 #
-# - *One-shot removal* wins at 60 evaluations: measure each block once, leave out those that cost least. With 39 evaluations it comes within two per cent of the best
+# - *One-shot removal* wins at 60 evaluations: measure each block once, leave out those that cost least. With 39 evaluations it comes within three per cent of the best
 #   hypervolume that any method reaches with 300. LIM, which needs no loss at all, is close behind with 10.
 # - (b) is the best, but not at this price: greedy removal measures all remaining blocks anew at each step, and at 60 evaluations stands in the middle of its third step. Its end (the
 #   column `at_end`) is a little higher. Windows come as far as greedy, with more evaluations.
