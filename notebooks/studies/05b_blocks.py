@@ -197,7 +197,13 @@ figure = sorted_nets.plot()
 lab.statistics.rounded(sorted_nets.summary)
 
 # %% [markdown]
-# **Things to notice** (nested)
+# **Things to notice**
+#
+# - One sorted net stands in for six: up to four layers its prefixes are as good as nets of that depth, with as many characters for each net and a fifth of the computing in all.
+# - The price is at the full depth: 0.03 nats a character more than the standard net. With as much computing as that net (*sorted_longer*), it is below it at every depth.
+# - Six nets for the price of one (*separate_shared*) are all worse. A standard net that is cut breaks, as SmolLM2 does in section 1.
+# - Nesting is what was trained: other layers than the first n do worse in the sorted net, while in the standard net some other set beats the prefix.
+# - These nets are small and not trained to the end; depth itself is worth 0.08 nats here. So this shows that nesting works, not what it costs a large model.
 #
 # ### 6.2 The Macaron layer
 #
