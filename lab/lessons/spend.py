@@ -113,8 +113,8 @@ class Spend(ipw.VBox):
                                       readout_format=".2f", **wide(380, 60))  # fmt: skip
         self.rule = ipw.Dropdown(options=RULES, description="rule", **wide(300, 40))
         self.block = ipw.Dropdown(options=range(self.n), description="block", **wide(130, 50))
-        self.gets = ipw.Dropdown(options=[("left out", 0), *((f"{b} bits", b) for b in CHOICES[1:])], value=8,
-                                 description="gets", **wide(150, 40))  # fmt: skip
+        bits = [("choose", None), ("left out", 0), *((f"{b} bits", b) for b in CHOICES[1:])]
+        self.gets = ipw.Dropdown(options=bits, value=None, description="gets", **wide(150, 40))
         self.trouble, self.said = ipw.Output(), ipw.HTML()
         self.picture = ClickablePicture(
             900, "Bits of each block; rise of the loss by the price", "click a block to give it other bits",
@@ -122,14 +122,14 @@ class Spend(ipw.VBox):
         )  # fmt: skip
         for control in (self.prompt, self.budget, self.rule):
             control.observe(lambda _: self.draw(), "value")
-        self.gets.observe(lambda _: self.give(self.block.value, self.gets.value), "value")
+        self.gets.observe(lambda told: told.new is not None and self.give(self.block.value, told.new), "value")
         rows = [ipw.HBox([self.budget, self.rule]), ipw.HBox([self.prompt, self.block, self.gets])]
         super().__init__([*rows, self.trouble, self.said, self.picture])
         self.draw()
 
     def give(self, block: int, bits: int | None = None) -> None:
         """Other bits for one block, by hand; None: the next fewer."""
-        block = min(block, self.n - 1)
+        block, self.gets.value = min(block, self.n - 1), None
         self.bits[block] = CHOICES[CHOICES.index(self.bits[block]) - 1] if bits is None else bits
         if self.rule.value == "by hand":
             self.draw()

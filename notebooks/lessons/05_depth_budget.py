@@ -367,7 +367,7 @@ guess.then(lambda: figures.against_chance(found, chance))
 
 # %% tags=["prediction"]
 guess = lessons.predict(
-    f"20 new random orders know one thing: never lower block {odd}. How much of damage's lead over chance is left?",
+    f"Now the 20 random orders know one thing: never lower block {odd}. How much of damage's lead over chance is left?",
     ["Nearly all", "About half", "Nearly nothing"],
 )
 guess
