@@ -206,7 +206,15 @@ columns = [
 lab.statistics.rounded(pruned.summary[columns])
 
 # %% [markdown]
-# **Things to notice** (pruning)
+# **Things to notice**
+#
+# - 10 % can go for nothing, whichever way: the loss even falls a little on these texts. There is nothing to win.
+# - At 30 and 50 % the exact programme is clearly better than the same share everywhere, than LAMP, and than all 20 random splits: 0.16 and 1.2 nats less
+#   than uniform. A local search from there gains a little more.
+# - Uniform shares and LAMP stand at the lower edge of the band: an even split is a good split. Global magnitude is no better, and its interval is wide.
+# - The prediction holds at small budgets, and at 50 % the measured distortion is a fifth *less* than the sum. The order of the splits is kept
+#   (rank correlation 0.9 and more), and that is all that the programme needs.
+# - Blocks 0, 11 and 29 keep most of their weights: first, sink, last.
 #
 # ## 7. Do losses add?
 #
