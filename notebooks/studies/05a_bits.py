@@ -214,7 +214,7 @@ lab.statistics.rounded(pruned.summary[columns])
 # - Uniform shares and LAMP stand at the lower edge of the band: an even split is a good split. Global magnitude is no better, and its interval is wide.
 # - The prediction holds at small budgets, and at 50 % the measured distortion is a fifth *less* than the sum. The order of the splits is kept
 #   (rank correlation 0.9 and more), and that is all that the programme needs.
-# - Blocks 0, 11 and 29 keep most of their weights: first, sink, last.
+# - Blocks 11 and 29 keep nearly all of their weights: the sink's and the last one.
 #
 # ## 7. Do losses add?
 #
