@@ -64,8 +64,8 @@ lab.statistics.rounded(summary.iloc[::3], 2)
 # %% [markdown]
 # **Things to notice**
 #
-# - (c). Up to 24 blocks, ending early is *worse than guessing*: worse than if all words were equally likely. The states are not ready to be read.
-# - The first n blocks lose to as many blocks drawn at random, at nearly every n up to 24. A random set often holds the last blocks.
+# - (c). Up to 25 blocks, ending early is *worse than guessing*: worse than if all words were equally likely. The states are not ready to be read.
+# - From 9 to 24 blocks the first n lose to nearly all sets of as many blocks drawn at random. A random set often holds some of the last blocks.
 # - The first n - 2 blocks *and the last two*: from 27 blocks on they lose least. The last two blocks do much of the work of making a state readable.
 # - So "the model is nearly done after two thirds" does not follow from a lens. Whoever wants to exit early has to train for it (section 6.1).
 
