@@ -122,7 +122,7 @@ class Spend(ipw.VBox):
         )  # fmt: skip
         for control in (self.prompt, self.budget, self.rule):
             control.observe(lambda _: self.draw(), "value")
-        self.gets.observe(lambda told: told.new is not None and self.give(self.block.value, told.new), "value")
+        self.gets.observe(lambda told: None if told.new is None else self.give(self.block.value, told.new), "value")
         rows = [ipw.HBox([self.budget, self.rule]), ipw.HBox([self.prompt, self.block, self.gets])]
         super().__init__([*rows, self.trouble, self.said, self.picture])
         self.draw()
