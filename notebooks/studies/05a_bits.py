@@ -238,4 +238,12 @@ figure = pruning_figures.additivity_by_size(sums)
 lab.statistics.rounded(sums.summary)
 
 # %% [markdown]
-# **Things to notice** (additivity)
+# **Things to notice**
+#
+# - For *pairs* the distortion adds: the median of rho is within three per cent of 1 for random pairs of every kind, also for whole blocks left out, where nothing was argued. For
+#   neighbours it is 1.05 to 1.09 where large rounding or noise meets large. So (a), and a little (b).
+# - The argument holds where it was made: at small changes the two differences stand at right angles (cosine near 0). At large changes cosines reach 0.4, and rho still lies near 1. There the
+#   argument fails and the conclusion stands, for a reason that we have not found.
+# - For *many* blocks it does not add. All 30 blocks pruned by 40 % give three quarters of the sum, by 90 % a half; all blocks left out three times the sum.
+# - No level came near 0.5 nats for the median block, not even at 90 % pruned or 2 bits (the table `levels`): one block's damage is small, and what hurts is their sum.
+# - So the programme of section 6 stands on firm ground at small budgets, and at large ones it keeps the order of allocations and not their size.
