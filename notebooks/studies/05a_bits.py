@@ -44,9 +44,16 @@ from lab.shipped import Results
 pd.options.display.max_colwidth = 120
 results_of = Results("05a_bits", recompute=recompute, quick=quick, model_name=model_name, seed=seed)
 model = lab.load(model_name, accept_license=accept_license)
-small = {"sizes": (3, 4, 3), "n_tokens": 16} if quick else {}
+small = {"step": 10, "n_random": 2, "most": 2, "sizes": (3, 4, 3), "n_tokens": 16} if quick else {}
+
+# %%
+bits = results_of("bits", lambda: quantisation.run(model, pairs=((8, 4),), seed=seed, **small))
+figure = bits.plot()
 
 # %% [markdown]
+# That is the picture that this study is about: one block after the other goes from 8 to 4 bits, in four orders, before a band of random ones. Sections 2 and
+# 3 say what the orders are and what to read in it.
+#
 # ## 1. What a bit is, and what it costs
 #
 # Each row of a matrix is cut into groups of 64 neighbouring weights. A group keeps its smallest step and its zero point, and every weight becomes
@@ -63,6 +70,31 @@ shown.round(3)
 # One warning. The offline model comes from a file with 4 bits in groups of 32. What we call the intact model has 16 levels in such a group. With
 # the same groups and a free offset, "rounding to 4 bits" would change nothing at all. Our groups hold 64 weights, and zero lies on a step.
 #
+# **Exercise 1.** Half of the 30 blocks get 4 bits, half get 2, in groups of 64. What does a weight of these blocks cost on average, all told?
+
+# %% tags=["exercise"]
+your_average = None
+
+
+# %% tags=["check"]
+def check_average(given):
+    high, two = changes.bits_a_weight(4, 64), changes.bits_a_weight(2, 64)
+    if given is None:
+        return print("No answer yet. The table has both prices for groups of 64; half of the weights pay each.")
+    if abs(given - 3) < 1e-6:
+        return print("That is what the names say. A group also keeps its step and its zero point: see the table.")
+    if abs(given - (high + two) / 2) > 0.006:
+        return print("Not yet: (price at 4 bits + price at 2 bits) / 2, both from the column of groups of 64.")
+    print(f"Yes, {(high + two) / 2:.3f}: as much as 3 bits everywhere, so that the two can be compared (section 4).")
+    return True
+
+
+check_average(your_average)
+
+# %% tags=["solution"] jupyter={"outputs_hidden": true, "source_hidden": true}
+assert check_average((4 + 20 / 64 + 2 + 18 / 64) / 2)
+
+# %% [markdown]
 # ## 2. Scores of blocks
 #
 # *LIM*: how much a block turns the state, minus the cosine of what goes in and what comes out. *ZD*: the share of a block's weights that are large,
@@ -75,11 +107,9 @@ shown.round(3)
 # - (b) ZD: large weights suffer most. (c) Neither.
 
 # %%
-few = {"step": 10, "n_random": 2, "most": 2, **small} if quick else {}
-high_pairs, low_pairs = (((8, 4),), ((4, 2),)) if quick else (((8, 4),), ((4, 3), (4, 2)))
-bits = results_of("bits", lambda: quantisation.run(model, pairs=high_pairs, seed=seed, **few))
-few = few if quick else {"step": 6}  # fewer points where a step costs more
-low = results_of("bits_low", lambda: quantisation.run(model, pairs=low_pairs, controls=False, seed=seed, **few))
+few = small if quick else {"step": 6}  # fewer points where a step costs more
+pairs = ((4, 2),) if quick else ((4, 3), (4, 2))
+low = results_of("bits_low", lambda: quantisation.run(model, pairs=pairs, controls=False, seed=seed, **few))
 agreement = bits.tables["agreement"].query("target == 'damage'").drop(columns="target")
 lab.statistics.rounded(agreement.sort_values(["blocks", "rho"], ascending=[True, False]))
 

@@ -97,6 +97,32 @@ figure = fixed.plot()
 # difference* h(ij) - h(i) - h(j) says by how much it is not. Above 0: the two back each other up, and losing both hurts more than the sum. Below 0: once one is
 # gone, the other is missed less.
 #
+# **Exercise 1.** Without block 3 the loss rises by 0.1, without block 4 by 0.2, without both by 0.5 nats. What is the second difference?
+
+# %% tags=["exercise"]
+your_difference = None
+
+
+# %% tags=["check"]
+def check_difference(given):
+    if given is None:
+        return print("No answer yet. h(ij) - h(i) - h(j), with the three rises.")
+    if abs(given + 0.2) < 1e-6:
+        return print("The other way round: what both cost comes first.")
+    if abs(given - 0.3) < 1e-6 or abs(given - 0.4) < 1e-6:
+        return print("Take away both single rises, not one of them.")
+    if abs(given - 0.2) > 1e-6:
+        return print("Not yet: 0.5 - 0.1 - 0.2.")
+    print("Yes, 0.2: above 0, so the two back each other up. Each alone is missed less than its share of both.")
+    return True
+
+
+check_difference(your_difference)
+
+# %% tags=["solution"] jupyter={"outputs_hidden": true, "source_hidden": true}
+assert check_difference(0.2)
+
+# %% [markdown]
 # **What do you expect** for neighbours?
 #
 # - (a) Above 0: they do similar work. (b) Below 0: they work on the same thing, one after the other. (c) Both, near 0 on average.

@@ -51,9 +51,9 @@ def test_pruning_nothing_costs_exactly_nothing_and_curves_rise(pruned):
 
 def test_between_a_zero_and_a_value_there_is_a_straight_line():
     grid = np.array([0, 0.05, 0.1, 0.15, 0.2, 0.3])
-    found = pruning.interpolated(grid, [0, 0.1, 0.2, 0.3], np.array([0, 0, 2.0, 0]))
+    found = pruning.interpolated(grid, [0.0, 0.1, 0.2, 0.3], np.array([0, 0, 2.0, 0]))
     assert found.tolist() == pytest.approx([0, 0, 0, 1, 2, 0])
-    assert pruning.interpolated(grid, [0, 0.1, 0.2], np.array([0, 4, 2.0]))[1] == pytest.approx(2)  # at least linear
+    assert pruning.interpolated(grid, [0.0, 0.1, 0.2], np.array([0, 4, 2.0]))[1] == pytest.approx(2)  # at least linear
 
 
 def test_curves_are_those_of_the_evaluator(pruned, tiny_model, prose):
