@@ -267,7 +267,7 @@ def test_two_points_of_lowered_blocks(name: str) -> None:
     found = shipped.shipped(name)
     orders = found.tables["orders"]
     sweep = orders.sweep.iloc[0]
-    k = sorted(found.table[found.table.sweep == sweep].k.unique())[2]
+    k = int(sorted(found.table[found.table.sweep == sweep].k.unique())[2])
     high, low = (Bits(int(bits), found.parameters["group_size"]) for bits in sweep.split("/"))
     names = ["damage", "random 3"]
     plans = [
@@ -359,10 +359,7 @@ def test_one_training_of_each_comparison() -> None:
     }
     for name, (module, part, keys) in wanted.items():
         found = shipped.shipped(f"05b_blocks/{name}")
-        known = {
-            key: found.parameters[key] for key in module.run.__kwdefaults__ if key in found.parameters
-        } | found.parameters
-        again = module.work(seed=0, **part, known=known).table
+        again = module.work(seed=0, **part, known=found.parameters).table
         (column, value), *_ = part.items()
         both = found.table[(found.table.seed == 0) & (found.table[column] == value)].merge(
             again, on=keys, suffixes=("", "_again")
