@@ -148,7 +148,7 @@ class Evaluator:
             FloatingPointError: a loss that is not finite; the configuration is named.
         """
         wanted = [self._key(one) for one in configurations]
-        todo = sorted({key for key in wanted if repr(key) not in self._memo}, key=lambda key: tuple(map(repr, key)))
+        todo = sorted({key for key in wanted if repr(key) not in self._memo}, key=_place)
         for key in tqdm(todo, desc="configurations", disable=not self.progress or len(todo) < 8, leave=False):
             self._memo[repr(key)] = self._compare(self._run(key), key)
             if time.monotonic() - self._saved > _EVERY:
@@ -166,7 +166,7 @@ class Evaluator:
             raise ValueError("this model caps or shifts its logits: their differences cannot be had from its states")
         wanted = [self._key(one) for one in configurations]
         apart = torch.empty(len(wanted), *self._hidden.shape)
-        for place in sorted(range(len(wanted)), key=lambda i: tuple(map(repr, wanted[i]))):
+        for place in sorted(range(len(wanted)), key=lambda i: _place(wanted[i])):
             apart[place] = self._run(wanted[place]) - self._hidden
         flat = apart.double()
         return torch.einsum("itpd,de,jtpe->tij", flat, self._metric, flat).cpu().numpy() / flat.shape[2]
@@ -308,6 +308,11 @@ def _centred_metric(model: TransformerBridge) -> torch.Tensor:
         square += (part.double().T @ part.double()).cpu()
     mean /= len(weight)
     return (square / len(weight) - torch.outer(mean, mean)).to(weight.device)
+
+
+def _place(key: tuple[Change | None, ...]) -> tuple[str, ...]:
+    """Where a configuration stands in the walk: shared beginnings side by side, unchanged blocks first, as they ran already."""
+    return tuple("" if change is None else repr(change) for change in key)
 
 
 def _named(key: Any) -> str:

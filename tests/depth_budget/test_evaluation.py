@@ -71,6 +71,15 @@ def test_the_order_of_configurations_changes_nothing(tiny_model):
     assert (one.nll == other.nll[::-1]).all() and (one.nll == np.array(alone)).all()
 
 
+@pytest.mark.parametrize("change", [SKIP, Bits(3, 16), Pruned(0.5)])
+def test_single_changes_run_from_the_change_on(tiny_model, change):
+    model = tiny_model("llama")
+    evaluate = Evaluator(model, ids_of(model), progress=False)
+    before, n = evaluate.passes, model.cfg.n_layers
+    evaluate([{i: change} for i in range(n)])
+    assert evaluate.passes - before == n * (n + 1) // 2
+
+
 def test_pairs_walk_each_shared_beginning_once(tiny_model):
     model = tiny_model("llama")
     evaluate = Evaluator(model, ids_of(model), progress=False)
