@@ -286,7 +286,8 @@ def results(options: argparse.Namespace) -> int:
     if options.what == "list":
         for name in shipped.names():
             about = shipped.made(name)
-            print(f"{name:44} {about['date']}  {about['seconds']:7.0f} s  {about['command']}")
+            seconds = "not timed" if about["seconds"] is None else f"{about['seconds']:7.0f} s"
+            print(f"{name:44} {about['date']}  {seconds:>9}  {about['command']}")
         return 0
     if not options.name:
         raise ValueError("which study? For example: python -m lab results make 01_concept_depth")

@@ -77,7 +77,8 @@ class Results:
         if not (self.quick or self.recompute) and place in names():
             about = made(place)
             if about["parameters"] == self.parameters:
-                print(f"{name}: made {about['date']} in {about['seconds']:.0f} s; recompute = True measures it anew.")
+                took = "" if about["seconds"] is None else f" in {about['seconds']:.0f} s"  # None: parts had been kept
+                print(f"{name}: made {about['date']}{took}; recompute = True measures it anew.")
                 return shipped(place)
             print(f"{name}: the shipped result is for {about['parameters']}; measured anew.")
         begun = time.monotonic()

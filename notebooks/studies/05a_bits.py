@@ -20,8 +20,8 @@
 #
 # **You need** [lesson 5](../lessons/05_depth_budget.py): rounding by hand, the loop over blocks, the random orders.
 #
-# **It takes** about half a minute to open: its results come with the kit. `recompute = True` measures them anew (about an hour on two processor
-# cores, 3 GB of memory, no network). `quick = True` is a smoke test, and says so over every figure.
+# **It takes** about 20 seconds to open: its results come with the kit. `recompute = True` measures them anew (more than half an hour; not
+# timed on quiet cores; no network). `quick = True` is a smoke test, and says so over every figure.
 #
 # Contrary evidence, to keep in mind: how far a block turns the state is a poor stand-in for the damage of its removal
 # ([arXiv 2605.14075](https://arxiv.org/abs/2605.14075)); the calibration text can matter more than the search

@@ -22,8 +22,8 @@
 #
 # **You need** [lesson 3](../lessons/03_depth_efficiency.py) (a block left out) and [lesson 5](../lessons/05_depth_budget.py).
 #
-# **It takes** about half a minute to open: its results come with the kit. `recompute = True` measures them anew (more than an hour on two processor
-# cores, 3 GB of memory, no network). `quick = True` is a smoke test, and says so over every figure.
+# **It takes** about 20 seconds to open: its results come with the kit. `recompute = True` measures them anew (more than half an hour; not
+# timed on quiet cores; no network; it needs pymoo). `quick = True` is a smoke test, and says so over every figure.
 
 # %% tags=["parameters"]
 model_name = "smollm2-135m"
