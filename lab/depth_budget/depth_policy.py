@@ -1,6 +1,6 @@
 """Is it worth choosing, for each example, the depth at which a probe reads?
 
-    result = depth_policy.run(model, "cities")      # two minutes or so on one core, most of it the states
+    result = depth_policy.run(model, "cities")  # most of the time goes into the states
 
 After the stochastic skip connection of UGround (rui-qian/UGround at 19e3d71): a softmax over depths from <w_l, h_l>. Ours chooses
 among probes of every depth, with the exact gradient of the expected accuracy where the published code samples. The oracle, which

@@ -1,6 +1,6 @@
 """The Macaron layer: is half a feed-forward net before attention and half behind it worth more than one behind it?
 
-    result = macaron.run()      # about 13 minutes on one core; macaron.run(seeds=[0, 1], steps=200, rates=[4e-3]) one
+    result = macaron.run()  # or macaron.run(seeds=[0, 1], steps=200, rates=[4e-3]): a try
 
 After Lu et al. (arXiv 1906.02762), who read a layer as a step of a splitting scheme for ordinary differential equations. The two
 halves have weights of their own, so it is not that scheme for any given field. The variants tell halving the steps, the place
