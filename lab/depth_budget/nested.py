@@ -1,6 +1,6 @@
 """Nested training: is one net whose every prefix of layers is a model worth one net for each depth?
 
-    result = nested.run()  # or nested.run(seeds=[0, 1], steps=300) about: a try
+    result = nested.run()  # or nested.run(seeds=[0, 1], steps=300): a try
 
 After SortedNet (arXiv 2309.00255): prefixes share weights, one final norm and one head; each step draws some, adds up their
 gradients and updates once. What it does not show: anything about large models, or about widths.

@@ -1,6 +1,6 @@
 """Third-order attention against depth: does one layer that sees pairs do what several layers of the usual attention don't?
 
-    result = triples.run()  # or triples.run(seeds=[0, 1], steps=600) about: a try
+    result = triples.run()  # or triples.run(seeds=[0, 1], steps=600): a try
 
 After arXiv 2310.04064, which is theory. The impossibility that it rests on is about ONE usual layer and long inputs; for several
 layers it is a conjecture. Nets of this size could learn short inputs by heart, so this shows a gap in training, never an
