@@ -18,6 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lab.cache import data_folder
+from lab.catalogue import CATALOGUE
 from lab.results import Result, versions
 
 MADE = "made.json"  # beside each result: how it was made, with the checksums of its files
@@ -95,11 +96,12 @@ class Results:
 
     def _keep(self, found: Result, folder: Path, seconds: float) -> None:
         found.save(folder)
+        consent = getattr(CATALOGUE.get(self.parameters.get("model_name", "")), "needs_consent", False)
         about = {
             "parameters": self.parameters,
             "versions": versions(),
             "date": datetime.date.today().isoformat(),
-            "command": f"python -m lab results make {self.study}",
+            "command": f"python -m lab results make {self.study}{' --accept-license' if consent else ''}",
             "seconds": round(seconds, 1),
             "platform": sys.platform,
             "files": checksums(folder),

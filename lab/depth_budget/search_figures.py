@@ -97,7 +97,8 @@ def block_search(result: Any) -> Figure:
             axes[2, column].axvline(evaluations, color=GREY, lw=1.5, ls=":")
             axes[2, column].set_xlabel("evaluations (dotted: where\nmethods are compared)")
             axes[1, column].set_xlabel("blocks left out")
-            axes[1, column].legend(loc="upper left")
+            axes[2, column].legend(*axes[1, column].get_legend_handles_labels(), loc="upper center",
+                                   bbox_to_anchor=(0.5, -0.3), ncols=2, columnspacing=1)  # fmt: skip
         for ax in axes[:2].flat:
             ax.axhline(0, color=GREY, lw=1)
             ax.set_ylabel("rise of the loss, nats per token" if ax.get_subplotspec().is_first_col() else "")

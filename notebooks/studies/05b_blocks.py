@@ -162,7 +162,7 @@ lab.statistics.rounded(table.tables["community_test"])
 few = (
     {"evaluations": 8, "seeds": 1, "most": 2, "window": 2, "shift": 1, "population": 4}
     if quick
-    else {"evaluations": 60, "seeds": 3}
+    else {"evaluations": 300, "seeds": 3}
 )
 found = results_of("search", lambda: search.block_search(model, table, **few))
 figure = found.plot()
@@ -244,7 +244,7 @@ lab.statistics.rounded(sorted_nets.summary)
 # the reason: two feed-forward nets, their place, or the halves.
 
 # %%
-few = {"seeds": [0, 1], "steps": 20, "rates": [4e-3], "n_layers": 2} if quick else {"steps": 300}
+few = {"seeds": [0, 1], "steps": 20, "rates": [4e-3], "n_layers": 2} if quick else {"steps": 300, "rates": [4e-3, 8e-3, 1.6e-2, 3.2e-2]}
 layers = results_of("macaron", lambda: macaron.run(**few))
 figure = layers.plot()
 

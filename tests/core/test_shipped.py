@@ -107,7 +107,8 @@ def test_each_shipped_result_is_whole_and_says_how_it_was_made(name: str) -> Non
     about = shipped.made(name)
     study = name.split("/")[0]
     assert study in {script.stem for script in scripts(None) if script.parent.name == "studies"}
-    assert about["command"] == f"python -m lab results make {study}"
+    terms = " --accept-license" if about["parameters"].get("model_name") == "gemma3-270m" else ""
+    assert about["command"] == f"python -m lab results make {study}{terms}"
     assert {"torch", "transformers", "transformer-lens", "scikit-learn", "depth-lab"} <= set(about["versions"])
     assert json.dumps(about["parameters"]) and (about["seconds"] is None or about["seconds"] > 0)
     found = shipped.shipped(name)
