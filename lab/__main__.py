@@ -136,7 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("what", choices=["list", "make"])
     command.add_argument("name", nargs="?", metavar="NAME", help="a study, such as 01_concept_depth; make needs one")
     command.add_argument("--out", type=Path, metavar="DIR", help="keep them here, not in data/results")
-    command.add_argument("--accept-license", action="store_true", help="accept Gemma's terms: its results are made, too")
+    command.add_argument(
+        "--accept-license", action="store_true", help="accept Gemma's terms: its results are made, too"
+    )
 
     text = "list what the cache holds (models, data, finished parts of runs), with sizes and age; with names, free it"
     command = commands.add_parser("clean", help=text, description=text)
@@ -295,6 +297,7 @@ def results(options: argparse.Namespace) -> int:
     folder = options.out or shipped.data_folder() / "results"
     with tempfile.TemporaryDirectory(prefix="depth-lab-") as scratch:
         os.environ[shipped.MAKING] = str(folder.resolve())
+        os.environ[shipped.OPTIONS] = " --accept-license" if options.accept_license else ""
         arguments = ["run", f"studies/{options.name}", "-p", "recompute=True", "--out", scratch]
         arguments += ["-p", "accept_license=True"] if options.accept_license else []
         return run(_parser().parse_args(arguments))

@@ -18,11 +18,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lab.cache import data_folder
-from lab.catalogue import CATALOGUE
 from lab.results import Result, versions
 
 MADE = "made.json"  # beside each result: how it was made, with the checksums of its files
 MAKING = "LAB_RESULTS"  # the environment variable in which `results make` names the folder to keep results in
+OPTIONS = "LAB_RESULTS_OPTIONS"  # and the one that names the options it was given, for the record
 
 
 def names() -> list[str]:
@@ -96,12 +96,11 @@ class Results:
 
     def _keep(self, found: Result, folder: Path, seconds: float) -> None:
         found.save(folder)
-        consent = getattr(CATALOGUE.get(self.parameters.get("model_name", "")), "needs_consent", False)
         about = {
             "parameters": self.parameters,
             "versions": versions(),
             "date": datetime.date.today().isoformat(),
-            "command": f"python -m lab results make {self.study}{' --accept-license' if consent else ''}",
+            "command": f"python -m lab results make {self.study}{os.environ.get(OPTIONS, '')}",
             "seconds": round(seconds, 1),
             "platform": sys.platform,
             "files": checksums(folder),

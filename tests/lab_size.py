@@ -15,7 +15,7 @@ BUDGET = {
     "longest function": 105,
     "deepest nesting": 5,
     "all": 25000,
-    "lessons": 3275,
+    "lessons": 3300,
 }
 NESTS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.FunctionDef, ast.ClassDef)
 

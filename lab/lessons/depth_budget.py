@@ -131,15 +131,18 @@ def loss_with(answer: Any, model: TransformerBridge) -> str | None:
             one.data = old
     if changed:
         return (
-            f"Afterwards {changed} of {len(weights)} matrices are not what they were. `before` must hold the old values "
-            "themselves (with copy_, take clones), and the lines under “finally” put all of them back."
+            f"Afterwards {changed} of {len(weights)} matrices of this test are not what they were. `before` must hold the old "
+            "values themselves (with copy_, take clones), and the lines under “finally” put all of them back."
         )
     if not isinstance(found, torch.Tensor) or found.shape != wanted.shape:
         return "loss_with must return what loss returns, one number for each text. Is there a “return” inside the try?"
     if torch.allclose(found, wanted, atol=1e-3):
         return None if seen else "The hooks were not used. Give them to loss, too."
     if torch.allclose(found, intact, atol=1e-3):
-        return "The loss is that of the intact model: the new values were not in place while it ran."
+        return (
+            "The loss is that of the intact model: the new values were not in place while it ran. “weight = values” only "
+            "renames; weight.data = values changes the model."
+        )
     if torch.allclose(found, first, atol=1e-3):
         return "Only the first pair was used. Go through all of them before the model runs."
     return f"The losses are {found.tolist()}, and with the new values in place they are {wanted.tolist()}."
@@ -163,7 +166,11 @@ def put_back(answer: Any) -> str | None:
     hook, given = answer(intact, [0, 2]), state.clone()
     if not callable(hook):
         return f"put_back must return the inner function; it returned {hook!r:.40}. End it with “return hook_fn”."
-    found, wanted = hook(given, None), _own_put_back()(intact, [0, 2])(state, None)
+    try:
+        found = hook(given, None)
+    except RuntimeError as error:
+        return f"{error}. Both sides have the shape [text, position, d_model]: take the positions of `intact`, too."
+    wanted = _own_put_back()(intact, [0, 2])(state, None)
     if not torch.equal(given, state):
         return "Your hook writes into the state that it was given, and somebody else may read that one. Copy it first."
     if found is None:
@@ -216,6 +223,14 @@ def zd(answer: Any) -> str | None:
         ).double().mean(),
         "You took the mean of the shares. Count in all matrices, and divide by all weights: larger matrices count more.":
             sum((one > 1).double().mean() for one in scaled) / len(scaled),
+        "You divided by the variance, std * std. Divide by .std().": torch.cat(
+            [((one - one.mean()) / one.var() > 1).flatten() for one in weights]
+        ).double().mean(),
+        "You took the mean and the standard deviation of each row. Take those of the whole matrix.": torch.cat(
+            [((one - one.mean(-1, keepdim=True)) / one.std(-1, keepdim=True) > 1).flatten() for one in weights]
+        ).double().mean(),
+        "You divided by the number of rows: len(w). w.numel() is the number of weights.":
+            wanted * len(flat) / sum(map(len, weights)),
         "You did not divide by the standard deviation.": torch.cat(
             [(one - one.mean() > 1).flatten() for one in weights]
         ).double().mean(),

@@ -108,7 +108,7 @@ def bars(ax: Axes, rises: Mapping[str, torch.Tensor]) -> None:
         mean = float(found.mean())
         ax.barh(place, mean, color=BLUE, alpha=0.8)
         ax.scatter(found, [place] * len(found), **FAINT)
-        ax.text(max(float(found.max()), 0), place, f"  {mean:+.2f}", va="center", fontsize=12)
+        ax.text(max(float(found.max()), 0), place, f"  {round(mean, 2) + 0.0:+.2f}", va="center", fontsize=12)
     categories(ax, list(rises))
     ax.axvline(0, color="k", lw=0.8)
     every = torch.cat(list(rises.values()))

@@ -109,7 +109,7 @@ class Spend(ipw.VBox):
         self.tried: dict[Any, tuple[str, float, float]] = {}  # rule, price and rise, the latest last
         self.known: dict[Any, tuple[float, str]] = {}  # loss and words, by prompt and bits
         self.prompt = ipw.Text(PROMPT, description="prompt", continuous_update=False, **wide(480, 60))
-        self.budget = ipw.FloatSlider(4.0, min=2.5, max=8.5, step=0.25, description="budget", continuous_update=False,
+        self.budget = ipw.FloatSlider(4.0, min=2.5, max=8.5, step=0.1, description="budget", continuous_update=False,
                                       readout_format=".2f", **wide(380, 60))  # fmt: skip
         self.rule = ipw.Dropdown(options=RULES, description="rule", **wide(300, 40))
         self.block = ipw.Dropdown(options=range(self.n), description="block", **wide(130, 50))
@@ -166,8 +166,10 @@ class Spend(ipw.VBox):
 
     def _spent(self) -> str:
         rule = self.rule.value
-        if rule != "by hand":
+        self.budget.disabled = by_hand = rule == "by hand"  # grey: no budget holds then
+        if not by_hand:
             self.bits = self._chosen(rule, self.budget.value)
+        allowed = "" if by_hand else f" of {self.budget.value:.2f} allowed"
         price, (measured, words) = mean_price(self.bits), self._measured(self.bits)
         measured -= self._measured([8] * self.n)[0]
         self.tried.pop((rule, *self.bits), None)
@@ -176,8 +178,8 @@ class Spend(ipw.VBox):
         if self.table is not None:
             guess = f"{sum(self.table[i, CHOICES.index(b)] for i, b in enumerate(self.bits)):+.2f}"
         return (
-            f"<b>{price:.2f} bits for each weight</b>, low and step counted. Rise of the loss, predicted (single damages "
-            f"added up): {guess}; <b>measured: {measured:+.2f} nats</b>.<br>“{text_of(self.prompt.value)}"
+            f"<b>{price:.2f} bits for each weight</b>{allowed}, low and step counted. Rise of the loss, predicted (single "
+            f"damages added up): {guess}; <b>measured: {measured:+.2f} nats</b>.<br>“{text_of(self.prompt.value)}"
             f"<b>{text_of(words)}</b> …”"
         )
 
@@ -202,7 +204,8 @@ class Spend(ipw.VBox):
             for rule, (mark, color) in MARKS.items():
                 mine = [(price, rise) for name, price, rise in self.tried.values() if name == rule]
                 if mine:
-                    ax.plot(*zip(*mine, strict=True), mark, color=color, ms=8, label=rule)
+                    behind: Any = {"mfc": "none", "mew": 2, "ms": 12} if rule == RULES[0] else {"ms": 8}
+                    ax.plot(*zip(*mine, strict=True), mark, color=color, label=rule, **behind)
             ax.plot(*list(self.tried.values())[-1][1:], "o", mfc="none", mec=RED, ms=17, mew=1.8)
             ax.axhline(0, color=BLACK, lw=0.8)
             ax.margins(y=0.15)

@@ -61,5 +61,5 @@ def against_chance(rises: Mapping[str, float], bands: Mapping[str, Sequence[floa
             ax.barh(place, high - low, 0.7, left=low, color=color, alpha=0.2)
             ax.scatter(values, place + np.linspace(-0.25, 0.25, len(values)), color=color, s=26, lw=0)
         categories(ax, names)
-        ax.set(xlabel="rise of the loss (nats); smaller is better", xlim=(0, None))
+        ax.set(xlabel="rise of the loss (nats); smaller is better; band: the middle 90 %", xlim=(0, None))
     return figure

@@ -195,7 +195,7 @@ control.then(lambda: carry.lines(found, ["BnB", "AnB", "random"]))
 # ### Exercise 2: the paired difference
 #
 # ●●○ difficulty, ●●● importance, 6 minutes, code. The 95 % interval of a mean runs from mean - reach to mean + reach; reach is `T` times the
-# standard deviation (`ddof=1`) of the differences, divided by the root of their number.
+# [standard deviation](../glossary.md#standard-deviation) (`ddof=1`) of the differences, divided by the root of their number.
 
 # %%
 from scipy import stats

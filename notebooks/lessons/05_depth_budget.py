@@ -16,13 +16,13 @@
 # | | |
 # |---|---|
 # | **Question** | Which [blocks](../glossary.md#block) need their [bits](../glossary.md#bit), and does a score know it better than [chance](../glossary.md#chance)? |
-# | **Time** | 22 minutes of class, 28 minutes of exercises |
+# | **Time** | 26 minutes of class, 28 minutes of exercises |
 # | **You will be able to** | round a model's [weights](../glossary.md#weights) and put them back; trace a damage to one [token](../glossary.md#token) with a [hook](../glossary.md#hook); hold a score against [random orders](../glossary.md#random-order) |
 # | **You need** | [lesson 3](03_depth_efficiency.py): [loss](../glossary.md#loss), hooks that replace a [state](../glossary.md#state), and where [attention](../glossary.md#attention) goes |
 
 # %% [markdown] tags=["instructor"]
-# **For instructors: the plan.** Opening 3 minutes; step 1 with exercises 1 and 2, 14; step 2 with exercise 3 and the prediction, 12; step 3
-# with exercise 4, 8; step 4 with exercise 5 and two predictions, 9; play, 4. Short of time: leave out exercise 5. The longest waits: the
+# **For instructors: the plan.** Opening 3 minutes; step 1 with exercises 1 and 2, 13; step 2 with exercise 3 and the prediction, 12; step 3
+# with exercise 4, 9; step 4 with exercise 5 and two predictions, 11; play, 6. Short of time: leave out exercise 5. The longest waits: the
 # thirty runs behind exercise 3, and the forty random orders of step 4; let them write down a reason for their guess meanwhile.
 
 # %% tags=["parameters"]
@@ -45,8 +45,8 @@ figure = figures.fewer(*spend.opening(model))
 # A weight is a number. With 16 bits it can have 65,536 values, with 3 bits only 8: the grey lines. Each weight moves to the
 # nearest one. This is to [quantise](../glossary.md#quantise): the model needs less memory, and it says something else.
 #
-# Below, all 30 blocks got the same number of bits. But do all of them need the same? (8 bits change nothing here: the
-# kit's file holds its weights in 4 bits, in groups of 32.)
+# Below, all 30 blocks got the same number of bits. But do all of them need the same? (With 8 bits, nothing is lost. At 4 bits
+# a little: the kit's file has 4 bits already, in smaller groups than ours.)
 
 # %% [markdown]
 # ## Step 1: round
@@ -97,7 +97,7 @@ rounded = check.rounded(rounded)
 # ### Exercise 2: the honest price
 #
 # ●○○ difficulty, ●●○ importance, 3 minutes, question. To come back from levels to weights, a group must also keep `low` and `step`, 16 bits
-# each. With 3 bits and groups of 64: how many bits does a weight cost, all told?
+# each. With 3 bits and groups of 64: how many bits does a weight cost, these two included?
 
 # %% tags=["exercise"]
 price = ...  # bits for each weight
@@ -119,7 +119,8 @@ price = check.price(price)
 # %% [markdown]
 # ## Step 2: one block at a time
 #
-# You lower one block to 3 bits, measure, and put the very same weights back.
+# You lower one block to 3 bits, measure, and put the very same weights back. A block has seven matrices: q, k, v and o of attention; gate, up
+# and down of the [MLP](../glossary.md#mlp).
 #
 # ### Exercise 3: other weights for one run
 #
@@ -143,7 +144,7 @@ def loss(model, ids, hooks=()):
 
 # %% tags=["exercise"]
 def loss_with(model, ids, new, hooks=()):
-    """new: pairs (weight, values). Return the loss with these values; afterwards all weights are what they were."""
+    """new: pairs (weight, values): a matrix of the model, and a tensor of its shape. Return the loss with these values; afterwards all weights are what they were."""
     ...  # one line: keep what each weight has now, in a list `before`
     try:
         ...  # three lines: give each weight its values, with weight.data = values; return the loss
@@ -216,8 +217,7 @@ guess.then(lambda: layer_figures.rise(rises, top=1, low=-0.3, by="the block that
 # %% [markdown]
 # ## Step 3: why this one?
 #
-# You met block 11 in lesson 3: it makes the first token an [attention sink](../glossary.md#attention-sink), a place for attention that
-# is not needed elsewhere.
+# What does block 11 do that the others do not? Look for the token at which it matters.
 #
 # ### Exercise 4: put one state back
 #
@@ -227,7 +227,7 @@ guess.then(lambda: layer_figures.rise(rises, top=1, low=-0.3, by="the block that
 
 # %% tags=["exercise"]
 def put_back(intact, positions):
-    def hook_fn(state, hook):  # what the lowered block makes: [text, position, d_model]
+    def hook_fn(state, hook):  # what the lowered block makes, [text, position, d_model]; `intact` has the same shape
         ...  # three lines: copy; at `positions`, overwrite the copy with the intact states; return it
 
     return hook_fn
@@ -284,10 +284,12 @@ guess.then(lambda: figures.where(back, alone, odd))
 # %% [markdown]
 # <details><summary>Why each answer was tempting</summary>
 #
-# *All but the first*, *all*: the words are there, and each state of the block was changed. *The first*: yes. What was lost is the sink.
+# *All but the first*, *all*: the words are there, and each state of the block was changed. *The first*: yes.
 # </details>
 #
-# One matrix of seven, and one token. A [control](../glossary.md#control) stands beside it: the second token's state, put back, changes little.
+# One matrix of seven, and one token. You met it in lesson 3: block 11 makes the first token an [attention sink](../glossary.md#attention-sink), a place
+# for attention that is not needed elsewhere. The second token's state is the [control](../glossary.md#control): had it helped as much, any
+# intact state would do.
 
 # %% [markdown]
 # ## Step 4: does a score beat chance?
@@ -298,7 +300,7 @@ guess.then(lambda: figures.where(back, alone, odd))
 #
 # ### Exercise 5: a score without data
 #
-# ●●○ difficulty, ●●○ importance, 4 minutes, code. z is a weight minus the mean of its matrix, divided by the standard deviation.
+# ●●○ difficulty, ●●○ importance, 4 minutes, code. z is a weight minus the mean of its matrix, divided by the matrix's [standard deviation](../glossary.md#standard-deviation).
 
 
 # %% tags=["exercise"]
@@ -363,12 +365,12 @@ guess.then(lambda: figures.against_chance(found, chance))
 # *Both*, *ZD alone*: published scores ought to work. On this model ZD does not. *Neither*: with so few texts, a fair doubt. *Damage alone*: yes.
 # </details>
 #
-# A score that does not beat the better of the two plain orders is no news. Damage does. But look how far the random orders lie apart.
+# The two plain orders know nothing, so a score must beat the better of them. Damage does. But look how far the random orders lie apart.
 
 # %% tags=["prediction"]
 guess = lessons.predict(
     f"Now the 20 random orders know one thing: never lower block {odd}. How much of damage's lead over chance is left?",
-    ["Nearly all", "About half", "Nearly nothing"],
+    ["Nearly all", "Between a fifth and two thirds", "Nearly nothing"],
 )
 guess
 
@@ -383,8 +385,8 @@ guess.then(lambda: figures.against_chance(found, chance))
 # %% [markdown]
 # <details><summary>Why each answer was tempting</summary>
 #
-# *Nearly all*: thirty numbers should say more than one. *Nearly nothing*: one block stood out so much. *About half*: yes, with these orders; with
-# others it is between a fifth and a half. Most random orders that did badly had lowered this block.
+# *Nearly all*: thirty numbers should say more than one. *Nearly nothing*: one block stood out so much. *In between*: yes, about half; with other
+# random orders we saw a fifth. Most random orders that did badly had lowered this block.
 # </details>
 #
 # So a large part of what the score knows is one block. Ask for this control whenever a score wins.
@@ -394,11 +396,13 @@ chosen = orders["least damage first"][:k]
 print(f"{k} blocks: {rises.mean(1)[chosen].sum():+.2f} nats added up, {found['least damage first']:+.2f} together")
 
 # %% [markdown]
-# Single damages do not add up: together they hurt more. (And the blocks that look harmless on your texts were chosen
-# for that.)
+# Single damages do not add up: together they hurt more. (You also took the blocks that looked harmless on your texts. Some only
+# looked so.)
 
 # %% [markdown]
 # ## Does the kit see the same?
+#
+# Its own rounding, on the same blocks and texts, beside yours.
 
 # %%
 for name, blocks in {"the odd block": [odd], "the chosen blocks": chosen}.items():
@@ -415,7 +419,7 @@ for name, blocks in {"the odd block": [odd], "the chosen blocks": chosen}.items(
 # hand: click a block.
 
 # %%
-spend.spend(model, ids[4:12])
+spend.spend(model, ids[4:12])  # four texts measure single blocks, four others report
 
 # %%
 lessons.summary()
@@ -425,7 +429,7 @@ lessons.summary()
 #
 # 1. Rounding is four lines. Count the bits of low and step, and put the weights back exactly.
 # 2. Damage is not spread evenly: here it is one block, one matrix, one token.
-# 3. A score must beat chance and both plain orders. Then ask how much of its lead one block explains.
+# 3. A score that beats chance may know one block, and nothing more.
 #
 # **Exit question.** “Our score beats 20 random orders.” Which two controls do you ask for? Write two sentences.
 

@@ -206,14 +206,14 @@ CHILD = """
 import sys, lab
 from pathlib import Path
 from lab.states import collect_states
-texts = [chr(97 + i % 26) * (100 - i % 60) for i in range(1500)]
+texts = [chr(97 + i % 26) * (100 - i % 60) for i in range(6000)]
 collect_states(lab.load(sys.argv[1], device="cpu"), texts, folder=Path(sys.argv[2]), batch_tokens=100)
 """
 
 
 def test_a_killed_collection_goes_on_where_it_stopped(tiny_folder, tiny_model, tmp_path, passes):
-    """SIGKILL in the middle of 1,500 texts, one batch each; then the same call with the same texts."""
-    texts = [chr(97 + i % 26) * (100 - i % 60) for i in range(1500)]
+    """SIGKILL in the middle of 6,000 texts, one batch each; then the same call with the same texts."""
+    texts = [chr(97 + i % 26) * (100 - i % 60) for i in range(6000)]
     folder = tmp_path / "states"
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(tiny_folder("llama")), str(folder)], stderr=subprocess.DEVNULL
@@ -232,7 +232,7 @@ def test_a_killed_collection_goes_on_where_it_stopped(tiny_folder, tiny_model, t
     passes.clear()
     resumed = collect_states(model, texts, folder=folder, batch_tokens=2000, progress=False)["resid"].values
     assert sum(rows for rows, _ in passes) == len(texts) - done.sum()  # it did not start from zero
-    some = np.r_[np.flatnonzero(done)[-5:], np.flatnonzero(~done)[:5], 0, 1499]
+    some = np.r_[np.flatnonzero(done)[-5:], np.flatnonzero(~done)[:5], 0, 5999]
     assert close(resumed[some], collect_states(model, [texts[i] for i in some], progress=False)["resid"].values)
 
 
