@@ -135,7 +135,7 @@ def block_attention(
 
 
 @contextmanager
-def rewritten(model: TransformerBridge, programs: Mapping[int, Program]) -> Iterator[None]:
+def rewritten(model: TransformerBridge, programs: Mapping[int, Program], *, whole: bool = False) -> Iterator[None]:
     """Run other functions in the place of some blocks: a step twice, in another order, of another size.
 
     A program gets the block's input x and `step(x, attn=1, mlp=1, layer=None)`: x plus `attn` times what attention adds to x,
@@ -144,12 +144,14 @@ def rewritten(model: TransformerBridge, programs: Mapping[int, Program]) -> Iter
         with rewritten(model, {3: lambda x, step: step(step(x, attn=0), mlp=0)}):
             logits = model(ids, use_cache=False)  # two steps of one layer: there are no keys and values to keep
 
-    Inside another `rewritten`, a step of a block is what that one made of it.
+    Inside another `rewritten`, a step of a block is what that one made of it. whole: all steps are of size 1, which parallel
+    blocks can take, too.
 
     Raises:
         ValueError: a layer out of range, parallel blocks; when the model runs, steps whose keys and values cannot be kept.
     """
-    require_site(model, "resid_mid")
+    if not whole:
+        require_site(model, "resid_mid")
     programs = {_check(model, "resid_post", layer): program for layer, program in programs.items()}
     scale = {"attn_out": 1.0, "mlp_out": 1.0}
 
@@ -333,9 +335,10 @@ def _values(matrices: Sequence[tuple[torch.nn.Parameter, bool]]) -> list[torch.T
 
 def _round_to_grid(weight: Float[torch.Tensor, "output input"], bits: int, group_size: int) -> torch.Tensor:
     groups = weight.reshape(weight.shape[0], -1, group_size)
+    groups = groups.to(torch.promote_types(weight.dtype, torch.float32))  # half precision would round the steps, too
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-    step = ((high - low) / (2**bits - 1)).clamp_min(torch.finfo(weight.dtype).tiny)
-    return (((groups - low) / step).round() * step + low).reshape(weight.shape)
+    step = ((high - low) / (2**bits - 1)).clamp_min(torch.finfo(groups.dtype).tiny)
+    return (((groups - low) / step).round() * step + low).reshape(weight.shape).to(weight.dtype)
 
 
 def _is_matrix(module: torch.nn.Module) -> bool:

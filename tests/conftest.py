@@ -28,10 +28,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors  
 from transformer_lens.model_bridge import TransformerBridge  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForCausalLM,
+    CohereConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     Olmo2Config,
     PreTrainedConfig,
@@ -180,6 +182,34 @@ def _config(family: str) -> PreTrainedConfig:
     if family == "qwen3":
         return Qwen3Config(**shared)
     return {"gemma2": Gemma2Config, "gemma3": Gemma3TextConfig}[family](**shared, sliding_window=16)
+
+
+FORMS = {  # what stands between unembedding and logits in each family; a negative scale turns the order round
+    "gemma2": [{"final_logit_softcapping": 0.5}, {"final_logit_softcapping": 30.0}, {"final_logit_softcapping": None}],
+    "granite": [{"logits_scaling": 8.0}, {"logits_scaling": -2.0}],
+    "cohere": [{"logit_scale": 0.0625}, {"logit_scale": -0.5}],
+    "gemma3": [{"final_logit_softcapping": 2.0}],
+}
+
+
+@pytest.fixture(params=[(family, form) for family, forms in FORMS.items() for form in forms], ids=str)
+def formed(request, tmp_path):
+    """A model of a family that caps or scales its logits, from a folder."""
+    family, form = request.param
+    size = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+    config = {"gemma2": Gemma2Config, "gemma3": Gemma3TextConfig, "granite": GraniteConfig, "cohere": CohereConfig}[
+        family
+    ]
+    heads = {"head_dim": 8, "sliding_window": 16} if family.startswith("gemma") else {}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config(**size, **heads, **form))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    byte_tokenizer(start_token=False).save_pretrained(tmp_path)
+    return lab.load(tmp_path, device="cpu")
 
 
 # --- the lessons: solutions as they stand in their folded cells --------------------------------------------------------

@@ -105,15 +105,18 @@ def round_to_nearest(
     """
     if weight.shape[1] % group_size:
         raise ValueError(f"group_size={group_size} does not divide the input width {weight.shape[1]}; try 16 or 32")
-    groups, top = weight.reshape(len(weight), -1, group_size), 2**bits - 1
+    groups, top = (
+        weight.reshape(len(weight), -1, group_size).to(torch.promote_types(weight.dtype, torch.float32)),
+        2**bits - 1,
+    )
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-    step = ((high - low) / top).clamp_min(torch.finfo(weight.dtype).tiny)
+    step = ((high - low) / top).clamp_min(torch.finfo(groups.dtype).tiny)
     if offset == "least":
         found = ((groups - low) / step).round() * step + low
     else:
         zero = (-low / step).round()
         found = (((groups / step).round() + zero).clamp(0, top) - zero) * step
-    return torch.where(high > low, found, groups).reshape(weight.shape)
+    return torch.where(high > low, found, groups).reshape(weight.shape).to(weight.dtype)
 
 
 def bits_a_weight(bits: float | int, group_size: int) -> float | int:

@@ -32,6 +32,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from lab import datasets, require
 from lab.depth_budget.changes import Change, FixedNorms, Skip
+from lab.identity import identity
 from lab.interventions import block_matrices, reweighted, rewritten
 from lab.lenses import unembed
 from lab.states import require_finite
@@ -201,7 +202,11 @@ class Evaluator:
         programs |= {layer: program(layer) for layer in range(start, self.n)}
         weights = {i: self._weights(i, key[i]) for i in range(start, self.n) if hasattr(key[i], "weights")}
         with ExitStack() as stack:
-            for one in (torch.inference_mode(), reweighted(self.model, weights), rewritten(self.model, programs)):
+            for one in (
+                torch.inference_mode(),
+                reweighted(self.model, weights),
+                rewritten(self.model, programs, whole=True),
+            ):
                 stack.enter_context(one)
             for layer in range(start, self.n):
                 if isinstance(change := key[layer], FixedNorms):
@@ -231,7 +236,7 @@ class Evaluator:
     def _logits(self, hidden: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Logits and their log-normaliser, some rows at once: many, since each time all of the unembedding is read."""
         for rows in hidden.flatten(0, 1).split(_ROWS):
-            logits = unembed(self.model, rows)
+            logits = unembed(self.model, rows).float()
             yield logits, torch.cat([some.logsumexp(-1) for some in logits.split(64)])  # what a processor's cache holds
 
     def _of_intact(self) -> tuple[torch.Tensor | None, torch.Tensor]:
@@ -270,7 +275,8 @@ class Evaluator:
 
     def _path(self) -> Path:
         assert self._folder is not None
-        known = hashlib.sha256(self.ids.cpu().numpy().tobytes() + str(self.first).encode()).hexdigest()[:12]
+        about = f"{self.first} {identity(self.model)}".encode()
+        known = hashlib.sha256(self.ids.cpu().numpy().tobytes() + about).hexdigest()[:12]
         return Path(self._folder) / f"evaluations-{known}.json"
 
     def _read(self) -> None:
@@ -292,11 +298,14 @@ def _matrix(model: TransformerBridge) -> torch.Tensor:
 
 
 def _is_linear(model: TransformerBridge) -> bool:
-    """Whether logits are W h, or that and a constant, so that differences of states tell differences of logits."""
+    """Whether logits are W h, or that and a constant, so that differences of states tell differences of logits.
+
+    Not in half precision, where the model's own logits are rounded."""
     with torch.inference_mode():
         state = torch.linspace(-50, 50, model.cfg.d_model, device=model.cfg.device, dtype=model.cfg.dtype)[None]
-        none, one, two = (unembed(model, size * state) for size in (0, 1, 2))
-    return bool((two - one - (one - none)).abs().max() <= 1e-3 * two.abs().max())
+        none, one = (unembed(model, size * state) for size in (0, 1))
+        apart = (one - none - state @ _matrix(model).T).abs().max()  # caps, shifts and scales leave a difference
+    return model.cfg.dtype.itemsize >= 4 and bool(apart <= 1e-4 * (one - none).abs().max())
 
 
 def _centred_metric(model: TransformerBridge) -> torch.Tensor:

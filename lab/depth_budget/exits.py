@@ -31,7 +31,8 @@ EXITS = {
     "random": "control: n blocks drawn at random, in their order",
 }
 NORMS = {
-    "one number": "every token is divided by one size",
+    "one number": "every token is divided by one size, the root of the mean square over tokens",
+    "one number, typical": "the same with the geometric mean, so that a few large tokens do not set it",
     "by channel": "every channel is divided by its own size, as SLAB does; its gains were not trained for that here",
     "one number, another block's": "control: the size of the block half the depth away",
     "one number, first token too": "the first token, which many models use as a sink, is divided so, too",
@@ -102,6 +103,7 @@ def norms(
             f"this model's norms are {model.cfg.normalization_type}: norms(...) takes models with RMS norms"
         )
     models.require_site(model, "resid_mid")
+    first = require.whole("first", first, 0, require.whole("n_tokens", n_tokens, 3) - 2)
     calibration, texts = texts_of(model, data, sizes=(n_calibration, n_texts), n_tokens=n_tokens, seed=seed)
     plan = pd.DataFrame([(way, layer) for way in NORMS for layer in layers], columns=["way", "layer"])
     known = {
@@ -154,26 +156,29 @@ def _normed(
     model: TransformerBridge, ids: torch.Tensor, calibration: torch.Tensor, plan: Mapping[str, list[Any]], first: int,
     progress: bool, scratch: Path | None,
 ) -> Result:  # fmt: skip
-    squares = {start: _squares(model, calibration, start) for start in (0, 1)}
+    squares, typical = zip(*(_squares(model, calibration, start) for start in (0, 1)), strict=True)
     half, changes = model.cfg.n_layers // 2, []
     for way, layer in zip(plan["way"], plan["layer"], strict=True):
         sink = way == "one number, first token too"
         other = (layer + half) % model.cfg.n_layers if "another" in way else layer
         sizes = squares[0 if sink else 1][:, other]  # [norm d_model]
         chosen = sizes if way == "by channel" else sizes.mean(-1, keepdim=True)
+        chosen = typical[1][:, other, None] if "typical" in way else chosen
         changes.append({layer: FixedNorms(way, (chosen[0], chosen[1]), first=0 if sink else 1)})
     return _measured(model, ids, changes, first, progress, scratch)
 
 
-def _squares(model: TransformerBridge, ids: torch.Tensor, start: int) -> torch.Tensor:
-    """Mean square [norm layer d_model] of what goes into each block's two norms, over tokens from `start` on and texts."""
-    total: Any = 0
+def _squares(model: TransformerBridge, ids: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of what goes into each block's two norms: mean square [norm layer d_model] over tokens from `start` on and texts, and
+    the geometric mean [norm layer] of single tokens' mean squares."""
+    total, logs = torch.zeros(()), torch.zeros(())
     for row in ids:
         run = clean_run(model, row, sublayers=True)
         assert run.attn_out is not None
         both = torch.stack([run.states[:-1], run.states[:-1] + run.attn_out])  # before attention, before the MLP
-        total = total + both[:, :, start:].float().square().mean(2)
-    return total / len(ids)
+        squares = both[:, :, start:].float().square()
+        total, logs = total + squares.mean(2), logs + squares.mean(-1).log().mean(-1)
+    return total / len(ids), (logs / len(ids)).exp()
 
 
 def _long(plan: pd.DataFrame, texts: Texts, part: Result) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from lab import figures as shared
-from lab.figures import BLUE, GREEN, GREY, ORANGE, PURPLE
+from lab.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
 
 WAYS = {
     "prefix": ("the first n blocks", BLUE, "-", "o"),
@@ -15,6 +15,7 @@ WAYS = {
 }
 NORMS = {
     "one number": ("one size for all tokens", BLUE, "-", "o"),
+    "one number, typical": ("one size, of a typical token", SKY, (0, (5, 1, 1, 1, 1, 1)), "v"),
     "by channel": ("one size a channel", ORANGE, (0, (5, 1.5)), "s"),
     "one number, another block's": ("size of another block (control)", PURPLE, (0, (1, 1)), "^"),
     "one number, first token too": ("one size, first token too", GREEN, (0, (3, 1, 1, 1)), "D"),
@@ -47,7 +48,7 @@ def fixed_norms(result: Any) -> Figure:
     summary = result.summary
     with shared.classroom():
         figure, axes = shared.panels(5, 1, 2)
-        for ax, ways in zip(axes, (list(NORMS)[:3], list(NORMS)[3:]), strict=True):
+        for ax, ways in zip(axes, (list(NORMS)[:4], list(NORMS)[4:]), strict=True):
             for way in ways:
                 label, color, dash, marker = NORMS[way]
                 rows = summary[summary.way == way]

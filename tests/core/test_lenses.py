@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, byte_tokenizer
-from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, Gemma3TextConfig, GraniteConfig
+from conftest import FAMILIES
 
-import lab
 from lab import lenses
 from lab.checks import hooks_left
 from lab.depth_efficiency import attributions, effects
@@ -47,34 +45,6 @@ def test_at_an_earlier_depth_it_is_the_norm_and_the_unembedding(tiny_model, fami
     assert lenses.ranks(model, states, [[8]] * 4).tolist() == (logits > logits[:, 8:9]).sum(-1).tolist()
     last = collect_states(model, TEXTS, progress=False)["resid"].values[:, -1]
     assert lenses.ranks(model, states, [[8]] * 4).tolist() != lenses.ranks(model, last, [[8]] * 4).tolist()
-
-
-FORMS = {  # what stands between unembedding and logits in each family; a negative scale turns the order round
-    "gemma2": [{"final_logit_softcapping": 0.5}, {"final_logit_softcapping": 30.0}, {"final_logit_softcapping": None}],
-    "granite": [{"logits_scaling": 8.0}, {"logits_scaling": -2.0}],
-    "cohere": [{"logit_scale": 0.0625}, {"logit_scale": -0.5}],
-    "gemma3": [{"final_logit_softcapping": 2.0}],
-}
-
-
-@pytest.fixture(params=[(family, form) for family, forms in FORMS.items() for form in forms], ids=str)
-def formed(request, tmp_path):
-    """A model of a family that caps or scales its logits, from a folder."""
-    family, form = request.param
-    size = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
-    config = {"gemma2": Gemma2Config, "gemma3": Gemma3TextConfig, "granite": GraniteConfig, "cohere": CohereConfig}[
-        family
-    ]
-    heads = {"head_dim": 8, "sliding_window": 16} if family.startswith("gemma") else {}
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config(**size, **heads, **form))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(tmp_path)
-    byte_tokenizer(start_token=False).save_pretrained(tmp_path)
-    return lab.load(tmp_path, device="cpu")
 
 
 def test_caps_and_scales_are_the_models_own_wherever_states_become_words(formed):

@@ -9,7 +9,7 @@ import torch
 
 import lab
 from lab.depth_budget import SKIP, Bits, Evaluator, Noise, Pruned, bits_a_weight, evaluation, round_to_nearest, texts_of
-from lab.interventions import block_matrices, quantized, reweighted, skip
+from lab.interventions import _round_to_grid, block_matrices, quantized, reweighted, skip
 
 CHANGES = [
     {}, {0: SKIP}, {3: SKIP}, {1: Bits(3, 16)}, {1: Bits(3, 16), 2: SKIP}, {0: Pruned(0.5), 3: Bits(2, 32)},
@@ -45,15 +45,33 @@ def plain(model, ids, first, configuration):
     return nll.numpy(), kl.numpy(), distortion.numpy()
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "gemma3", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox", "gemma2", "gemma3", "qwen3"])
 def test_measures_equal_plain_passes(tiny_model, family):
-    model = tiny_model(family)
+    are_those_of_plain_passes(tiny_model(family))
+
+
+def test_capped_and_scaled_logits_are_measured_as_they_are(formed):
+    are_those_of_plain_passes(formed)
+
+
+def are_those_of_plain_passes(model):
     ids = ids_of(model)
     found = Evaluator(model, ids, first=3, progress=False)(CHANGES)
     for i, configuration in enumerate(CHANGES):
         wanted = plain(model, ids, 3, configuration)
         for value, other in zip((found.nll[i], found.kl[i], found.distortion[i]), wanted, strict=True):
             np.testing.assert_allclose(value, other, rtol=2e-4, atol=2e-5)
+
+
+def test_half_precision_adds_no_error_of_its_own(tiny_folder):
+    """The model's own logits are rounded; what is made of them is not."""
+    model = lab.load(tiny_folder("llama"), device="cpu", dtype=torch.bfloat16)
+    ids = ids_of(model)
+    found = Evaluator(model, ids, first=3, progress=False)(CHANGES)
+    for i, configuration in enumerate(CHANGES):
+        wanted = plain(model, ids, 3, configuration)
+        for value, other in zip((found.nll[i], found.kl[i], found.distortion[i]), wanted, strict=True):
+            np.testing.assert_allclose(value, other, rtol=1e-5, atol=1e-6)
 
 
 def test_no_change_costs_exactly_nothing(tiny_model):
@@ -139,6 +157,9 @@ def test_an_interrupted_run_goes_on(tiny_model, tmp_path, monkeypatch):
     assert (second(CHANGES).nll == wanted.nll).all() and second.passes == before
     other = Evaluator(model, ids_of(model, n=2), folder=tmp_path, progress=False)
     assert other(CHANGES[:2]).nll.shape == (2, 2)  # other texts, other measurements
+    with quantized(model, 2, group_size=16):  # another model, other measurements
+        third = Evaluator(model, ids_of(model), folder=tmp_path, progress=False)
+        assert (third(CHANGES).nll != wanted.nll).any()
 
 
 def test_changed_weights_are_held_while_there_is_room(tiny_model, monkeypatch):
@@ -191,6 +212,14 @@ def test_known_errors_of_a_gaussian_matrix(group_size, bits, error):
     assert ((found - w).square().mean() / w.square().mean()).item() == pytest.approx(error, rel=0.03)
     levels = [len(group.unique()) for group in found[:20].reshape(-1, group_size)]
     assert max(levels) <= 2**bits
+
+
+def test_half_precision_is_rounded_as_well_as_single():
+    torch.manual_seed(0)
+    w = torch.randn(576, 576).bfloat16()
+    for one in (round_to_nearest, _round_to_grid):
+        half, single = one(w, 8, 64), one(w.float(), 8, 64)
+        assert half.dtype == torch.bfloat16 and torch.equal(half, single.bfloat16())
 
 
 def test_rounding_by_hand():

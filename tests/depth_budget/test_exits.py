@@ -74,7 +74,7 @@ def test_norms_by_depth(tiny_model, data):
     found = exits.norms(model, data, layers=[0, 3], resume=False, **settings)
     assert set(found.table.way) == set(exits.NORMS) and set(found.table.layer) == {0, 3}
     calibration, texts = texts_of(model, data, sizes=(3, 4), n_tokens=20)
-    squares = exits._squares(model, calibration.ids, 1)[:, 3]
+    squares = exits._squares(model, calibration.ids, 1)[0][:, 3]
     change = FixedNorms("by hand", (squares[0], squares[1]))
     with torch.no_grad(), change.entered(model, 3):
         log_p = model(texts.ids, use_cache=False)[:, 8:-1].log_softmax(-1)
@@ -86,6 +86,8 @@ def test_norms_by_depth(tiny_model, data):
 def test_what_is_refused(tiny_model, data):
     with pytest.raises(ValueError, match="RMS"):
         exits.norms(tiny_model("gpt2"), data)
+    with pytest.raises(ValueError, match="first=50"):
+        exits.norms(tiny_model("llama"), data, first=50)
     with pytest.raises(ValueError, match="n_random"):
         exits.prefix_exits(tiny_model("llama"), data, n_random=0)
 

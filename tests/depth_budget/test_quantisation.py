@@ -216,12 +216,13 @@ def test_agreement_with_and_without_the_ends():
 # --- around it ------------------------------------------------------------------------------------------------------
 
 
-def test_gemma_runs_too_and_a_run_goes_on(tiny_model, monkeypatch, tmp_path):
+@pytest.mark.parametrize("family", ["gemma3", "neox"])
+def test_other_models_run_too_and_a_run_goes_on(tiny_model, monkeypatch, tmp_path, family):
     monkeypatch.setenv("LAB_CACHE", str(tmp_path))
     small = SMALL | {"pairs": ((4, 2),), "step": 2, "n_random": 2}
-    first = run(tiny_model("gemma3"), data(), **small)
+    first = run(tiny_model(family), data(), **small)
     monkeypatch.setattr(Evaluator, "__init__", lambda *args, **options: pytest.fail("measured again"))
-    again = run(tiny_model("gemma3"), data(), **small)
+    again = run(tiny_model(family), data(), **small)
     pd.testing.assert_frame_equal(first.summary, again.summary)
     again.save(tmp_path / "out")
     assert lab.results.Result.load(tmp_path / "out").columns().meaning.str.len().min() > 0
