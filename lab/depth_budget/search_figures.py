@@ -11,17 +11,22 @@ from lab import figures as shared
 from lab.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY
 
 _DASHES: Any = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-LOOKS = {  # method: colour, dash, marker; four a panel
+LOOKS = {  # method: colour, dash, marker
     "greedy": (BLUE, _DASHES[0], "o"),
     "greedy, swap": (SKY, _DASHES[1], "s"),
     "one-shot removal": (ORANGE, _DASHES[2], "D"),
     "one-shot LIM": (RED, _DASHES[3], "^"),
+    "first to last": (PURPLE, _DASHES[1], "<"),
+    "last to first": (GREEN, _DASHES[3], ">"),
     "NSGA-II": (PURPLE, _DASHES[0], "v"),
     "predictor": (GREEN, _DASHES[1], "P"),
     "windows": (BLACK, _DASHES[2], "X"),
     "random": (GREY, _DASHES[3], "<"),
 }
-PANELS = (("greedy", "greedy, swap", "one-shot removal", "one-shot LIM"), ("NSGA-II", "predictor", "windows", "random"))
+PANELS = (
+    ("greedy", "greedy, swap", "one-shot removal", "one-shot LIM", "first to last", "last to first"),
+    ("NSGA-II", "predictor", "windows", "random"),
+)
 TITLES = ("one step at a time", "sets at once")
 
 

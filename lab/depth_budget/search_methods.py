@@ -26,6 +26,8 @@ METHODS = {
     "windows": "all ways through a window of blocks, the rest as it is; then the windows across the seams (after UDC)",
     "NSGA-II": "two-objective genetic search (pymoo), started at the full model and few removals",
     "predictor": "NSGA-II on a ridge regression's guesses; what looks best is measured, and the regression fitted again",
+    "first to last": "control: the first blocks, one after the other",
+    "last to first": "control: the last blocks, one after the other",
 }
 RANDOM = ("random", "NSGA-II", "predictor")  # these are repeated with several seeds
 NEED_PYMOO = ("NSGA-II", "predictor")
@@ -106,7 +108,7 @@ def _random(ask: Ledger, space: Space, rng: np.random.Generator) -> None:
         ask(space.drawn([next(sizes) for _ in range(space.population)], rng))
 
 
-def _in_order(ask: Ledger, space: Space, importance: Mapping[int, float]) -> None:
+def _in_order(ask: Ledger, space: Space, importance: Mapping[int, float | int]) -> None:
     order = sorted(space.blocks, key=importance.__getitem__)
     ask([tuple(sorted(order[:r])) for r in range(1, space.most + 1)])
 
@@ -117,6 +119,14 @@ def _one_shot_lim(ask: Ledger, space: Space, rng: np.random.Generator) -> None:
 
 def _one_shot_removal(ask: Ledger, space: Space, rng: np.random.Generator) -> None:
     _in_order(ask, space, dict(zip(space.blocks, ask([(block,) for block in space.blocks]), strict=True)))
+
+
+def _first_to_last(ask: Ledger, space: Space, rng: np.random.Generator) -> None:
+    _in_order(ask, space, {block: block for block in space.blocks})
+
+
+def _last_to_first(ask: Ledger, space: Space, rng: np.random.Generator) -> None:
+    _in_order(ask, space, {block: -block for block in space.blocks})
 
 
 def _greedy(ask: Ledger, space: Space, rng: np.random.Generator, *, swap: bool = False) -> None:
@@ -174,8 +184,8 @@ def _predicted(ask: Ledger, space: Space, rng: np.random.Generator) -> None:
 
 
 _SEARCHES: dict[str, Callable[[Ledger, Space, np.random.Generator], None]] = dict(
-    zip(METHODS, (_random, _one_shot_lim, _one_shot_removal, _greedy, _greedy_swap, _windows, _genetic, _predicted),
-        strict=True)
+    zip(METHODS, (_random, _one_shot_lim, _one_shot_removal, _greedy, _greedy_swap, _windows, _genetic, _predicted,
+                  _first_to_last, _last_to_first), strict=True)
 )  # fmt: skip
 
 
