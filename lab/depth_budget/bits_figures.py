@@ -64,15 +64,18 @@ def bits_control(result: Any) -> Figure:
     """The same average bits in several ways: one level, two levels in an order, any level by the programme."""
     rows, random = (result.tables["controls"].query(f"kind {sign} 'random'") for sign in ("!=", "=="))
     with shared.classroom():
-        figure, ax = shared.panels(1.9 + 0.5 * len(rows))
+        figure, ax = shared.panels(2.7 + 0.55 * len(rows))
         names = [f"{row.method}\n({row.bits:.3f} bits)" for row in rows.itertuples()]
-        ax.plot(random.rise, [len(rows)] * len(random), "|", color=GREY, ms=14, mew=2)
+        ax.plot(random.rise, [len(rows)] * len(random), "|", color=GREY, ms=14, mew=2, label="random, report texts")
         ax.hlines(range(len(rows)), rows.low, rows.high, color=BLUE, lw=2.2)
-        ax.plot(rows.rise, range(len(rows)), "o", color=BLUE, ms=8)
-        ax.plot(rows.predicted, range(len(rows)), "x", color=BLACK, ms=8, mew=2)
+        ax.plot(rows.rise, range(len(rows)), "o", color=BLUE, ms=8, label="measured, report texts")
+        above = [place + 0.25 for place in range(len(rows))]
+        ax.plot(rows.predicted, above, "x", color=BLACK, ms=8, mew=2, label="sum of single blocks, search texts")
+        ax.plot(rows.on_search, above, "o", mfc="none", mec=BLACK, ms=8, mew=1.6, label="measured, search texts")
         shared.categories(ax, [*names, f"two levels,\n{len(random)} random orders"])
         shared.logarithmic_beyond(ax, 0.5)
-        ax.set_xlabel("rise of the loss, nats a token\n(cross: sum of single blocks' rises, search texts)")
+        ax.set_xlabel("rise of the loss, nats a token")
+        shared.legend_below(figure, ax, 2)
         figure.suptitle(f"One budget of bits, spent in different ways\n{_about(result)}")
     return figure
 

@@ -82,7 +82,7 @@ def opening(model: TransformerBridge, prompt: str = PROMPT) -> tuple[torch.Tenso
 def in_order(order: Sequence[int], budget: float) -> list[int]:
     """Bits of each block: all at 8, then one block after the other a step lower, until the mean price keeps the budget."""
     bits = [8] * len(order)
-    for below in (4, 3, 2):
+    for below in (4, 3, 2, 0):
         for block in order:
             if mean_price(bits) <= budget + 1e-9:
                 return bits
@@ -109,7 +109,7 @@ class Spend(ipw.VBox):
         self.tried: dict[Any, tuple[str, float, float]] = {}  # rule, price and rise, the latest last
         self.known: dict[Any, tuple[float, str]] = {}  # loss and words, by prompt and bits
         self.prompt = ipw.Text(PROMPT, description="prompt", continuous_update=False, **wide(480, 60))
-        self.budget = ipw.FloatSlider(4.0, min=2.5, max=8.5, step=0.1, description="budget", continuous_update=False,
+        self.budget = ipw.FloatSlider(4.0, min=1.0, max=8.5, step=0.1, description="budget", continuous_update=False,
                                       readout_format=".2f", **wide(380, 60))  # fmt: skip
         self.rule = ipw.Dropdown(options=RULES, description="rule", **wide(300, 40))
         self.block = ipw.Dropdown(options=range(self.n), description="block", **wide(130, 50))
@@ -179,7 +179,8 @@ class Spend(ipw.VBox):
             guess = f"{sum(self.table[i, CHOICES.index(b)] for i, b in enumerate(self.bits)):+.2f}"
         return (
             f"<b>{price:.2f} bits for each weight</b>{allowed}, low and step counted. Rise of the loss, predicted (single "
-            f"damages added up): {guess}; <b>measured: {measured:+.2f} nats</b>.<br>“{text_of(self.prompt.value)}"
+            f"damages added up, texts that chose): {guess}; <b>measured (other texts): {measured:+.2f} nats</b>.<br>"
+            f"“{text_of(self.prompt.value)}"
             f"<b>{text_of(words)}</b> …”"
         )
 

@@ -393,16 +393,18 @@ guess.then(lambda: figures.against_chance(found, chance))
 
 # %%
 chosen = orders["least damage first"][:k]
-print(f"{k} blocks: {rises.mean(1)[chosen].sum():+.2f} nats added up, {found['least damage first']:+.2f} together")
+together = (loss_with(model, mine, lowered(*chosen)) - whole).mean()
+print(f"{k} blocks, your texts: {rises.mean(1)[chosen].sum():+.2f} nats added up, {together:+.2f} together")
+print(f"{k} blocks, other texts: {found['least damage first']:+.2f}")
 
 # %% [markdown]
-# Single damages do not add up: together they hurt more. (You also took the blocks that looked harmless on your texts. Some only
-# looked so.)
+# Single damages do not add up: together they hurt more. On other texts they hurt more still: you took the blocks that looked harmless
+# on yours.
 
 # %% [markdown]
 # ## Does the kit see the same?
 #
-# Its own rounding, on the same blocks and texts, beside yours.
+# Its rounding beside yours, same blocks and texts.
 
 # %%
 for name, blocks in {"the odd block": [odd], "the chosen blocks": chosen}.items():

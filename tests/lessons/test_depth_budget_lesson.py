@@ -255,7 +255,7 @@ def test_block_11_is_lost_at_the_first_token(smollm2, solution) -> None:
 
 
 def test_rules_keep_the_budget() -> None:
-    for budget in np.arange(2.5, 8.75, 0.25):
+    for budget in np.arange(1, 8.75, 0.25):
         for order in (list(range(30)), list(range(30))[::-1]):
             bits = spend.in_order(order, budget)
             assert spend.mean_price(bits) <= budget + 1e-9 and len(set(bits)) <= 2
@@ -304,7 +304,7 @@ def test_the_explorer_answers(explorer, llama) -> None:
 
     total = added(explorer.bits)
     assert all(total <= added(explorer._chosen(rule, 3.7)) + 1e-9 for rule in spend.RULES[:4])
-    assert f"added up): {total:+.2f}" in explorer.said.value
+    assert f"texts that chose): {total:+.2f}" in explorer.said.value
     explorer.prompt.value = "The capital of France is"
     assert "“The capital of France is<b>" in explorer.said.value
     explorer.prompt.value = ""
@@ -323,7 +323,7 @@ def test_damages_and_measured_are_the_losses_of_changed_models(explorer, llama) 
     with spend.spent(llama, explorer.bits):
         after = loss(llama, explorer.report).mean()
     with spend.spent(llama, [8] * 4):
-        assert f"measured: {after - loss(llama, explorer.report).mean():+.2f} nats" in explorer.said.value
+        assert f"measured (other texts): {after - loss(llama, explorer.report).mean():+.2f} nats" in explorer.said.value
 
 
 def test_a_click_gives_a_block_other_bits(explorer) -> None:
