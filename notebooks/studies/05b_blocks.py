@@ -362,4 +362,8 @@ lab.statistics.rounded(signs[(signs.text_set == "report") & (signs.by != "distan
 # %% [markdown]
 # **Things to notice**
 #
-# - TODOG
+# - Ending early is another story here: from ten of 18 blocks on it is better than guessing, while SmolLM2 needed 26 of 30. The first n blocks do about as well as random sets of n. To keep the last two
+#   helps from 14 blocks on, as above.
+# - Two blocks rule the matrix: 1 and 5, which cost 8 and 13 nats by themselves. Without block 5, blocks 10 and 11 are missed much less; without 0, block 1 is missed more.
+# - Diminishing returns are no law: here about half of the pairs lie above 0, and the mean is below it. In the last third of the blocks most lie above 0, as in SmolLM2.
+# - Communities: none here, either.
