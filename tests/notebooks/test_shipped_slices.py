@@ -35,7 +35,7 @@ OPTIONS = ("repeats", "test_fraction", "noise", "bits", "instruction", "solver",
 
 @cache
 def model(name: str) -> Any:
-    return lab.load(name, device="cpu")
+    return lab.load(name, device="cpu", accept_license=True)  # Gemma has terms: see the README
 
 
 def named(kind: str) -> list[str]:
@@ -300,16 +300,18 @@ def test_a_set_of_left_out_blocks() -> None:
     np.testing.assert_allclose(rows.distortion, again.distortion[0], rtol=1e-2)
 
 
-def test_some_pairs_of_blocks() -> None:
-    found = shipped.shipped("05b_blocks/pairs")
-    rows = found.table[(found.table.text_set == "report") & found.table.removed.isin(["3 11", "20 21"])]
+@pytest.mark.parametrize("name", named("pair_table"))
+def test_some_pairs_of_blocks(name: str) -> None:
+    found = shipped.shipped(name)
+    rows = found.table[(found.table.text_set == "report") & found.table.removed.isin(["3 11", "15 16"])]
     configurations = [dict.fromkeys(map(int, removed.split()), SKIP) for removed in rows.removed.unique()]
     _, again = evaluated(found, found.parameters["sizes"], 1, configurations)
     np.testing.assert_allclose(rows.nll, again.nll.flatten(), atol=2e-3)
 
 
-def test_what_a_search_found() -> None:
-    found = shipped.shipped("05b_blocks/search")
+@pytest.mark.parametrize("name", named("block_search"))
+def test_what_a_search_found(name: str) -> None:
+    found = shipped.shipped(name)
     rows = found.table[(found.table.method == "greedy") & (found.table.n_removed.between(1, 4))]
     configurations = [dict.fromkeys(map(int, removed.split()), SKIP) for removed in rows.removed]
     for part, column in enumerate(("search_nll", "report_nll")):
@@ -331,10 +333,12 @@ def test_some_gains_of_sets_of_blocks() -> None:
         np.testing.assert_allclose([row.joint, row.gains], [both - none, np.sum(np.array(single) - none)], atol=1e-2)
 
 
-def test_some_exits() -> None:
-    found = shipped.shipped("05b_blocks/exits")
+@pytest.mark.parametrize("name", named("prefix_exits"))
+def test_some_exits(name: str) -> None:
+    found = shipped.shipped(name)
+    last = found.parameters["n_layers"]
     rows = found.table.query("way in ['prefix', 'suffix'] and n_blocks in [15, 27]")
-    configurations = [{"prefix": dict.fromkeys(range(n, 30), SKIP), "suffix": dict.fromkeys(range(30 - n), SKIP)}[way]
+    configurations = [{"prefix": dict.fromkeys(range(n, last), SKIP), "suffix": dict.fromkeys(range(last - n), SKIP)}[way]
                       for way, n in rows[["way", "n_blocks"]].drop_duplicates().itertuples(index=False)]  # fmt: skip
     _, again = evaluated(found, (found.parameters["n"],), 0, configurations)
     np.testing.assert_allclose(rows.nll, again.nll.flatten(), atol=2e-3)
