@@ -73,8 +73,13 @@ def bits_control(result: Any) -> Figure:
         ax.plot(rows.predicted, above, "x", color=BLACK, ms=8, mew=2, label="sum of single blocks, search texts")
         ax.plot(rows.on_search, above, "o", mfc="none", mec=BLACK, ms=8, mew=1.6, label="measured, search texts")
         shared.categories(ax, [*names, f"two levels,\n{len(random)} random orders"])
-        shared.logarithmic_beyond(ax, 0.5)
-        ax.set_xlabel("rise of the loss, nats a token")
+        logarithmic = shared.logarithmic_beyond(ax, 0.5)
+        if logarithmic:
+            ax.set_xlim(left=0)
+            ax.set_xticks(
+                ticks := [tick for tick in (0, 0.5, 1, 2, 5, 10, 20) if tick < ax.get_xlim()[1]], map(str, ticks)
+            )
+        ax.set_xlabel("rise of the loss, nats a token" + logarithmic * " (logarithmic beyond 0.5)")
         shared.legend_below(figure, ax, 2)
         figure.suptitle(f"One budget of bits, spent in different ways\n{_about(result)}")
     return figure

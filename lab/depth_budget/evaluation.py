@@ -68,7 +68,8 @@ class Measured(NamedTuple):
 def texts_of(
     model: TransformerBridge, data: str | pd.DataFrame, *, sizes: Sequence[int], n_tokens: int = 32, seed: int = 0
 ) -> list[Texts]:
-    """Disjoint sets of texts, no group in two of them, each cut to its first `n_tokens` tokens; genres in turn.
+    """Disjoint sets of texts, no group in two of them, each cut to its first `n_tokens` tokens; drawn at random, genres in
+    turn, so in another order than they came: `Texts.table` says which is which.
 
     Args:
         data: a name of prose, or a table with a column `text`, and perhaps `group` and `genre`.
@@ -79,6 +80,8 @@ def texts_of(
     """
     sizes, n_tokens = require.wholes("sizes", sizes, 2, None, twice=True), require.whole("n_tokens", n_tokens, 3)
     frame = datasets.load(data) if isinstance(data, str) else data
+    if not isinstance(frame, pd.DataFrame):
+        raise ValueError(f"data is a {type(data).__name__}: give the name of a data set, or a table with a column text")
     if "text" not in frame:
         raise ValueError(f"data has no column text, it has {list(frame)}")
     frame = datasets.as_prose(frame).drop_duplicates("group")
@@ -94,7 +97,8 @@ def texts_of(
     if (tokens.lengths < n_tokens).any():
         short = int(np.flatnonzero(tokens.lengths < n_tokens)[0])
         raise ValueError(
-            f"text {frame.example[short]!r} has {tokens.lengths[short]} tokens; n_tokens={n_tokens} needs longer ones"
+            f"{frame.text[short][:40]!r} ({frame.example[short]}) has {tokens.lengths[short]} tokens; n_tokens={n_tokens} needs "
+            "longer ones"
         )
     ids, ends = tokens.ids[:, :n_tokens].to(model.cfg.device), np.cumsum([0, *sizes])
     table = frame[["example", "group", "genre"]]
@@ -123,6 +127,8 @@ class Evaluator:
         progress: bool = True,
         beside: "Evaluator | None" = None,
     ) -> None:
+        if not isinstance(ids, torch.Tensor) or ids.ndim != 2:
+            raise ValueError(f"ids is {type(ids).__name__}: give ids [text position], such as texts_of(...)[0].ids")
         self.model, self.ids, self.progress = model, ids, progress
         self.n, self.first = model.cfg.n_layers, require.whole("first", first, 0, ids.shape[1] - 2)
         self.passes = self.full = 0
@@ -148,6 +154,8 @@ class Evaluator:
             ValueError: a layer that the model has not, or groups that do not divide a matrix; before anything runs.
             FloatingPointError: a loss that is not finite; the configuration is named.
         """
+        if isinstance(configurations, Mapping):
+            raise ValueError("give a list of configurations, such as [{5: SKIP}], not one")
         wanted = [self._key(one) for one in configurations]
         todo = sorted({key for key in wanted if repr(key) not in self._memo}, key=_place)
         for key in tqdm(todo, desc="configurations", disable=not self.progress or len(todo) < 8, leave=False):

@@ -134,10 +134,11 @@ lab.statistics.rounded(agreement.sort_values(["blocks", "rho"], ascending=[True,
 # - (a) A quarter to a half, as published for large models. (b) Less. (c) None.
 
 # %%
-figure = bits.plot()
+orders = ["damage", "LIM, flattened, no first", "ZD, above, matrix", "first to last"]
+figure = bits.plot(orders=orders)
 
 # %%
-figure = low.plot(pair="4/2")
+figure = low.plot(pair="4/2", orders=orders)
 
 # %%
 areas = pd.concat([bits.tables["areas"], low.tables["areas"]], ignore_index=True)
