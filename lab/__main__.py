@@ -55,7 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
         parser.print_help()
         return 0
     if given[0] not in COMMANDS and not given[0].startswith("-"):
-        parser.error(f"no command {given[0]!r}{near(given[0], COMMANDS)}; there are {', '.join(COMMANDS)}")
+        meant = (
+            f", did you mean 'run {given[0]}'?"
+            if re.match(r"\d|lessons|studies", given[0])
+            else near(given[0], COMMANDS)
+        )
+        parser.error(f"no command {given[0]!r}{meant}; there are {', '.join(COMMANDS)}")
     options, extra = parser.parse_known_args(given)
     if extra and options.command != "open":
         parser.error(f"unknown arguments: {' '.join(extra)}")
@@ -294,11 +299,15 @@ def results(options: argparse.Namespace) -> int:
         return 0
     if not options.name:
         raise ValueError("which study? For example: python -m lab results make 01_concept_depth")
+    groups = {script: "studies" for script in scripts(None) if script.parent.name == "studies"}
+    chosen = choose(groups, [options.name])
+    if len(chosen) > 1:
+        raise ValueError(f"{options.name!r} may be {' or '.join(script.stem for script in chosen)}: give one of them")
     folder = options.out or shipped.data_folder() / "results"
     with tempfile.TemporaryDirectory(prefix="depth-lab-") as scratch:
         os.environ[shipped.MAKING] = str(folder.resolve())
         os.environ[shipped.OPTIONS] = " --accept-license" if options.accept_license else ""
-        arguments = ["run", f"studies/{options.name}", "-p", "recompute=True", "--out", scratch]
+        arguments = ["run", f"studies/{chosen[0].stem}", "-p", "recompute=True", "--out", scratch]
         arguments += ["-p", "accept_license=True"] if options.accept_license else []
         return run(_parser().parse_args(arguments))
 

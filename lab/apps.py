@@ -95,7 +95,8 @@ def serve(name: str, *, port: int | None = None, browser: bool = True) -> int:
         hint = f"did you mean {near[0]!r}? There are" if near else "there are"
         raise ValueError(f"no application {name!r}; {hint} {', '.join(APPS)}")
     if importlib.util.find_spec("voila") is None:
-        raise ValueError("an application needs Voila, which is not installed: run `python -m pip install voila`")
+        raise ValueError('an application needs Voila, which is not installed: run `python -m pip install -e ".[apps]"` in '
+                         "the kit's folder, or `python -m pip install voila`")  # fmt: skip
     port = _free(PORTS if port is None else [port])
     if "model" in APPS[name].call and not any((cache_folder() / "models").glob(f"{MODEL}-*/lab.json")):
         from lab.catalogue import CATALOGUE, prepare  # the first time it is fetched here, where one sees how far it is

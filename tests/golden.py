@@ -120,7 +120,7 @@ def experiments(model: Make) -> dict[str, Callable[[], Any]]:
             model("llama"), stories, pairs=[(4, 2)], step=2, group_size=16, n_random=2, most=2, sizes=(4, 5, 3), **short
         ),
         "rate_distortion": lambda: pruning.run(
-            model("llama"), stories, sizes=(4, 5), rates=[0.3, 0.7, 1.0], budgets=[0.3], n_random=2, n_swaps=2, **short
+            model("llama"), stories, sizes=(4, 5, 3), rates=[0.3, 0.7, 1.0], budgets=[0.3], n_random=2, n_swaps=2, **short
         ),
         "additivity": lambda: additivity.run(
             model("llama"), stories, n_texts=4, n_pairs=2, sizes=(3,), n_sets=2, group_size=16, **short

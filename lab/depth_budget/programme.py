@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from lab import require
 
-_MOST_STATES = 2**30  # of all blocks together: a byte or two each
+MOST_STATES = 2**30  # of all blocks together: a byte or two each
 
 
 def allocate(costs: ArrayLike, damages: ArrayLike, budget: int) -> Int[np.ndarray, " block"]:
@@ -54,9 +54,9 @@ def allocate(costs: ArrayLike, damages: ArrayLike, budget: int) -> Int[np.ndarra
     spare = np.where(there, spare // unit, 0)
     n_states = int(min((budget - least.sum()) // unit, spare.max(1).sum())) + 1
     n_blocks, n_choices = costs.shape
-    if n_blocks * n_states > _MOST_STATES:
+    if n_blocks * n_states > MOST_STATES:
         raise ValueError(
-            f"{n_blocks} blocks x {n_states} budgets are more than {_MOST_STATES} states: give costs in a coarser unit"
+            f"{n_blocks} blocks x {n_states} budgets are more than {MOST_STATES} states: give costs in a coarser unit"
         )
     chosen = np.zeros((n_blocks, n_states), np.int8 if n_choices <= 128 else np.int16)
     best = np.where(np.arange(n_states) == 0, 0.0, np.inf)  # by what is spent, of the blocks that are done

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int, Shaped
 from scipy import stats
 from transformer_lens.model_bridge import TransformerBridge
 
 from lab import models, require, statistics
 from lab.depth_budget import allocations
 from lab.depth_budget.changes import Pruned
-from lab.depth_budget.evaluation import Configuration, Evaluator, Measured, Texts, texts_of
-from lab.depth_budget.programme import allocate, exchanged
+from lab.depth_budget.evaluation import Configuration, Evaluator, Texts, texts_of
+from lab.depth_budget.programme import exchanged
+from lab.depth_budget.rate_curves import best_shares, curves, matrix_units, monotone_curve
 from lab.identity import identity
 from lab.interventions import block_matrices
 from lab.results import Result, keep, study, versions
@@ -27,6 +27,8 @@ from lab.results import Result, keep, study, versions
 METHODS = {
     "programme": "shares whose curves add up to least, exactly",
     "programme + swaps": "from there, one-swap local search on the measured distortion of the search text",
+    "programme, other texts": "the same, from curves on a second set of texts",
+    "programme by matrix": "a share for each matrix, from the curves of single matrices",
     "uniform": "the same share in every matrix",
     "global magnitude": "the least weights of all blocks",
     "LAMP": "the least w^2 / sum of the w'^2 of the matrix that are not smaller",
@@ -36,6 +38,7 @@ METHODS = {
     "programme reversed": "control: the programme's shares, the greatest where it has the least",
 }
 RATES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9, 1.0)
+MATRIX_RATES = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 _STEPS = (5, 10)  # hundredths of a block that move in a swap
 COLUMNS = {
     "budget": "share of the blocks' weights that goes", "method": "of `METHODS`; random: shares drawn at random",
@@ -44,11 +47,14 @@ COLUMNS = {
     "kl": "KL(intact || pruned) on reporting text, nats", "distortion": "mean square of the centred logits' difference, on "
     "reporting text", "gone": "share of the blocks' weights that is zero",
     "summary.rise": "mean over texts", "low": "lower end of the 95 % interval over texts", "high": "upper end",
-    "n": "reporting texts", "predicted": "sum of the blocks' curves at its shares, search text; missing for shares by matrix",
+    "n": "reporting texts", "predicted": "sum of the blocks' curves at its shares (programme by matrix: of the matrices'), "
+    "search text; missing for other shares by matrix",
     "measured": "distortion of it all, search text", "than_uniform": "rise minus uniform's, paired by text",
     "than_uniform_low": "lower end", "than_uniform_high": "upper end",
+    "than_programme": "rise minus the programme's, paired by text", "than_programme_low": "lower end",
+    "than_programme_high": "upper end",
     "worse_than_random": "share of the random allocations that lose less",
-    "evaluations": "passes over the search text that it took beyond the curves",
+    "evaluations": "passes over its text that it took beyond the blocks' curves on the search text",
     "rate": "share of the block's weights set to zero", "raw": "distortion on search text, mean over texts: measured, or "
     "interpolated", "monotone": "least raw value at this rate or a higher one", "is_measured": "whether raw is",
     "curves.low": "lower end over texts of raw, where measured", "curves.high": "upper end",
@@ -56,32 +62,34 @@ COLUMNS = {
     "share": "of the block's weights set to zero (over its matrices, where they differ)",
     "draw": "number of the random allocation", "random.rise": "mean over reporting texts", "band.n": "random allocations",
     "mean": "mean rise of random allocations, reporting text", "band.low": "their 5th percentile", "band.high": "their 95th",
+    "matrix": "the matrix of the block", "matrix_shares.share": "of the matrix's weights set to zero",
     "spearman": "rank correlation of predicted and measured distortion over allocations by block",
     "nearest": "median of measured / predicted over these",
 }  # fmt: skip
 
 
 def run(
-    model: TransformerBridge, data: str | pd.DataFrame = "prose", *, seed: int = 0, sizes: Sequence[int] = (12, 24),
-    n_tokens: int = 32, first: int = 8, rates: Sequence[float] = RATES, budgets: Sequence[float] = (0.1, 0.3, 0.5),
-    n_random: int = 20, n_swaps: int = 30, resume: bool = True, progress: bool = True,
+    model: TransformerBridge, data: str | pd.DataFrame = "prose", *, seed: int = 0, sizes: Sequence[int] = (12, 24, 12),
+    n_tokens: int = 32, first: int = 8, rates: Sequence[float] = RATES, matrix_rates: Sequence[float] = MATRIX_RATES,
+    budgets: Sequence[float] = (0.1, 0.3, 0.5), n_random: int = 20, n_swaps: int = 30, resume: bool = True,
+    progress: bool = True,
 ) -> Result:  # fmt: skip
     """Rate-distortion curves of every block, allocations of some budgets, and their price on text that chose nothing.
 
     Args:
-        sizes: texts on which curves and swaps are measured, and others on which losses are reported.
-        rates: where curves are measured; on the hundredths between them they are `interpolated`.
+        sizes: texts on which curves and swaps are measured, others on which losses are reported, and others for curves once
+            more.
+        rates: where curves of blocks are measured; on the hundredths between them they are `interpolated`. matrix_rates: where
+            those of single matrices are, seven times as many in most models; () leaves them out.
         budgets: shares of all blocks' weights that go, whole hundredths.
         n_random: random allocations of each budget. n_swaps: swaps that the local search may try.
 
-    Tables: `curves`, `allocations`, `random`, `band`; `.table` has every method and reporting text.
-    Source: arXiv 2308.10438 (vision models, retrained). Not shown: what retraining would win back; shares by single matrix
-    under the programme.
+    Tables: `curves`, `allocations`, `random`, `band`, `matrix_curves`, `matrix_shares`; `.table` has every method and
+    reporting text. Source: arXiv 2308.10438 (vision models, retrained). Not shown: what retraining would win back.
     """
     seed, n = require.seed(seed), model.cfg.n_layers
-    rates = sorted(require.numbers("rates", rates, once=True, above=0, high=1))
-    if rates[-1] < 1 or any(abs(100 * rate - round(100 * rate)) > 1e-9 for rate in rates):
-        raise ValueError(f"rates={rates}: give whole hundredths, the last of them 1")
+    rates = _rates("rates", rates)
+    matrix_rates = _rates("matrix_rates", matrix_rates) if len(matrix_rates) else []
     budgets = require.numbers("budgets", budgets, once=True, above=0, below=1)
     if any(abs(100 * budget - round(100 * budget)) > 1e-9 for budget in budgets):
         raise ValueError(f"budgets={budgets}: give whole hundredths of all the blocks' weights")
@@ -89,17 +97,22 @@ def run(
     weights = [sum(w.numel() for w, _ in block_matrices(model, layer)) for layer in range(n)]
     if len(set(weights)) > 1:
         raise ValueError(f"blocks have {min(weights)} to {max(weights)} weights: a budget in shares needs equal blocks")
-    sizes = require.wholes("sizes", sizes, 2, None, least=2, twice=True)
-    search, report = texts_of(model, data, sizes=sizes[:2], n_tokens=n_tokens, seed=seed)
+    names, _ = matrix_units(model) if matrix_rates else ([], [])
+    sizes = require.wholes("sizes", sizes, 2, None, least=3, twice=True)
+    if len(sizes) != 3:
+        raise ValueError(f"sizes={sizes}: give three, of the texts to search, to report, and for curves once more")
+    search, report, second = texts_of(model, data, sizes=sizes, n_tokens=n_tokens, seed=seed)
     own = identity(model)
     parameters = {
         **models.facts(model), "identity": str(own), "dataset": data if isinstance(data, str) else "your texts",
-        "n_search": len(search.table), "n_report": len(report.table), "n_tokens": n_tokens,
-        "first": require.whole("first", first, 0, n_tokens - 2), "rates": rates, "budgets": budgets, "n_random": n_random,
-        "n_swaps": n_swaps, "seed": seed, "block_weights": weights[0], "versions": versions(),
+        "n_search": sizes[0], "n_report": sizes[1], "n_second": sizes[2], "n_tokens": n_tokens,
+        "first": require.whole("first", first, 0, n_tokens - 2), "rates": rates, "matrix_rates": matrix_rates,
+        "matrices": names, "budgets": budgets, "n_random": n_random, "n_swaps": n_swaps, "seed": seed,
+        "block_weights": weights[0], "versions": versions(),
     }  # fmt: skip
-    known = {**parameters, "search": search.ids.tolist(), "report": report.ids.tolist()}
-    shared = {"search": search, "report": report, "parameters": parameters, "progress": progress}
+    sets = {"search": search, "report": report, "second": second}
+    known = {**parameters, **{name: one.ids.tolist() for name, one in sets.items()}}
+    shared = {"sets": sets, "parameters": parameters, "progress": progress}
     (done,) = study(work, [{"which": "pruning"}], kept=keep(work, {"model": own}, resume=resume), known=known, shared=shared,
                     models={"model": model}, progress=progress)  # fmt: skip
     tables = {**done.tables, "band": _band(done.tables["random"], done.summary)}
@@ -111,126 +124,104 @@ def run(
 
 
 def work(
-    model: TransformerBridge, *, which: str, search: Texts, report: Texts, parameters: dict[str, Any], progress: bool,
+    model: TransformerBridge, *, which: str, sets: dict[str, Texts], parameters: dict[str, Any], progress: bool,
     scratch: Path | None,
 ) -> Result:  # fmt: skip
     """Curves, then the methods of every budget: measured on both sets of texts."""
-    first, seed, n = parameters["first"], parameters["seed"], model.cfg.n_layers
-    on_search, on_report = (Evaluator(model, texts.ids, first=first, folder=scratch, progress=progress)
-                            for texts in (search, report))  # fmt: skip
-    curves = _curves(on_search, parameters["rates"], search, seed)
-    raw, monotone = (
-        curves.pivot(index="layer", columns="rate", values=name).to_numpy() for name in ("raw", "monotone")
-    )
-    realised = np.array([realised_rates(row) for row in raw])
-    by_matrix = allocations.by_matrix(model, parameters["budgets"])
+    first, seed, n, report = parameters["first"], parameters["seed"], model.cfg.n_layers, sets["report"]
+    on_search, on_report, on_second = (Evaluator(model, texts.ids, first=first, folder=scratch, progress=progress)
+                                       for texts in sets.values())  # fmt: skip
+    found = curves(on_search, parameters["rates"], sets["search"], seed)
+    raw, other = (_wide(one) for one in (found, curves(on_second, parameters["rates"], sets["second"], seed)))
+    least = np.array([monotone_curve(row) for row in raw])
+    by_matrix, matrix_tables = _by_matrix(model, on_search, sets["search"], parameters)
+    by_rule = allocations.by_matrix(model, parameters["budgets"])
+    spent = {
+        "programme, other texts": n * len(parameters["rates"]),
+        "programme by matrix": len(matrix_tables.get("matrix_curves", [])),
+    }
     rows, texts, shares, random = [], [], [], []
     for number, budget in enumerate(parameters["budgets"]):
         total = round(100 * budget) * n
-        by_block, evaluations = _by_block(on_search, monotone, realised, total, parameters)
-        drawn = {
-            f"random {i}": chosen for i, chosen in enumerate(_random(n, total, parameters["n_random"], [seed, number]))
-        }
-        plans: dict[str, Configuration] = {
-            name: _pruned(chosen / 100) for name, chosen in {**by_block, **drawn}.items()
-        }
-        plans |= {rule: _pruned(every[number]) for rule, every in by_matrix.items()}
-        found, reported = on_search([*plans.values()]), on_report([*plans.values()])
+        by_block, tries = _by_block(on_search, raw, other, total, parameters)
+        drawn = _random(n, total, parameters["n_random"], [seed, number])
+        whole = {**by_block, **{f"random {i}": chosen for i, chosen in enumerate(drawn)}}
+        predicted = {name: float(least[range(n), chosen].sum()) for name, chosen in whole.items()}
+        plans: dict[str, Configuration] = {name: _pruned(chosen / 100) for name, chosen in whole.items()}
+        plans |= {rule: _pruned(every[number]) for rule, every in by_rule.items()}
+        if by_matrix:
+            plans["programme by matrix"], predicted["programme by matrix"] = by_matrix[number]
+        found_search, found_report = on_search([*plans.values()]), on_report([*plans.values()])
         for i, (method, plan) in enumerate(plans.items()):
-            chosen = {**by_block, **drawn}.get(method)
-            predicted = np.nan if chosen is None else float(monotone[range(n), chosen].sum())
-            values = {"budget": budget, "predicted": predicted, "measured": float(found.distortion[i].mean())}
-            rise = reported.nll[i] - on_report.intact
-            if method in drawn:
-                random.append({**values, "draw": int(method.split()[1]), "rise": float(rise.mean()),
-                               "kl": float(reported.kl[i].mean())})  # fmt: skip
+            values = {"budget": budget, "predicted": predicted.get(method, np.nan),
+                      "measured": float(found_search.distortion[i].mean())}  # fmt: skip
+            nll, kl, distortion = (one[i] for one in found_report)
+            rise = nll - on_report.intact
+            if method.startswith("random"):
+                random.append(
+                    {**values, "draw": int(method.split()[1]), "rise": float(rise.mean()), "kl": float(kl.mean())}
+                )
                 continue
             sizes = [_share(model, layer, plan[layer].share) for layer in range(n)]
             rows.append({**values, "method": method, "gone": float(np.mean(sizes)),
-                         "evaluations": evaluations if method == "programme + swaps" else 0})  # fmt: skip
+                         "evaluations": {**spent, "programme + swaps": tries}.get(method, 0)})  # fmt: skip
             shares.append(pd.DataFrame({"budget": budget, "method": method, "layer": range(n), "share": sizes}))
-            texts.append(pd.DataFrame({"budget": budget, "method": method, **report.table, "nll": reported.nll[i],
-                                       "rise": rise, "kl": reported.kl[i], "distortion": reported.distortion[i]}))  # fmt: skip
-    tables = {"curves": curves, "allocations": pd.concat(shares, ignore_index=True), "random": pd.DataFrame(random)}
+            texts.append(pd.DataFrame({"budget": budget, "method": method, **report.table, "nll": nll, "rise": rise, "kl": kl,
+                                       "distortion": distortion}))  # fmt: skip
+    tables = {"curves": found, "allocations": pd.concat(shares, ignore_index=True), "random": pd.DataFrame(random),
+              **matrix_tables}  # fmt: skip
     return Result("rate_distortion", pd.concat(texts, ignore_index=True), pd.DataFrame(rows), {}, tables)
 
 
-def _curves(evaluate: Evaluator, rates: list[float], texts: Texts, seed: int) -> pd.DataFrame:
-    """One row a block and hundredth."""
-    measured, grid = [0.0, *rates], np.round(np.arange(101) / 100, 2)
-    asked = [(layer, rate) for layer in range(evaluate.n) for rate in measured]
-    found: Measured = evaluate([{layer: Pruned(rate)} for layer, rate in asked])
-    drawn = statistics.cluster_bootstrap(found.distortion.T, texts.groups, seed=seed)
-    rise, frames = (found.nll - evaluate.intact).mean(1), []
-    for layer in range(evaluate.n):
-        mine = [i for i, (block, _) in enumerate(asked) if block == layer]
-        at = np.round(100 * np.array(measured)).astype(int)
-        frame = pd.DataFrame({"layer": layer, "rate": grid, "is_measured": False,
-                              "raw": interpolated(grid, measured, found.distortion[mine].mean(1))})  # fmt: skip
-        frame["monotone"] = monotone_curve(frame.raw.to_numpy())
-        frame.loc[at, "is_measured"] = True
-        for name, values in {"low": drawn.low, "high": drawn.high, "rise": rise, "kl": found.kl.mean(1)}.items():
-            frame.loc[at, name] = np.asarray(values)[mine]
-        frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
+def _wide(curves: pd.DataFrame) -> np.ndarray:
+    """Raw damages [block rate], or [block and matrix, rate]."""
+    return curves.raw.to_numpy().reshape(-1, 101)
 
 
-def interpolated(
-    grid: Shaped[np.ndarray, " place"], rates: Sequence[float], values: Shaped[np.ndarray, " rate"]
-) -> Shaped[np.ndarray, " place"]:
-    """Powers of the rate between measured ones (log D is a line in log r), the first power going on down to D(0) = 0.
-
-    Curves are convex at small rates; straight lines would lie far above them and draw the programme to measured rates.
-    Next to a zero there is no power: there it is a straight line. `rates` begin with 0.
-
-    >>> interpolated(np.array([0.0, 0.1, 0.2, 0.3, 0.4]), [0.0, 0.2, 0.4], np.array([0.0, 4.0, 16.0])).round(3).tolist()
-    [0.0, 1.0, 4.0, 9.0, 16.0]
-    """
-    found = np.interp(grid, rates, values)
-    for left in range(1, len(rates) - 1):
-        (a, b), (low, high) = rates[left : left + 2], values[left : left + 2]
-        if low > 0 and high > 0 and values[0] == 0:
-            power = np.log(high / low) / np.log(b / a)
-            inside = (grid > a) & (grid < b)
-            found[inside] = low * (grid[inside] / a) ** power
-            if left == 1:
-                below = (grid > 0) & (grid < a)
-                found[below] = low * (grid[below] / a) ** max(power, 1)
-    return found
-
-
-def monotone_curve(raw: Shaped[np.ndarray, " rate"]) -> Shaped[np.ndarray, " rate"]:
-    """The least value at each rate or a higher one: pruning more and losing less is open to whoever may prune less.
-
-    >>> monotone_curve(np.array([0.0, 3.0, 2.0, 5.0])).tolist()
-    [0.0, 2.0, 2.0, 5.0]
-    """
-    return np.minimum.accumulate(raw[::-1])[::-1]
-
-
-def realised_rates(raw: Float[np.ndarray, " rate"]) -> Int[np.ndarray, " rate"]:
-    """For each place of the curve the first place from there on with the monotone value: what is pruned when it is chosen.
-
-    >>> realised_rates(np.array([0.0, 3.0, 2.0, 2.0, 5.0])).tolist()
-    [0, 2, 2, 3, 4]
-    """
-    return np.array([place + int(raw[place:].argmin()) for place in range(len(raw))])
+def _by_matrix(
+    model: TransformerBridge, evaluate: Evaluator, texts: Texts, parameters: dict[str, Any]
+) -> tuple[list[tuple[dict[int, Pruned], float]], dict[str, pd.DataFrame]]:
+    """Of each budget the programme's shares of single matrices and what it predicts; the curves as measured, the shares."""
+    names, rates = parameters["matrices"], parameters["matrix_rates"]
+    if not rates:
+        return [], {}
+    found = curves(evaluate, rates, texts, parameters["seed"], matrices=len(names))
+    raw, sizes = _wide(found), matrix_units(model)[1] * evaluate.n
+    plans, frames = [], []
+    for budget in parameters["budgets"]:
+        chosen = best_shares(raw, sizes, round(100 * budget) * sum(sizes))
+        shares = (chosen / 100).reshape(evaluate.n, len(names))
+        plans.append((_pruned([tuple(map(float, row)) for row in shares]), float(raw[range(len(raw)), chosen].sum())))
+        long = (
+            pd.DataFrame(shares, columns=names)
+            .rename_axis("layer")
+            .reset_index()
+            .melt("layer", names, "matrix", "share")
+        )
+        frames.append(long.sort_values("layer", kind="stable").assign(budget=budget))
+    measured = found[found.is_measured & (found.rate > 0)].drop(columns=["monotone", "is_measured"])
+    measured["matrix"] = measured.matrix.map(dict(enumerate(names)))
+    return plans, {
+        "matrix_curves": measured.reset_index(drop=True),
+        "matrix_shares": pd.concat(frames, ignore_index=True),
+    }
 
 
 def _by_block(
-    evaluate: Evaluator, monotone: np.ndarray, realised: np.ndarray, total: int, parameters: dict[str, Any]
+    evaluate: Evaluator, raw: np.ndarray, other: np.ndarray, total: int, parameters: dict[str, Any]
 ) -> tuple[dict[str, np.ndarray], int]:
     """Hundredths of each block that go, by method; how often the local search measured."""
     n = evaluate.n
     costs = np.tile(100 - np.arange(101), (n, 1))
-    programme = realised[range(n), allocate(costs, monotone, 100 * n - total)]
+    programme, second = (best_shares(one, [1] * n, total) for one in (raw, other))
 
     def damage(chosen: np.ndarray) -> float:
         return float(evaluate([_pruned(chosen / 100)]).distortion.mean())
 
     swapped, stood = exchanged(costs, programme, 100 * n - total, damage, tries=parameters["n_swaps"], steps=_STEPS,
                                seed=parameters["seed"])  # fmt: skip
-    found = {"programme": programme, "programme + swaps": swapped, "uniform": np.full(n, total // n)}
+    found = {"programme": programme, "programme + swaps": swapped, "programme, other texts": second,
+             "uniform": np.full(n, total // n)}  # fmt: skip
     return {**found, **allocations.by_depth(n, total),
             "programme reversed": allocations.reversed_shares(programme)}, len(stood)  # fmt: skip
 
@@ -242,6 +233,13 @@ def _random(n: int, total: int, draws: int, seed: list[int]) -> list[np.ndarray]
 
 def _pruned(shares: Sequence[Any] | np.ndarray) -> dict[int, Pruned]:
     return {layer: Pruned(share if isinstance(share, tuple) else float(share)) for layer, share in enumerate(shares)}
+
+
+def _rates(name: str, given: Sequence[float]) -> list[float]:
+    rates = sorted(require.numbers(name, given, once=True, above=0, high=1))
+    if rates[-1] < 1 or any(abs(100 * rate - round(100 * rate)) > 1e-9 for rate in rates):
+        raise ValueError(f"{name}={rates}: give whole hundredths, the last of them 1")
+    return rates
 
 
 def _share(model: TransformerBridge, layer: int, share: float | tuple[float, ...]) -> float:
@@ -258,14 +256,15 @@ def _summary(table: pd.DataFrame, found: pd.DataFrame, random: pd.DataFrame, see
     rows = []
     for row in found.to_dict("records"):
         here = table[table.budget == row["budget"]]
-        mine, uniform = here[here.method == row["method"]], here[here.method == "uniform"]
+        mine, uniform, programme = (here[here.method == name] for name in (row["method"], "uniform", "programme"))
         rise, groups = mine.rise.to_numpy(), mine.group.astype(str).to_numpy()
-        both = np.stack([rise, rise - uniform.rise.to_numpy()], 1)
+        both = np.stack([rise, rise - uniform.rise.to_numpy(), rise - programme.rise.to_numpy()], 1)
         estimate, low, high = map(np.asarray, statistics.cluster_bootstrap(both, groups, seed=seed))
         others = random[random.budget == row["budget"]].rise
         rows.append({
             **row, "n": len(mine), "rise": estimate[0], "low": low[0], "high": high[0], "than_uniform": estimate[1],
-            "than_uniform_low": low[1], "than_uniform_high": high[1], "kl": mine.kl.mean(),
+            "than_uniform_low": low[1], "than_uniform_high": high[1], "than_programme": estimate[2],
+            "than_programme_low": low[2], "than_programme_high": high[2], "kl": mine.kl.mean(),
             "distortion": mine.distortion.mean(), "worse_than_random": float((others < estimate[0]).mean()),
         })  # fmt: skip
     columns = ["budget", "method", "gone", "n", "rise", "low", "high"]
@@ -276,7 +275,7 @@ def _summary(table: pd.DataFrame, found: pd.DataFrame, random: pd.DataFrame, see
 def _band(random: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for budget, part in random.groupby("budget"):
-        named = found[(found.budget == budget) & found.predicted.notna()]
+        named = found[(found.budget == budget) & found.predicted.notna() & (found.method != "programme by matrix")]
         both = pd.concat([part[["predicted", "measured"]], named[["predicted", "measured"]]])
         low, high = part.rise.quantile([0.05, 0.95])
         rows.append({"budget": budget, "n": len(part), "mean": part.rise.mean(), "low": low, "high": high,

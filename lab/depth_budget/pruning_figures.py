@@ -15,7 +15,12 @@ LOOKS: dict[str, tuple[str, str, Any]] = {
     "noise": (GREEN, "^", (0, (1, 1))),
     "left out": (PURPLE, "D", (0, (3, 1, 1, 1))),
 }
-SHAPES = {"programme": (RED, "*", 15), "programme + swaps": (ORANGE, "P", 10), "uniform": (BLACK, "o", 9)}
+SHAPES = {
+    "programme": (RED, "*", 15),
+    "programme by matrix": (GREEN, "X", 11),
+    "programme + swaps": (ORANGE, "P", 10),
+    "uniform": (BLACK, "o", 9),
+}
 UNITS = {"distortion": "distortion", "kl": "KL", "nll": "rise of the loss"}
 
 
@@ -52,10 +57,7 @@ def verdict(result: Any, *, budget: float | None = None) -> Figure:
         budget: of the result's; None is the middle one.
     """
     summary, random, band = result.summary, result.tables["random"], result.tables["band"]
-    there = sorted(summary.budget.unique())
-    budget = there[len(there) // 2] if budget is None else budget
-    if budget not in there:
-        raise ValueError(f"budget={budget}: choose one of {', '.join(map(str, there))}")
+    budget = _budget(result, budget)
     with shared.classroom():
         figure, (a, b) = shared.panels(5.8, 1, 2)
         some = summary.dropna(subset="predicted")
@@ -84,6 +86,39 @@ def verdict(result: Any, *, budget: float | None = None) -> Figure:
         a.legend()
         figure.suptitle(f"{shared.about_of(result)}, {result.parameters['n_report']} texts that chose nothing")
     return figure
+
+
+def shares_by_matrix(result: Any, *, budget: float | None = None) -> Figure:
+    """Which share of every single matrix the programme takes at one budget, and which of whole blocks.
+
+    Args:
+        budget: of the result's; None is the middle one.
+    """
+    blocks, matrices = result.tables["allocations"], result.tables.get("matrix_shares")
+    if matrices is None:
+        raise ValueError("no shares of single matrices: this was made with matrix_rates=()")
+    budget = _budget(result, budget)
+    blocks = blocks[(blocks.budget == budget) & (blocks.method == "programme")].set_index("layer").share
+    matrices = matrices[matrices.budget == budget].pivot(index="matrix", columns="layer", values="share")
+    matrices = matrices.loc[result.parameters["matrices"]]
+    with shared.classroom():
+        figure, ax = shared.panels(4.8, 1, 1)
+        values = 100 * np.vstack([blocks.to_numpy(), matrices.to_numpy()])
+        image = ax.imshow(values, aspect="auto", cmap="viridis", vmin=0, vmax=100)
+        ax.set_yticks(range(len(values)), ["whole blocks", *(name.split(".")[-1] for name in matrices.index)])
+        ax.axhline(0.5, color="white", lw=4)
+        ax.set(xlabel="block", title=f"{100 * budget:.0f} % of all weights gone: where the programme takes them")
+        figure.colorbar(image, ax=ax, label="% of its weights gone")
+        figure.suptitle(f"{shared.about_of(result)}, {result.parameters['n_search']} texts")
+    return figure
+
+
+def _budget(result: Any, budget: float | None) -> float:
+    there = sorted(result.summary.budget.unique())
+    budget = there[len(there) // 2] if budget is None else budget
+    if budget not in there:
+        raise ValueError(f"budget={budget}: choose one of {', '.join(map(str, there))}")
+    return budget
 
 
 def additivity(result: Any) -> Figure:

@@ -206,7 +206,7 @@ lab.statistics.rounded(bits.tables["prune"])
 
 # %%
 few = (
-    {"sizes": (3, 4), "n_tokens": 16, "rates": [0.3, 0.7, 1.0], "budgets": [0.2], "n_random": 2, "n_swaps": 2}
+    {"sizes": (3, 4, 3), "n_tokens": 16, "rates": [0.3, 0.7, 1.0], "matrix_rates": [1.0], "budgets": [0.2], "n_random": 2, "n_swaps": 2}
     if quick
     else {}
 )

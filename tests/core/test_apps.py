@@ -37,7 +37,7 @@ def test_a_mistake_is_told_at_once(arguments: list[str], said: str, capsys) -> N
 
 def test_without_voila_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "voila", None)
-    with pytest.raises(ValueError, match="needs Voila, which is not installed: run `python -m pip install voila`"):
+    with pytest.raises(ValueError, match="needs Voila, which is not installed: run `python -m pip install -e"):
         apps.serve("watch")
 
 

@@ -131,6 +131,7 @@ def test_alone_it_says_what_one_can_do(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["opne"], "no command 'opne', did you mean 'open'?"),
+        (["lessons/07"], "no command 'lessons/07', did you mean 'run lessons/07'?"),
         (["run", "lesson"], "no notebook 'lesson', did you mean 'lessons'?"),
         (["run", "04a_tranfer"], "did you mean 'studies/04a_transfer'?"),
         (["run", "transfr"], "no notebook 'transfr', did you mean"),

@@ -99,6 +99,8 @@ def test_changed_files_and_unknown_names_are_refused(folder: Path, making: None)
 
 def test_make_wants_a_study(capsys: pytest.CaptureFixture) -> None:
     assert main(["results", "make"]) == 1 and "which study?" in capsys.readouterr().err
+    assert main(["results", "make", "05"]) == 1 and "'05' may be 05a_bits or 05b_blocks" in capsys.readouterr().err
+    assert main(["results", "make", "15"]) == 1 and "no notebook '15'" in capsys.readouterr().err
     assert main(["results", "list"]) == 0
 
 

@@ -7,11 +7,21 @@ import torch
 from matplotlib import pyplot as plt
 
 import lab
-from lab.depth_budget import SKIP, Bits, Evaluator, additivity, allocations, pruning, pruning_figures
+from lab.depth_budget import (
+    SKIP,
+    Bits,
+    Evaluator,
+    additivity,
+    allocations,
+    programme,
+    pruning,
+    pruning_figures,
+    rate_curves,
+)
 from lab.interventions import block_matrices
 
-SMALL = {"sizes": (4, 4), "n_tokens": 16, "first": 3, "rates": (0.3, 0.6, 0.9, 1.0), "budgets": (0.2, 0.5), "n_random": 3,
-         "n_swaps": 4, "progress": False}  # fmt: skip
+SMALL = {"sizes": (4, 4, 3), "n_tokens": 16, "first": 3, "rates": (0.3, 0.6, 0.9, 1.0), "budgets": (0.2, 0.5), "n_random": 3,
+         "matrix_rates": (0.5, 1.0), "n_swaps": 4, "progress": False}  # fmt: skip
 PAIRS = {"n_texts": 4, "n_tokens": 16, "first": 3, "n_pairs": 4, "sizes": (3,), "n_sets": 2, "group_size": 16,
          "progress": False}  # fmt: skip
 
@@ -51,14 +61,16 @@ def test_pruning_nothing_costs_exactly_nothing_and_curves_rise(pruned):
 
 def test_between_a_zero_and_a_value_there_is_a_straight_line():
     grid = np.array([0, 0.05, 0.1, 0.15, 0.2, 0.3])
-    found = pruning.interpolated(grid, [0.0, 0.1, 0.2, 0.3], np.array([0, 0, 2.0, 0]))
+    found = rate_curves.interpolated(grid, [0.0, 0.1, 0.2, 0.3], np.array([0, 0, 2.0, 0]))
     assert found.tolist() == pytest.approx([0, 0, 0, 1, 2, 0])
-    assert pruning.interpolated(grid, [0.0, 0.1, 0.2], np.array([0, 4, 2.0]))[1] == pytest.approx(2)  # at least linear
+    assert rate_curves.interpolated(grid, [0.0, 0.1, 0.2], np.array([0, 4, 2.0]))[1] == pytest.approx(
+        2
+    )  # at least linear
 
 
 def test_curves_are_those_of_the_evaluator(pruned, tiny_model, prose):
     model = tiny_model("llama")
-    (search, _) = lab.depth_budget.texts_of(model, prose, sizes=(4, 4), n_tokens=16)
+    search, *_ = lab.depth_budget.texts_of(model, prose, sizes=(4, 4, 3), n_tokens=16)
     found = Evaluator(model, search.ids, first=3, progress=False)([{2: lab.depth_budget.Pruned(0.6)}])
     curves = pruned.tables["curves"].set_index(["layer", "rate"])
     assert curves.raw[2, 0.6] == found.distortion.mean()
@@ -72,7 +84,7 @@ def test_every_method_keeps_the_budget(pruned, tiny_model):
     total = 4 * sum(sizes)
     rounding = 4 * len(sizes) / 2 / total  # half a weight a matrix
     for row in summary.itertuples():
-        if row.method in ("programme", "programme + swaps", "programme reversed"):
+        if row.method.startswith("programme"):
             assert row.gone >= row.budget - rounding  # may prune more where a curve falls
         else:
             assert row.gone == pytest.approx(row.budget, abs=rounding + 1 / total)
@@ -82,6 +94,10 @@ def test_every_method_keeps_the_budget(pruned, tiny_model):
     by = summary.set_index(["budget", "method"])
     for budget in (0.2, 0.5):
         assert by.predicted[budget, "programme"] <= by.predicted[budget, "uniform"]  # its own objective
+        assert by.predicted[budget, "programme"] <= by.predicted[budget, "programme, other texts"]
+        assert by.than_programme[budget, "programme"] == by.than_programme_high[budget, "programme"] == 0
+        difference = by.rise[budget, "uniform"] - by.rise[budget, "programme"]
+        assert by.than_programme[budget, "uniform"] == pytest.approx(difference)
         assert by.measured[budget, "programme + swaps"] <= by.measured[budget, "programme"]
         drawn = pruned.tables["random"].query("budget == @budget").predicted
         assert (by.predicted[budget, "programme"] <= drawn + 1e-12).all()
@@ -91,14 +107,58 @@ def test_every_method_keeps_the_budget(pruned, tiny_model):
 
 def test_the_report_is_measured_where_it_says(pruned, tiny_model, prose):
     model = tiny_model("llama")
-    _, report = lab.depth_budget.texts_of(model, prose, sizes=(4, 4), n_tokens=16)
+    _, report, _ = lab.depth_budget.texts_of(model, prose, sizes=(4, 4, 3), n_tokens=16)
     evaluate = Evaluator(model, report.ids, first=3, progress=False)
     shares = pruned.tables["allocations"].query("budget == 0.5 and method == 'programme'").share
     rounded = (100 * shares).round() / 100
     found = evaluate([{i: lab.depth_budget.Pruned(float(share)) for i, share in enumerate(rounded)}])
     rows = pruned.table.query("budget == 0.5 and method == 'programme'")
     assert rows.rise.tolist() == (found.nll[0] - evaluate.intact).tolist()
-    assert not set(report.groups) & set(lab.depth_budget.texts_of(model, prose, sizes=(4, 4), n_tokens=16)[0].groups)
+    assert not set(report.groups) & set(lab.depth_budget.texts_of(model, prose, sizes=(4, 4, 3), n_tokens=16)[0].groups)
+
+
+def test_shares_of_single_matrices(pruned, tiny_model, prose):
+    model = tiny_model("llama")
+    names, units = rate_curves.matrix_units(model)
+    numbers = [w.numel() for w, _ in block_matrices(model, 0)]
+    assert [unit * numbers[0] / units[0] for unit in units] == numbers
+    assert names[0] == "self_attn.q_proj" and names[-1] == "mlp.down_proj" and len(names) == 7
+    search, report, _ = lab.depth_budget.texts_of(model, prose, sizes=(4, 4, 3), n_tokens=16)
+    on_search, on_report = (Evaluator(model, one.ids, first=3, progress=False) for one in (search, report))
+    points = pruned.tables["matrix_curves"]
+    assert len(points) == 4 * 7 * 2 and set(points.rate) == {0.5, 1.0}
+    one = tuple(0.5 if name == "mlp.up_proj" else 0.0 for name in names)
+    mine = points.query("layer == 2 and matrix == 'mlp.up_proj' and rate == 0.5")
+    assert mine.raw.item() == on_search([{2: lab.depth_budget.Pruned(one)}]).distortion.mean()
+    curve = {key: rate_curves.interpolated(rate_curves.GRID, [0.0, 0.5, 1.0], np.array([0.0, *some.raw]))
+             for key, some in points.groupby(["layer", "matrix"])}  # fmt: skip
+    for budget in (0.2, 0.5):
+        shares = pruned.tables["matrix_shares"].query("budget == @budget")
+        plan = {layer: lab.depth_budget.Pruned(tuple(some.set_index("matrix").share[names]))
+                for layer, some in shares.groupby("layer")}  # fmt: skip
+        rows = pruned.table.query("budget == @budget and method == 'programme by matrix'")
+        assert rows.rise.tolist() == (on_report([plan]).nll[0] - on_report.intact).tolist()
+        row = pruned.summary.query("budget == @budget and method == 'programme by matrix'").iloc[0]
+        gone = sum(dict(zip(names, numbers, strict=True))[one.matrix] * one.share for one in shares.itertuples())
+        assert row.gone == pytest.approx(gone / (4 * sum(numbers)), abs=1e-3) and row.gone >= budget - 1e-3
+        summed = sum(curve[one.layer, one.matrix][round(100 * one.share)] for one in shares.itertuples())
+        assert row.predicted == pytest.approx(summed)
+        same = sum(rate_curves.monotone_curve(one)[round(100 * budget)] for one in curve.values())
+        assert row.predicted <= same + 1e-12  # the same share of every matrix is one of its choices
+        assert row.measured == on_search([plan]).distortion.mean()
+    fewer = pruning.run(model, prose, resume=False, **{**SMALL, "matrix_rates": ()})
+    assert "matrix_curves" not in fewer.tables
+    both = pruned.summary[pruned.summary.method != "programme by matrix"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(fewer.summary, both)
+
+
+def test_the_programme_of_other_texts_is_theirs(pruned, tiny_model, prose):
+    model = tiny_model("llama")
+    *_, second = lab.depth_budget.texts_of(model, prose, sizes=(4, 4, 3), n_tokens=16)
+    found = rate_curves.curves(Evaluator(model, second.ids, first=3, progress=False), [0.3, 0.6, 0.9, 1.0], second, 0)
+    chosen = rate_curves.best_shares(found.raw.to_numpy().reshape(4, 101), [1] * 4, 20 * 4)
+    shares = pruned.tables["allocations"].query("budget == 0.2 and method == 'programme, other texts'").share
+    assert (100 * shares).round().tolist() == chosen.tolist()
 
 
 def test_lamp_and_global_magnitude_by_hand(tiny_folder):
@@ -142,10 +202,10 @@ def test_the_programme_on_the_monotone_curve_is_that_on_the_raw_one():
     for _ in range(50):
         raw = draw.random((4, 11)).cumsum(1) + 2 * draw.random((4, 11))
         raw[:, 0] = 0
-        monotone = np.array([pruning.monotone_curve(row) for row in raw])
-        realised = np.array([pruning.realised_rates(row) for row in raw])
-        chosen = pruning.allocate(costs, monotone, 20)
-        direct = pruning.allocate(costs, raw, 20)
+        monotone = np.array([rate_curves.monotone_curve(row) for row in raw])
+        realised = np.array([rate_curves.realised_rates(row) for row in raw])
+        chosen = programme.allocate(costs, monotone, 20)
+        direct = programme.allocate(costs, raw, 20)
         assert monotone[range(4), chosen].sum() == pytest.approx(raw[range(4), direct].sum())
         assert raw[range(4), realised[range(4), chosen]].sum() == pytest.approx(raw[range(4), direct].sum())
 
@@ -238,17 +298,22 @@ def test_gemma3_and_a_model_whose_logits_are_capped(tiny_model, prose):
 
 def test_figures(pruned, added):
     for figure in (pruned.plot(), pruning_figures.verdict(pruned), pruning_figures.verdict(pruned, budget=0.2),
+                   pruning_figures.shares_by_matrix(pruned, budget=0.5),
                    added.plot(), pruning_figures.additivity_by_size(added)):  # fmt: skip
         assert figure.axes
         plt.close(figure)
     with pytest.raises(ValueError, match=r"choose one of 0.2, 0.5"):
         pruning_figures.verdict(pruned, budget=0.7)
+    none = pruning.Result("rate_distortion", pruned.table, pruned.summary, pruned.parameters, {})
+    with pytest.raises(ValueError, match="matrix_rates"):
+        pruning_figures.shares_by_matrix(none)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [({"rates": (0.5,)}, "the last of them 1"), ({"rates": (0.333, 1.0)}, "whole hundredths"),
-     ({"budgets": (0.255,)}, "whole hundredths"), ({"n_random": 1}, "n_random")],
+     ({"budgets": (0.255,)}, "whole hundredths"), ({"n_random": 1}, "n_random"),
+     ({"sizes": (4, 4)}, "sizes"), ({"matrix_rates": (0.5,)}, "matrix_rates=.*the last of them 1")],
 )  # fmt: skip
 def test_arguments_of_pruning(tiny_model, prose, passes, arguments, message):
     with pytest.raises(ValueError, match=message):
