@@ -14,7 +14,7 @@ BUDGET = {
     "longest file": 575,
     "longest function": 105,
     "deepest nesting": 5,
-    "all": 25100,
+    "all": 25300,
     "lessons": 3300,
 }
 NESTS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.FunctionDef, ast.ClassDef)

@@ -9,6 +9,7 @@ the report texts, since the least of many noisy numbers is too low (the winner's
 Bits a block as a second space of search are left to the exact programme of `programme`.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from scipy.stats import kendalltau
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -37,6 +39,7 @@ from lab.depth_budget.search_methods import (
     search,
 )
 from lab.identity import identity
+from lab.interventions import rewritten
 from lab.results import Result, versions
 from lab.runs import clean_run
 
@@ -293,3 +296,30 @@ def _predictor(equal: Mapping[tuple[str, int], dict[Removed, float]], space: Spa
             tau = float(kendalltau(guess, truth).statistic) if len(sets) > 2 else np.nan
             rows.append((seed, tau, float(np.mean(within)) if within else np.nan, len(found), len(sets)))
     return pd.DataFrame(rows, columns=["seed", "tau", "tau_within", "n_fitted", "n_held_out"])
+
+
+# --- time -----------------------------------------------------------------------------------------------------------
+
+
+def latency(
+    model: TransformerBridge, ids: Int[torch.Tensor, "text position"], sets: Sequence[Removed], *, repeats: int = 20
+) -> pd.DataFrame:
+    """Time of a pass without some blocks, as a share of the intact model's: measured, since not all of a pass is blocks.
+
+    Each repeat times the intact model and every set once, in turn, so that what else the machine does hits all alike.
+    Columns: `removed`; `blocks`, the share of blocks that are left; `time`, median over repeats of the ratio to the intact
+    pass of the same repeat; `low`, `high`, its quartiles.
+    """
+    n, repeats = model.cfg.n_layers, require.whole("repeats", repeats, 2)
+    sets = [tuple(require.wholes("sets", one, 0, n - 1)) for one in sets]
+    seconds = np.empty((repeats, 1 + len(sets)))
+    with torch.inference_mode():
+        for repeat in range(-1, repeats):  # the first one warms up
+            for place, one in enumerate([(), *sets]):
+                with rewritten(model, dict.fromkeys(one, lambda x, step: x), whole=True):
+                    begun = time.perf_counter()
+                    model(ids, use_cache=False)
+                    seconds[repeat, place] = time.perf_counter() - begun
+    low, middle, high = np.quantile(seconds[:, 1:] / seconds[:, :1], [0.25, 0.5, 0.75], 0)
+    left = [1 - len(one) / n for one in sets]
+    return pd.DataFrame({"removed": list(map(named, sets)), "blocks": left, "time": middle, "low": low, "high": high})

@@ -1,14 +1,16 @@
 """Searches on a tiny model, whose every set of blocks can be tried, and on losses that are known."""
 
 import importlib.util
+import time
 from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
 
 import lab
 from lab.depth_budget import block_search, pair_table, search_methods
-from lab.depth_budget.search import Losses, block_lim
+from lab.depth_budget.search import Losses, block_lim, latency
 from lab.depth_budget.search_methods import METHODS, Ledger, Predictor, Space, front, growth, hypervolume, search
 
 PYMOO = importlib.util.find_spec("pymoo") is not None
@@ -253,3 +255,20 @@ def test_the_figure_draws_every_method(searched):
     front = searched[3].tables["fronts"].query("method == 'greedy'")
     line = next(line for line in figure.axes[2].lines if line.get_label() == "greedy")
     np.testing.assert_array_equal(line.get_ydata(), front.report_rise)
+
+
+def test_time_is_that_of_the_blocks_that_run(tiny_model):
+    model = tiny_model("llama")
+    ids = torch.arange(1, 9)[None]
+    slow = model.blocks[2].mlp.register_forward_pre_hook(lambda *_: time.sleep(0.05))
+    try:
+        found = latency(model, ids, [(2,), (1,), (0, 1)], repeats=3)
+    finally:
+        slow.remove()
+    assert found.removed.tolist() == ["2", "1", "0 1"] and found.blocks.tolist() == [0.75, 0.75, 0.5]
+    assert found.time[0] < 0.7 < found.time[1]  # the slow block is nearly all of the time
+    assert (found.low <= found.time).all() and (found.time <= found.high).all()
+    with pytest.raises(ValueError, match="sets"):
+        latency(model, ids, [(4,)])
+    with pytest.raises(ValueError, match="repeats"):
+        latency(model, ids, [(1,)], repeats=1)

@@ -289,6 +289,12 @@ def test_a_point_of_two_curves_of_pruned_blocks() -> None:
     _, again = evaluated(found, (about["n_search"], about["n_report"]), 0, configurations)
     assert len(points) == 4
     np.testing.assert_allclose(points.raw, again.distortion.mean(1), rtol=1e-2)
+    names = about["matrices"]
+    points = found.tables["matrix_curves"].query("rate == 0.5 and layer == 20 and matrix.str.startswith('mlp')")
+    shares = [tuple(0.5 if name == row.matrix else 0.0 for name in names) for row in points.itertuples()]
+    _, again = evaluated(found, (about["n_search"],), 0, [{20: Pruned(one)} for one in shares])
+    assert len(points) == 3
+    np.testing.assert_allclose(points.raw, again.distortion.mean(1), rtol=1e-2)
 
 
 def test_a_set_of_left_out_blocks() -> None:
