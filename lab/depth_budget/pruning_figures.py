@@ -68,7 +68,7 @@ def verdict(result: Any, *, budget: float | None = None) -> Figure:
         for method, (color, marker, size) in SHAPES.items():
             mine = some[some.method == method]
             a.plot(mine.predicted, mine.measured, marker, color=color, ms=size, ls="none", label=method)
-        a.set(xscale="log", yscale="log", xlabel="predicted: sum over blocks", ylabel="measured")
+        a.set(xscale="log", yscale="log", xlabel="predicted: sum of single ones", ylabel="measured")
         a.set_title("distortion, all budgets\n(dotted: damages that add)")
         mine = summary[summary.budget == budget].sort_values("rise").reset_index(drop=True)
         spread = band[band.budget == budget].iloc[0]

@@ -22,7 +22,7 @@
 #
 # **You need** [lesson 3](../lessons/03_depth_efficiency.py) (a block left out) and [lesson 5](../lessons/05_depth_budget.py).
 #
-# **It takes** about 20 seconds to open: its results come with the kit. `recompute = True` measures them anew (two or three hours; not
+# **It takes** about 40 seconds to open: its results come with the kit. `recompute = True` measures them anew (two or three hours; not
 # timed on quiet cores; no network; it needs pymoo). `quick = True` is a smoke test, and says so over every figure.
 
 # %% tags=["parameters"]
@@ -196,12 +196,12 @@ lab.statistics.rounded(found.tables["regret"])
 # median share of the whole model's pass, *low* and *high* are quartiles:
 
 # %%
-ids = lab.depth_budget.texts_of(model, "prose", sizes=(8,), seed=seed)[0].ids
+ids = lab.depth_budget.texts_of(model, "prose", sizes=(2,), seed=seed)[0].ids
 fewer = [(20,), (10, 15, 20), (5, 10, 15, 20, 25, 27)]
 lab.statistics.rounded(search.latency(model, ids, fewer, repeats=2 if quick else 20))
 
 # %% [markdown]
-# **Things to notice.** Less than that. The unembedding costs as much as eight blocks of this small model, at each position, and stays. Of a large model it is a smaller part.
+# **Things to notice.** A little less than that, in most runs. The unembedding costs as much as eight blocks of this small model, at each position, and stays. Of a large model it is a smaller part.
 
 # %% [markdown]
 # ### All triples
