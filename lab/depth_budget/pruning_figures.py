@@ -94,9 +94,9 @@ def shares_by_matrix(result: Any, *, budget: float | None = None) -> Figure:
     Args:
         budget: of the result's; None is the middle one.
     """
-    blocks, matrices = result.tables["allocations"], result.tables.get("matrix_shares")
-    if matrices is None:
+    if "matrix_shares" not in result.tables:
         raise ValueError("no shares of single matrices: this was made with matrix_rates=()")
+    blocks, matrices = result.tables["allocations"], result.tables["matrix_shares"]
     budget = _budget(result, budget)
     blocks = blocks[(blocks.budget == budget) & (blocks.method == "programme")].set_index("layer").share
     matrices = matrices[matrices.budget == budget].pivot(index="matrix", columns="layer", values="share")

@@ -205,27 +205,25 @@ lab.statistics.rounded(bits.tables["prune"])
 # after a shift that all words share is taken out. The programme takes the shares whose curves add up to least.
 
 # %%
-few = (
-    {"sizes": (3, 4, 3), "n_tokens": 16, "rates": [0.3, 0.7, 1.0], "matrix_rates": [1.0], "budgets": [0.2], "n_random": 2, "n_swaps": 2}
-    if quick
-    else {}
-)
-pruned = results_of("pruning", lambda: pruning.run(model, seed=seed, **few))
+few = {"sizes": (3, 4, 3), "n_tokens": 16, "rates": [0.3, 0.7, 1.0], "matrix_rates": [1.0]} if quick else {}
+fewer = {"budgets": [0.2], "n_random": 2, "n_swaps": 2} if quick else {}
+pruned = results_of("pruning", lambda: pruning.run(model, seed=seed, **few, **fewer))
 figure = pruned.plot()
 
 # %%
 figure = pruning_figures.verdict(pruned)
 
 # %%
-columns = ["budget", "method", "rise", "low", "high", "than_uniform", "than_uniform_low", "than_uniform_high", "measured"]
-lab.statistics.rounded(pruned.summary[columns])
+than = ["than_uniform", "than_uniform_low", "than_uniform_high"]
+lab.statistics.rounded(pruned.summary[["budget", "method", "rise", "low", "high", *than, "measured"]])
 
 # %%
 figure = pruning_figures.shares_by_matrix(pruned)
 
 # %%
-columns = ["budget", "method", "than_programme", "than_programme_low", "than_programme_high", "predicted", "measured"]
-lab.statistics.rounded(pruned.summary.loc[pruned.summary.method.isin(["programme, other texts", "programme by matrix"]), columns])
+others = pruned.summary.query("method in ['programme, other texts', 'programme by matrix']")
+than = ["than_programme", "than_programme_low", "than_programme_high"]
+lab.statistics.rounded(others[["budget", "method", *than, "predicted", "measured"]])
 
 # %% [markdown]
 # **Things to notice**
