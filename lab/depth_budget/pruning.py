@@ -27,7 +27,7 @@ from lab.results import Result, keep, study, versions
 METHODS = {
     "programme": "shares whose curves add up to least, exactly",
     "programme + swaps": "from there, one-swap local search on the measured distortion of the search text",
-    "programme, other texts": "the same, from curves on a second set of texts",
+    "programme, other texts": "the programme, from curves on a second set of texts",
     "programme by matrix": "a share for each matrix, from the curves of single matrices",
     "uniform": "the same share in every matrix",
     "global magnitude": "the least weights of all blocks",
@@ -47,9 +47,11 @@ COLUMNS = {
     "kl": "KL(intact || pruned) on reporting text, nats", "distortion": "mean square of the centred logits' difference, on "
     "reporting text", "gone": "share of the blocks' weights that is zero",
     "summary.rise": "mean over texts", "low": "lower end of the 95 % interval over texts", "high": "upper end",
-    "n": "reporting texts", "predicted": "sum of the blocks' curves at its shares (programme by matrix: of the matrices'), "
-    "search text; missing for other shares by matrix",
-    "measured": "distortion of it all, search text", "than_uniform": "rise minus uniform's, paired by text",
+    "n": "reporting texts", "summary.kl": "KL(intact || pruned), mean over reporting texts",
+    "summary.distortion": "mean over reporting texts", "predicted": "sum of the blocks' monotone curves at its shares "
+    "(programme by matrix: of the matrices'), search text; missing for other shares by matrix",
+    "random.predicted": "sum of the blocks' monotone curves at its shares, search text",
+    "measured": "distortion of it all, mean over search texts", "than_uniform": "rise minus uniform's, paired by text",
     "than_uniform_low": "lower end", "than_uniform_high": "upper end",
     "than_programme": "rise minus the programme's, paired by text", "than_programme_low": "lower end",
     "than_programme_high": "upper end",
@@ -62,9 +64,13 @@ COLUMNS = {
     "share": "of the block's weights set to zero (over its matrices, where they differ)",
     "draw": "number of the random allocation", "random.rise": "mean over reporting texts", "band.n": "random allocations",
     "mean": "mean rise of random allocations, reporting text", "band.low": "their 5th percentile", "band.high": "their 95th",
+    "random.kl": "KL(intact || pruned), mean over reporting texts", "allocations.method": "of `METHODS`",
     "matrix": "the matrix of the block", "matrix_shares.share": "of the matrix's weights set to zero",
+    "matrix_curves.rate": "share of the matrix's weights set to zero", "matrix_curves.raw": "distortion, mean over search texts",
+    "matrix_curves.low": "lower end of raw over texts", "matrix_curves.high": "upper end",
+    "matrix_curves.rise": "rise of the loss, mean over search texts", "matrix_curves.kl": "KL, mean over search texts",
     "spearman": "rank correlation of predicted and measured distortion over allocations by block",
-    "nearest": "median of measured / predicted over these",
+    "nearest": "median of measured / predicted over the same allocations",
 }  # fmt: skip
 
 

@@ -69,7 +69,7 @@ def verdict(result: Any, *, budget: float | None = None) -> Figure:
             mine = some[some.method == method]
             a.plot(mine.predicted, mine.measured, marker, color=color, ms=size, ls="none", label=method)
         a.set(xscale="log", yscale="log", xlabel="predicted: sum of single ones", ylabel="measured")
-        a.set_title("distortion, all budgets\n(dotted: damages that add)")
+        a.set_title(f"distortion, {result.parameters['n_search']} texts that chose\n(dotted: damages that add)")
         mine = summary[summary.budget == budget].sort_values("rise").reset_index(drop=True)
         spread = band[band.budget == budget].iloc[0]
         b.axvspan(spread.low, spread.high, color=GREY, alpha=0.25, lw=0)
@@ -80,11 +80,11 @@ def verdict(result: Any, *, budget: float | None = None) -> Figure:
         shared.categories(b, [method.replace(" of ", "\nof ") for method in mine.method])
         b.tick_params(axis="y", labelsize=11)
         shared.logarithmic_beyond(b, 0.1)
-        b.set_title(f"{100 * budget:.0f} % of the weights gone\n(grey: random shares, 5-95 %)")
+        b.set_title(f"{100 * budget:.0f} % gone, {result.parameters['n_report']} other texts\n(bars 95 %, grey random)")
         b.set_xlabel("rise of the loss, nats")
         a.grid(alpha=0.25)
         a.legend()
-        figure.suptitle(f"{shared.about_of(result)}, {result.parameters['n_report']} texts that chose nothing")
+        figure.suptitle(shared.about_of(result))
     return figure
 
 
@@ -105,9 +105,13 @@ def shares_by_matrix(result: Any, *, budget: float | None = None) -> Figure:
         figure, ax = shared.panels(4.8, 1, 1)
         values = 100 * np.vstack([blocks.to_numpy(), matrices.to_numpy()])
         image = ax.imshow(values, aspect="auto", cmap="viridis", vmin=0, vmax=100)
-        ax.set_yticks(range(len(values)), ["whole blocks", *(name.split(".")[-1] for name in matrices.index)])
+        short = [name.split(".")[-1] for name in matrices.index]
+        ax.set_yticks(
+            range(len(values)), ["one share a block", *(short if len({*short}) == len(short) else matrices.index)]
+        )
         ax.axhline(0.5, color="white", lw=4)
-        ax.set(xlabel="block", title=f"{100 * budget:.0f} % of all weights gone: where the programme takes them")
+        ax.set(xlabel="block", title=f"{100 * budget:.0f} % of all weights gone, by the programme: top, one share\n"
+               "a block; below, a share for each matrix")  # fmt: skip
         figure.colorbar(image, ax=ax, label="% of its weights gone")
         figure.suptitle(f"{shared.about_of(result)}, {result.parameters['n_search']} texts")
     return figure

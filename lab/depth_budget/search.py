@@ -313,12 +313,16 @@ def latency(
     n, repeats = model.cfg.n_layers, require.whole("repeats", repeats, 2)
     sets = [tuple(require.wholes("sets", one, 0, n - 1)) for one in sets]
     seconds = np.empty((repeats, 1 + len(sets)))
+    device = torch.device(model.cfg.device).type
+    wait = (lambda: None) if device == "cpu" else getattr(torch, device).synchronize  # passes are only queued there
     with torch.inference_mode():
         for repeat in range(-1, repeats):  # the first one warms up
             for place, one in enumerate([(), *sets]):
                 with rewritten(model, dict.fromkeys(one, lambda x, step: x), whole=True):
+                    wait()
                     begun = time.perf_counter()
                     model(ids, use_cache=False)
+                    wait()
                     seconds[repeat, place] = time.perf_counter() - begun
     low, middle, high = np.quantile(seconds[:, 1:] / seconds[:, :1], [0.25, 0.5, 0.75], 0)
     left = [1 - len(one) / n for one in sets]
