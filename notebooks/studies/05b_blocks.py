@@ -202,7 +202,7 @@ lab.statistics.rounded(search.latency(model, ids, fewer, repeats=2 if quick else
 
 # %% [markdown]
 # **Things to notice.** It saves less than the share of blocks. The unembedding costs as much as eight blocks of this small model, at each position, and stays: without three of 30 blocks
-# about 3 of 38 parts go, so 8 per cent and not 10. Of a large model it is a smaller part.
+# about 3 of 38 parts go, so one expects 8 per cent and not 10. Of a large model it is a smaller part.
 
 # %% [markdown]
 # ### All triples

@@ -63,9 +63,8 @@ def test_between_a_zero_and_a_value_there_is_a_straight_line():
     grid = np.array([0, 0.05, 0.1, 0.15, 0.2, 0.3])
     found = rate_curves.interpolated(grid, [0.0, 0.1, 0.2, 0.3], np.array([0, 0, 2.0, 0]))
     assert found.tolist() == pytest.approx([0, 0, 0, 1, 2, 0])
-    assert rate_curves.interpolated(grid, [0.0, 0.1, 0.2], np.array([0, 4, 2.0]))[1] == pytest.approx(
-        2
-    )  # at least linear
+    found = rate_curves.interpolated(grid, [0.0, 0.1, 0.2], np.array([0, 4, 2.0]))
+    assert found[1] == pytest.approx(2)  # at least linear
 
 
 def test_curves_are_those_of_the_evaluator(pruned, tiny_model, prose):
@@ -307,6 +306,13 @@ def test_figures(pruned, added):
     none = pruning.Result("rate_distortion", pruned.table, pruned.summary, pruned.parameters, {})
     with pytest.raises(ValueError, match="matrix_rates"):
         pruning_figures.shares_by_matrix(none)
+
+
+def test_a_programme_by_matrix_that_would_be_too_large(tiny_model, prose, passes, monkeypatch):
+    monkeypatch.setattr(rate_curves, "MOST_STATES", 1000)
+    with pytest.raises(ValueError, match=r"no divisor that is large enough.*give \(\)"):
+        pruning.run(tiny_model("llama"), prose, **SMALL)
+    assert not passes
 
 
 @pytest.mark.parametrize(
